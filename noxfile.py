@@ -1,0 +1,59 @@
+"""The project's chores; ``nox -l`` lists them. Every session does all of its own set-up."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.default_venv_backend = "venv"  # pip, not uv: the pin of torch resolves as pip resolves it
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "tests"]
+
+
+def install(session: nox.Session, *extras: str) -> None:
+    """Install this checkout, editable, at exactly the versions of constraints.txt."""
+    wanted = f".[{','.join(extras)}]" if extras else "."
+    session.install("--quiet", "--constraint", "constraints.txt", "--editable", wanted)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Compress, measure and rank: the smoke sweep on the embedded model, or what the arguments name.
+
+    nox -s bench -- sweep=nightly
+    nox -s bench -- technique=rtn bits=8,4 protocol=standard
+    """
+    install(session)
+    session.run("squeeze", "run", *(session.posargs or ["sweep=smoke"]))
+    session.run("python", "scripts/collate.py")
+    session.run("squeeze", "board")
+
+
+@nox.session
+def board(session: nox.Session) -> None:
+    """Collate the records that are there, and print the leaderboard."""
+    install(session)
+    session.run("python", "scripts/collate.py")
+    session.run("squeeze", "board", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole test suite, on tiny random models and, end to end, on the real one."""
+    install(session, "test")
+    session.run("pytest", "tests", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style: ruff check and format."""
+    session.install("--quiet", "--constraint", "constraints.txt", "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types: mypy, strict, over the package."""
+    install(session, "types")
+    session.run("mypy")

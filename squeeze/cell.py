@@ -1,0 +1,92 @@
+"""A cell: one point of a sweep, as frozen, plain data. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+# Fields that name a thing for people; two cells that differ only here are the same cell.
+LABELS = frozenset({"name", "family", "title", "description"})
+
+UNCOMPRESSED: Mapping[str, Any] = {"name": "none", "family": "baseline", "steps": []}
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no white space, NaN refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 (64 hex digits) of a JSON-able value's canonical text."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """model x technique x calibration x runtime x protocol, all resolved to plain JSON values.
+
+    ``replicate`` tells apart deliberate repetitions of one request (an A/A sweep uses 0-11).
+    """
+
+    model: Mapping[str, Any]
+    technique: Mapping[str, Any]
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    runtime: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    replicate: int = 0
+
+    @cached_property
+    def key(self) -> str:
+        """sha256 of the request without its labels: equal requests have equal keys."""
+        return digest(_without_labels(self.to_json()))
+
+    @cached_property
+    def label(self) -> str:
+        """A short name for people, such as ``smollm2_135m-rtn-4``; not unique."""
+        return "-".join([self.model["name"], self.technique["name"], *self._variants()])
+
+    def axis(self, name: str) -> Any:
+        """The value of a field (``bits``, ``sparsity``, ...) in the first step that has it, else None."""
+        return next((step[name] for step in self.technique["steps"] if name in step), None)
+
+    def baseline(self, dtype: str) -> Cell:
+        """The same cell with the uncompressed model, held in ``dtype``."""
+        return replace(
+            self, model={**self.model, "dtype": dtype}, technique=dict(UNCOMPRESSED), calibration={}, replicate=0
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data, from which ``from_json`` makes an equal cell."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Cell:
+        """The cell that ``to_json`` described."""
+        return cls(**data)
+
+    def _variants(self) -> Iterator[str]:
+        if not self.technique["steps"]:
+            yield str(self.model["dtype"])
+        if (bits := self.axis("bits")) is not None:
+            yield str(bits)
+        if (sparsity := self.axis("sparsity")) is not None:
+            yield f"s{sparsity:g}"
+        if self.axis("bits") is not None and any("group_size" in step for step in self.technique["steps"]):
+            group_size = self.axis("group_size")
+            yield f"g{group_size}" if group_size else "row"
+        if self.axis("symmetric") is False:
+            yield "asym"
+        if self.replicate:
+            yield f"r{self.replicate}"
+
+
+def _without_labels(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_labels(item) for key, item in value.items() if key not in LABELS}
+    if isinstance(value, list | tuple):
+        return [_without_labels(item) for item in value]
+    return value

@@ -1,0 +1,22 @@
+"""Tiny random models of every architecture shape, for tests."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from squeeze.models import load_baseline
+from squeeze.subject import Subject
+
+CAUSAL = ("llama", "gpt2", "opt", "gpt_neox")
+ARCHITECTURES = (*CAUSAL, "bert")
+
+
+def tiny_subject(name: str, dtype: str = "float32", seed: int = 0) -> Subject:
+    """A random 2-layer model with its byte-level tokenizer."""
+    kind = "encoder" if name == "bert" else "causal_lm"
+    return load_baseline({"source": f"random:{name}", "seed": seed, "kind": kind, "dtype": dtype})
+
+
+def tiny_model(name: str, dtype: str = "float32", seed: int = 0) -> nn.Module:
+    """The model alone."""
+    return tiny_subject(name, dtype, seed).model
