@@ -1,0 +1,37 @@
+"""Files that are either wholly there or not there at all."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that a reader, a crash or a full disk never sees a part of it.
+
+    The bytes go to a temporary file in the same folder, are flushed to the disk and renamed over `path`.
+    Raises OSError (folder not writable, disk full) and then leaves no temporary file behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in pieces (a file may be larger than memory)."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def total_bytes(paths: Iterable[Path]) -> int:
+    """Sum of the files' lengths in bytes, as the file system reports them."""
+    return sum(path.stat().st_size for path in paths)
