@@ -1,0 +1,82 @@
+"""What there is to choose from: the YAML files of conf/, and those of a user's own folder."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from squeeze.errors import SqueezeError
+from squeeze.suggest import hint
+from squeeze.vetting import vet
+
+GROUPS = ("model", "technique", "calibration", "runtime", "protocol")
+SWEEP = "sweep"
+
+
+def packaged_conf() -> Path:
+    """The conf folder that belongs to this code: inside an installed package, at the top level of a checkout."""
+    package = Path(__file__).resolve().parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Folders laid out as GROUP/NAME.yaml; the first one holds config.yaml."""
+
+    folders: tuple[Path, ...]
+
+    @classmethod
+    def within(cls, conf_dir: Path | None) -> Choices:
+        """squeeze's own choices, and those of ``conf_dir`` beside them (or instead, if it has its own config.yaml)."""
+        if conf_dir is None:
+            return cls((packaged_conf(),))
+        if not conf_dir.is_dir():
+            raise SqueezeError(f"{conf_dir}: no such folder of configuration files")
+        own = conf_dir.resolve()
+        return cls((own,) if (own / "config.yaml").is_file() else (packaged_conf(), own))
+
+    def names(self, group: str) -> list[str]:
+        """The names that can be chosen in a group, sorted; none for what is no group."""
+        if group not in (*GROUPS, SWEEP):
+            return []
+        return sorted({path.stem for folder in self.folders for path in (folder / group).glob("*.yaml")})
+
+    def read(self, group: str, name: str) -> dict[str, Any]:
+        """The vetted data of one choice, interpolations unresolved.
+
+        Raises SqueezeError when there is no such choice, or two, or when the file may not be used.
+        """
+        if name in self.names(group) and not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise SqueezeError(f"{group} {name!r}: rename the file; expected letters, digits, '_' and '-'")
+        paths = [folder / group / f"{name}.yaml" for folder in self.folders if name in self.names(group)]
+        found = [path for path in paths if path.is_file()]
+        if not found:
+            raise SqueezeError(f"unknown {group} {name!r}; {hint(name, self.names(group))}")
+        if len(found) > 1:
+            raise SqueezeError(f"{group} {name!r} is both {found[0]} and {found[1]}; rename yours")
+        data = vet(found[0])
+        if not isinstance(data, dict) or "defaults" in data:
+            raise SqueezeError(f"{found[0]}: expected a mapping without a defaults list (only config.yaml has one)")
+        return data
+
+    @cached_property
+    def defaults(self) -> dict[str, str]:
+        """The choice that config.yaml makes in each group.
+
+        Raises SqueezeError unless its defaults list names each group once and nothing else.
+        """
+        path = self.folders[0] / "config.yaml"
+        entries = vet(path).get("defaults", [])
+        chosen = {
+            group: name
+            for entry in entries
+            if isinstance(entry, dict)
+            for group, name in entry.items()
+            if group in GROUPS and isinstance(name, str)
+        }
+        if len(entries) != len(GROUPS) + 1 or "_self_" not in entries or len(chosen) != len(GROUPS):
+            raise SqueezeError(f"{path}: its defaults list must name _self_ and one each of {', '.join(GROUPS)}")
+        return chosen

@@ -1,0 +1,36 @@
+"""From the plain data of a step to the technique that it names. Imports torch, through the technique's module."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from squeeze.calibration import Calibration
+from squeeze.errors import SqueezeError
+from squeeze.subject import Subject
+from squeeze.targets import check_step
+
+
+class Technique(Protocol):
+    """A frozen dataclass under squeeze.techniques; its fields are the keys of its YAML."""
+
+    def apply(self, subject: Subject, calibration: Calibration) -> Subject:
+        """The compressed subject. Raises Unsupported before doing any work."""
+        ...
+
+
+def resolve_step(step: Mapping[str, Any]) -> Technique:
+    """The technique of a step such as ``{_target_: squeeze.techniques.rtn.RoundToNearest, bits: 4}``.
+
+    Raises SqueezeError for any target that is not a technique of our own (see ``squeeze.targets.check_step``; here the
+    resolved object is checked as well, so no alias passes), and for fields that it does not take.
+    """
+    target = check_step(step)
+    made = vars(importlib.import_module(target.module)).get(target.name)
+    own = isinstance(made, type) and (made.__module__, made.__qualname__) == (target.module, target.name)
+    if not own or not dataclasses.is_dataclass(made) or not callable(getattr(made, "apply", None)):
+        raise SqueezeError(f"{step['_target_']!r} is refused: not a technique that is defined in {target.module}")
+    technique: Technique = made(**{name: value for name, value in step.items() if name != "_target_"})
+    return technique
