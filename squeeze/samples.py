@@ -7,6 +7,9 @@ their SHA-256, so whoever can read samples.json can trust both.
 import hashlib
 import io
 import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,12 +39,31 @@ class Samples:
             raise ValueError(f"sample {name!r} was already put: {self.values[name]!r}, now {value!r}")
         self.values[name] = _jsonable(name, value)
 
+    def put_all(self, values: Mapping[str, Any]) -> None:
+        """`put` each of them."""
+        for name, value in values.items():
+            self.put(name, value)
+
     def put_entry(self, name: str, entry: str, value: Any) -> None:
         """Keep a JSON value as `values[name][entry]`, for figures that several benches fill (one batch size each)."""
         entries = self.values.setdefault(name, {})
         if entry in entries:
             raise ValueError(f"sample {name}[{entry!r}] was already put: {entries[entry]!r}, now {value!r}")
         entries[entry] = _jsonable(name, value)
+
+    def flag(self, name: str, raised: bool) -> None:
+        """Keep a boolean that is true once any bench raises it."""
+        self.values[name] = self.values.get(name, False) or raised
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the seconds that the block takes to `values["stages"][name]`, also when it fails."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            stages = self.values.setdefault("stages", {})
+            stages[name] = stages.get(name, 0.0) + time.perf_counter() - start
 
     def put_array(self, name: str, array: Array) -> None:
         """Keep an array under a new name. Raises ValueError for a second one, TypeError for an array of objects."""

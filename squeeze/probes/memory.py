@@ -1,0 +1,143 @@
+"""Peak memory of a call, from the kernel's own high-water mark.
+
+VmHWM is the largest resident set since it was last reset (writing 5 to /proc/self/clear_refs resets it): it sees a peak
+of any length, where a sampler misses short ones, and it is not inherited from a parent, as ru_maxrss is. It counts
+mapped file pages too, so RssAnon and RssFile stand beside it. The kernel keeps no peak of RssAnon; `anon_bound` is what
+it cannot have exceeded.
+"""
+
+import ctypes
+import gc
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import torch
+
+T = TypeVar("T")
+
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+RESET_PEAK = "5"
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Bytes of the resident set: its peak since the last reset, and its anonymous and file-backed part now."""
+
+    peak: int
+    anon: int
+    file: int
+
+    @property
+    def total(self) -> int:
+        """The resident set now."""
+        return self.anon + self.file
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Memory of one call. before, after: resident set around it; cuda: figures of the device, empty on the CPU.
+
+    source: "VmHWM", or "rss" where the system keeps no peak that can be reset: then the peak is a lower bound, the
+    larger of before and after.
+    """
+
+    before: Resident
+    after: Resident
+    source: str
+    cuda: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """Largest resident set during the call, bytes."""
+        return max(self.before.total, self.after.total) if self.source == "rss" else self.after.peak
+
+    @property
+    def anon_bound(self) -> int:
+        """Upper bound of the anonymous memory at any moment of the call: its peak without the least of file pages."""
+        return self.peak - min(self.before.file, self.after.file)
+
+    def figures(self, stage: str) -> dict[str, Any]:
+        """Sample names and values, such as load_peak_bytes; *_rss_* are those after the call."""
+        host = {
+            "start_bytes": self.before.total,
+            "peak_bytes": self.peak,
+            "peak_anon_bound_bytes": self.anon_bound,
+            "rss_anon_bytes": self.after.anon,
+            "rss_file_bytes": self.after.file,
+            "peak_source": self.source,
+        }
+        return {f"{stage}_{name}": value for name, value in {**host, **self.cuda}.items()}
+
+
+def measured(call: Callable[[], T], device: str = "cpu") -> tuple[T, Usage]:
+    """The call's result, and the memory used while it ran.
+
+    Memory that earlier work freed is given back first, so that the figure does not depend on what ran before.
+    """
+    gc.collect()
+    _trim_heap()
+    cuda_before = _cuda_reset(device)
+    source = "VmHWM" if _reset_peak() else "rss"
+    before = resident()
+    result = call()
+    after = resident()
+    return result, Usage(before, after, source, _cuda_figures(device, cuda_before))
+
+
+def resident() -> Resident:
+    """The resident set of this process; all of it counted as anonymous where the system does not tell."""
+    if not STATUS.exists():
+        total = psutil.Process().memory_info().rss
+        return Resident(total, total, 0)
+    fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    peak, anon, file, shared = (
+        int(fields[name].split()[0]) * 1024 for name in ("VmHWM", "RssAnon", "RssFile", "RssShmem")
+    )
+    return Resident(peak, anon + shared, file)
+
+
+def _reset_peak() -> bool:
+    """Whether the high-water mark could be set back to the present resident set."""
+    try:
+        CLEAR_REFS.write_text(RESET_PEAK)
+    except OSError:
+        return False
+    return True
+
+
+def _trim_heap() -> None:
+    """Have glibc's allocator return its free pages; other allocators keep theirs."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def _cuda_reset(device: str) -> int:
+    """Reset torch's CUDA peaks; bytes in use on the whole device, by every process."""
+    if not device.startswith("cuda"):
+        return 0
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return _cuda_in_use(device)
+
+
+def _cuda_figures(device: str, before: int) -> dict[str, int]:
+    """Peak of allocated bytes (the headline), of reserved ones, and the growth that the whole device shows."""
+    if not device.startswith("cuda"):
+        return {}
+    torch.cuda.synchronize(device)
+    return {
+        "cuda_allocated_bytes": torch.cuda.max_memory_allocated(device),
+        "cuda_reserved_bytes": torch.cuda.max_memory_reserved(device),
+        "cuda_device_bytes": _cuda_in_use(device) - before,
+    }
+
+
+def _cuda_in_use(device: str) -> int:
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
