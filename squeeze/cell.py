@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -42,7 +42,7 @@ class Cell:
     @cached_property
     def key(self) -> str:
         """sha256 of the request without its labels: equal requests have equal keys."""
-        return digest(_without_labels(self.to_json()))
+        return digest(_without_labels({entry.name: getattr(self, entry.name) for entry in fields(self)}))
 
     @cached_property
     def label(self) -> str:

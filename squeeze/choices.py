@@ -30,7 +30,7 @@ class Choices:
 
     @classmethod
     def within(cls, conf_dir: Path | None) -> Choices:
-        """squeeze's own choices, and those of ``conf_dir`` beside them (or instead, if it has its own config.yaml)."""
+        """The packaged choices, and those of ``conf_dir`` beside them (instead of them, if it has a config.yaml)."""
         if conf_dir is None:
             return cls((packaged_conf(),))
         if not conf_dir.is_dir():

@@ -50,7 +50,9 @@ def _sweep(name: str, choices: Choices) -> list[Grid]:
     lines = data.get("grids")
     texts = [data.get("common", ""), *lines] if isinstance(lines, list) else []
     if data.keys() - {"common", "grids"} or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
-        raise SqueezeError(f"sweep {name!r}: expected 'grids', a list of lines of overrides, and at most 'common', a line")
+        raise SqueezeError(
+            f"sweep {name!r}: expected 'grids', a list of lines of overrides, and at most 'common', a line"
+        )
     try:
         common, *grids = (parse(text.split(), choices.names) for text in texts)
     except SqueezeError as error:
@@ -68,7 +70,9 @@ def _names(setting: Setting | None) -> list[str]:
         raise SqueezeError(f"{setting.key} is always chosen; write {setting.key}=NAME")
     for value in setting.values:
         if not isinstance(value, str):
-            raise SqueezeError(f"{setting.key}: {value!r} is not allowed; expected a name, or several with commas between")
+            raise SqueezeError(
+                f"{setting.key}: {value!r} is not allowed; expected a name, or several with commas between"
+            )
     return list(setting.values)
 
 

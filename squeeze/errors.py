@@ -5,7 +5,7 @@ class SqueezeError(Exception):
     """A request that cannot be served as it stands. The command line prints it and exits with code 2."""
 
 
-class Unsupported(SqueezeError):
+class Unsupported(SqueezeError):  # noqa: N818 - it is an answer, not a mistake
     """A technique cannot do what was asked; the message says why and what would work."""
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from decimal import Decimal
+from itertools import count, islice
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, OverrideType, QuotedString, Sweep
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    Glob,
+    Override,
+    OverrideType,
+    QuotedString,
+    RangeSweep,
+    Sweep,
+)
 from hydra.errors import HydraException
 
 from squeeze.errors import SqueezeError
@@ -99,17 +108,31 @@ def _setting(override: Override, choices: Callable[[str], list[str]]) -> Setting
 
 
 def _values(override: Override, choices: list[str]) -> tuple[Any, ...]:
-    value = override.value()
+    value: Any = override.value()
     if isinstance(value, Glob):
         return tuple(value.filter(choices))
-    if not isinstance(value, Sweep):
-        return (value,)
-    if not override.is_discrete_sweep():
+    if isinstance(value, ChoiceSweep):
+        return tuple(map(_plain, value.list))
+    if isinstance(value, RangeSweep):
+        return tuple(islice(_range(value), MOST_POINTS + 1))
+    if isinstance(value, Sweep):
         raise SqueezeError(f"{override.input_line!r} cannot be enumerated; write the values out, or range(START,STOP)")
-    try:
-        return tuple(_plain(item) for item in islice(override.sweep_iterator(), MOST_POINTS + 1))
-    except (HydraException, ValueError, ArithmeticError) as error:
-        raise SqueezeError(f"{override.input_line!r} cannot be enumerated: {error}") from error
+    return (value,)
+
+
+def _range(sweep: RangeSweep) -> Iterator[int | float]:
+    """The values from start up (or down) to stop, without stop, counted in decimals: 0.3 and no 0.30000000000000004."""
+    start, stop, step = (Decimal(str(bound)) for bound in (sweep.start, sweep.stop, sweep.step))
+    if step == 0 or not all(bound.is_finite() for bound in (start, stop, step)):
+        raise SqueezeError(
+            f"range({start},{stop},{step}) cannot be enumerated; expected finite numbers, and a step but 0"
+        )
+    whole = all(isinstance(bound, int) for bound in (sweep.start, sweep.stop, sweep.step))
+    for index in count():
+        value = start + index * step
+        if (value >= stop) if step > 0 else (value <= stop):
+            return
+        yield int(value) if whole else float(value)
 
 
 def _plain(value: Any) -> Any:

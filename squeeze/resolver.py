@@ -66,7 +66,9 @@ class Resolver:
             replicate=axes.get("replicate", 0),
         )
 
-    def _group(self, group: str, settings: Mapping[str, Setting], point: Point, axes: Mapping[str, Any]) -> dict[str, Any]:
+    def _group(
+        self, group: str, settings: Mapping[str, Setting], point: Point, axes: Mapping[str, Any]
+    ) -> dict[str, Any]:
         choice = point.get(group, self._defaults[group])
         edits = [(settings[key], value) for key, value in point.items() if key.startswith(f"{group}.")]
         template, reads = self._template(group, choice, edits)
@@ -106,7 +108,11 @@ def resolved_scalar(value: Any, where: str) -> Any:
     """A JSON scalar; a whole float becomes the integer that it equals."""
     if isinstance(value, float) and math.isfinite(value):
         return int(value) if value.is_integer() else value
-    if value is None or isinstance(value, bool | int) or (isinstance(value, str) and value != "???" and "${" not in value):
+    if (
+        value is None
+        or isinstance(value, bool | int)
+        or (isinstance(value, str) and value != "???" and "${" not in value)
+    ):
         return value
     raise SqueezeError(f"{where}: {value!r} is not allowed; expected a finite number, a text, true, false or null")
 

@@ -28,9 +28,12 @@ def resolve_step(step: Mapping[str, Any]) -> Technique:
     resolved object is checked as well, so no alias passes), and for fields that it does not take.
     """
     target = check_step(step)
-    made = vars(importlib.import_module(target.module)).get(target.name)
-    own = isinstance(made, type) and (made.__module__, made.__qualname__) == (target.module, target.name)
-    if not own or not dataclasses.is_dataclass(made) or not callable(getattr(made, "apply", None)):
+    made: Any = vars(importlib.import_module(target.module)).get(target.name)
+    if not _is_technique(made) or (made.__module__, made.__qualname__) != (target.module, target.name):
         raise SqueezeError(f"{step['_target_']!r} is refused: not a technique that is defined in {target.module}")
     technique: Technique = made(**{name: value for name, value in step.items() if name != "_target_"})
     return technique
+
+
+def _is_technique(made: Any) -> bool:
+    return isinstance(made, type) and dataclasses.is_dataclass(made) and callable(getattr(made, "apply", None))

@@ -31,7 +31,9 @@ def check_step(step: Any, where: str = "step") -> Target:
     a module under squeeze.techniques, and the other keys are its fields, all without a default among them.
     """
     if not isinstance(step, Mapping) or not isinstance(step.get("_target_"), str):
-        raise SqueezeError(f"{where}: {step!r} is not allowed; expected _target_: {PACKAGE}.MODULE.CLASS and its fields")
+        raise SqueezeError(
+            f"{where}: {step!r} is not allowed; expected _target_: {PACKAGE}.MODULE.CLASS and its fields"
+        )
     target = find(step["_target_"], where)
     for name in step.keys() - {"_target_"}:
         if name not in target.fields:
@@ -79,7 +81,9 @@ def _techniques(source: Path) -> dict[str, ast.ClassDef]:
 def _is_technique(node: ast.ClassDef) -> bool:
     decorators = [item.func if isinstance(item, ast.Call) else item for item in node.decorator_list]
     names = {item.attr if isinstance(item, ast.Attribute) else getattr(item, "id", "") for item in decorators}
-    return "dataclass" in names and any(isinstance(item, ast.FunctionDef) and item.name == "apply" for item in node.body)
+    return "dataclass" in names and any(
+        isinstance(item, ast.FunctionDef) and item.name == "apply" for item in node.body
+    )
 
 
 def _fields(node: ast.ClassDef) -> dict[str, bool]:

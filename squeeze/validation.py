@@ -75,14 +75,8 @@ def _allowed(rule: Rule | Schema) -> str:
 
 def _check_protocol(protocol: Mapping[str, Any]) -> None:
     text = protocol["perplexity"]
-    if text["window"] > text["tokens"]:
-        raise SqueezeError(
-            f"protocol.perplexity.window: {text['window']} is not allowed; expected at most its tokens, {text['tokens']}"
-        )
-    if text["stride"] > text["window"]:
-        raise SqueezeError(
-            f"protocol.perplexity.stride: {text['stride']} is not allowed; expected at most the window, {text['window']}"
-        )
+    for field, bound in (("window", "tokens"), ("stride", "window")):
+        check_value(f"protocol.perplexity.{field}", text[field], _at_most(text[bound], f"its {bound}"))
     for task in protocol["tasks"]:
         if task not in known_tasks():
             raise SqueezeError(f"protocol.tasks: unknown task {task!r}; {hint(task, known_tasks())}")
@@ -97,7 +91,9 @@ def _check_pinned(model: Mapping[str, Any]) -> None:
     needed = {"hf": ("revision",), "pypi": ("wheel_sha256",)}.get(model["source"].partition(":")[0], ())
     for name in needed:
         if name not in model:
-            raise SqueezeError(f"model.{name} is missing: {model['source']} must be pinned to {MODEL_PINS[name].allowed}")
+            raise SqueezeError(
+                f"model.{name} is missing: {model['source']} must be pinned to {MODEL_PINS[name].allowed}"
+            )
 
 
 def _is_integer(value: Any) -> bool:
@@ -110,6 +106,10 @@ def _is_number(value: Any) -> bool:
 
 def _at_least(least: int) -> Rule:
     return Rule(f"an integer of at least {least}", lambda value: _is_integer(value) and value >= least)
+
+
+def _at_most(most: int, name: str) -> Rule:
+    return Rule(f"at most {name}, {most}", lambda value: bool(value <= most))
 
 
 def _one_of(*values: str) -> Rule:
@@ -139,7 +139,9 @@ def _several(allowed: str, rule: Rule, least: int = 0) -> Rule:
 _POSITIVE = _at_least(1)
 _BOOLEAN = Rule("true or false", lambda value: isinstance(value, bool))
 _TEXT = Rule("a text", lambda value: isinstance(value, str) and value != "")
-_SCALAR = Rule("a number, a text, true, false or null", lambda value: value is None or isinstance(value, int | float | str))
+_SCALAR = Rule(
+    "a number, a text, true, false or null", lambda value: value is None or isinstance(value, int | float | str)
+)
 _NAME = _matching("a name of letters, digits, '_', '-' and '.'", r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _DEVICE = _matching("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:\d+)?")
 _THREADS = _or_null(_POSITIVE)
@@ -165,7 +167,9 @@ MODEL_PINS: Mapping[str, Rule] = {
 
 _MODEL: Schema = {
     "name": _NAME,
-    "source": _matching("pypi:NAME==VERSION, hf:ORG/NAME, file:PATH or random:ARCHITECTURE", r"(pypi|hf|file|random):.+"),
+    "source": _matching(
+        "pypi:NAME==VERSION, hf:ORG/NAME, file:PATH or random:ARCHITECTURE", r"(pypi|hf|file|random):.+"
+    ),
     "kind": _one_of("causal_lm", "encoder"),
     "dtype": _DTYPE,
 }

@@ -1,0 +1,152 @@
+"""The command ``squeeze``. Each command imports what it needs when it runs, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from squeeze import __version__
+from squeeze.errors import SqueezeError
+
+USAGE, INTERRUPTED = 2, 130
+
+results_option = click.option(
+    "--results",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("results"),
+    show_default=True,
+    help="Folder of records and leaderboards.",
+)
+config_option = click.option(
+    "--config-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder with choices of your own, laid out as conf/ is (technique/NAME.yaml, ...).",
+)
+overrides_argument = click.argument("overrides", nargs=-1)
+retry_option = click.option("--retry", is_flag=True, help="Measure anew the cells that failed, too.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="squeeze")
+def app() -> None:
+    """Compress language models, measure what was gained and lost, and rank the results.
+
+    OVERRIDES choose and sweep in Hydra's grammar: technique=rtn,magnitude bits=8,4,3 protocol=smoke, or sweep=smoke.
+    """
+
+
+@app.command()
+@overrides_argument
+@results_option
+@config_option
+@retry_option
+@click.option("--fresh", is_flag=True, help="Measure the cells that have a valid record, too.")
+@click.pass_context
+def run(
+    context: click.Context, overrides: tuple[str, ...], results: Path, config_dir: Path | None, retry: bool, fresh: bool
+) -> None:
+    """Measure the cells that OVERRIDES name.
+
+    Cells that have a valid record already are passed over, and so are those that failed.
+    """
+    from squeeze import plan
+    from squeeze.config import cells
+    from squeeze.runner import run as run_cells
+
+    wanted = cells(overrides, config_dir)
+    plan.save(wanted, results)
+    context.exit(run_cells(wanted, results, resume=not fresh, retry=retry))
+
+
+@app.command()
+@results_option
+@retry_option
+@click.pass_context
+def resume(context: click.Context, results: Path, retry: bool) -> None:
+    """Measure what the last run has left unmeasured."""
+    from squeeze import plan
+    from squeeze.runner import run as run_cells
+
+    context.exit(run_cells(plan.load(results), results, resume=True, retry=retry))
+
+
+@app.command(name="list")
+@overrides_argument
+@results_option
+@config_option
+def list_cells(overrides: tuple[str, ...], results: Path, config_dir: Path | None) -> None:
+    """Show cells, their status and estimated time.
+
+    Nothing is run. A cell is "planned" when a run here would measure it; the time is that of measuring it anew.
+    """
+    from squeeze import listing
+    from squeeze.config import cells
+    from squeeze.forecast import forecast
+    from squeeze.standing import standing
+    from squeeze.store import RecordStore
+
+    wanted = cells(overrides, config_dir)
+    records = list(RecordStore(results).records(_passed_over))
+    listing.show(wanted, standing(wanted, records), forecast(wanted, records))
+
+
+@app.command()
+@results_option
+@click.option("--costs", is_flag=True, help="Show what the measuring itself took, by stage.")
+def board(results: Path, costs: bool) -> None:
+    """Print the leaderboard."""
+    from squeeze.board import show
+
+    show(results, costs=costs)
+
+
+@app.command()
+@click.argument("first")
+@click.argument("second")
+@results_option
+def compare(first: str, second: str, results: Path) -> None:
+    """Explain how two measured cells differ.
+
+    FIRST and SECOND are labels, keys or beginnings of keys, as `squeeze list` shows them.
+    """
+    from squeeze.compare import explain
+
+    explain(results, first, second)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit code: 0, 2 for a request that cannot be served, 130 when interrupted."""
+    try:
+        return int(app.main(arguments, prog_name="squeeze", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return USAGE
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except SqueezeError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader of `squeeze list | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted: every record written so far is kept; `squeeze resume` measures the rest", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return USAGE
+
+
+def _passed_over(path: Path, reason: str) -> None:
+    print(f"warning: {path} is passed over: {reason}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

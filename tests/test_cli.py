@@ -1,0 +1,203 @@
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from squeeze import environment, plan
+from squeeze.cli import main
+from squeeze.config import cells
+from squeeze.identity import artifact_key
+from squeeze.record import Record, Status
+from squeeze.store import RecordStore
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["model=tiny_llama", "technique=none", "protocol=smoke"]
+
+
+@pytest.fixture
+def results(tmp_path):
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    """Stands in for the runner; ``calls`` has what it was asked, ``end`` is how it ends."""
+    fake = SimpleNamespace(calls=[], end=lambda: 0)
+
+    def run(wanted, results, *, resume, retry):
+        fake.calls.append(([cell.label for cell in wanted], results, resume, retry))
+        return fake.end()
+
+    monkeypatch.setitem(sys.modules, "squeeze.runner", SimpleNamespace(run=run))
+    return fake
+
+
+def squeeze(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def record(cell, status, finished):
+    """A record that was made here."""
+    here = environment.fingerprint(environment.describe(), cell)
+    return Record(
+        cell=cell.to_json(), key=cell.key, artifact_key=artifact_key(cell), fingerprint=here, status=status,
+        attempt=finished.partition("T")[0], started=finished, finished=finished,
+        stages={"build": 30.0, "quality": 31.0},
+    )  # fmt: skip
+
+
+def test_run_hands_the_cells_to_the_runner_and_keeps_the_plan(runner, results):
+    runner.end = lambda: 1
+    assert squeeze("run", *TINY, "dtype=float32,bfloat16", "--results", results) == 1
+    names = ["tiny_llama-none-float32", "tiny_llama-none-bfloat16"]
+    assert runner.calls == [(names, results, True, False)]
+    assert [cell.label for cell in plan.load(results)] == names
+
+
+def test_run_can_measure_anew_and_try_again(runner, results):
+    assert squeeze("run", *TINY, "--fresh", "--retry", "--results", results) == 0
+    assert runner.calls[0][2:] == (False, True)
+
+
+def test_resume_continues_the_last_plan(runner, results):
+    squeeze("run", *TINY, "--fresh", "--results", results)
+    assert squeeze("resume", "--retry", "--results", results) == 0
+    assert runner.calls[1] == (["tiny_llama-none-bfloat16"], results, True, True)
+
+
+def test_board_and_compare_pass_on_what_was_asked(monkeypatch, results):
+    calls = []
+    monkeypatch.setitem(
+        sys.modules, "squeeze.board", SimpleNamespace(show=lambda path, costs: calls.append((path, costs)))
+    )
+    monkeypatch.setitem(sys.modules, "squeeze.compare", SimpleNamespace(explain=lambda *asked: calls.append(asked)))
+    assert squeeze("board", "--costs", "--results", results) == 0
+    assert squeeze("compare", "one", "two", "--results", results) == 0
+    assert calls == [(results, True), (results, "one", "two")]
+
+
+def test_list_shows_status_and_time_and_runs_nothing(results, capsys):
+    done, failed, again, elsewhere = cells([*TINY, "replicate=0,1,2,3"])
+    store = RecordStore(results)
+    store.prepare()
+    for found in (
+        record(done, Status.OK, "2026-01-01T00:00:00"),
+        record(failed, Status.TIMEOUT, "2026-01-01T00:00:00"),
+        record(again, Status.OK, "2026-01-03T00:00:00"),
+        record(again, Status.CRASHED, "2026-01-02T00:00:00"),
+        replace(record(elsewhere, Status.OK, "2026-01-01T00:00:00"), fingerprint="of another machine"),
+    ):
+        store.write(found)
+    (store.folder / "torn.json").write_text("{")
+    before = sorted(results.rglob("*"))
+    assert squeeze("list", *TINY, "replicate=0,1,2,3,4", "--results", results) == 0
+    shown = capsys.readouterr()
+    header, *rows = [line.split("\t") for line in shown.out.splitlines()]
+    assert header == ["cell", "bits", "group", "sparsity", "status", "estimate", "key"]
+    assert [row[4] for row in rows] == ["ok", "timeout", "ok", "planned", "planned"]
+    assert {row[5] for row in rows} == {"0:01:01"}
+    assert rows[0][6] == done.key[:8]
+    assert "torn.json is passed over" in shown.err
+    assert "5 cells, 2 to measure in about 0:02:02" in shown.err
+    assert sorted(results.rglob("*")) == before
+
+
+def test_on_a_terminal_list_draws_a_table(results, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert squeeze("list", *TINY, "--results", results) == 0
+    out = capsys.readouterr().out
+    assert "\t" not in out
+    assert "planned" in out
+    assert "1 cells, 1 to measure in about" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["list", "technique=nne"], "unknown technique 'nne'; did you mean 'none'?"),
+        (["run", "bits=zero"], "bits: 'zero' is not allowed; expected an integer from 1 to 16"),
+        (["run", "rtn"], "'rtn' is not an override"),
+        (["rnu"], "No such command 'rnu'"),
+        (["list", "--resluts", "x"], "No such option '--resluts'"),
+        (["compare", "one"], "Missing argument 'SECOND'"),
+        (["resume", "--results", "no/such"], "nothing to resume"),
+        (["list", "--config-dir", "no/such"], "no such folder"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(runner, capsys, arguments, reason):
+    assert squeeze(*arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert reason in shown.err
+    assert shown.err.count("\n") == 1
+    assert runner.calls == []
+
+
+def test_a_results_folder_that_cannot_be_written_costs_nothing(runner, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert squeeze("run", *TINY, "--results", tmp_path / "file" / "results") == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert runner.calls == []
+
+
+def test_a_full_disk_is_one_line(runner, results, capsys):
+    def full():
+        raise OSError(28, "No space left on device", "results/records/x.json")
+
+    runner.end = full
+    assert squeeze("run", *TINY, "--results", results) == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'results/records/x.json'\n"
+
+
+def test_an_interruption_says_what_is_kept(runner, results, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    runner.end = interrupted
+    assert squeeze("run", *TINY, "--results", results) == 130
+    assert "every record written so far is kept; `squeeze resume`" in capsys.readouterr().err
+
+
+def test_a_mistake_of_our_own_is_not_hidden(runner, results):
+    def broken():
+        raise ZeroDivisionError
+
+    runner.end = broken
+    with pytest.raises(ZeroDivisionError):
+        squeeze("run", *TINY, "--results", results)
+
+
+def test_a_reader_who_has_seen_enough_ends_list_quietly(results):
+    arguments = ["list", *TINY, "replicate=range(0,2000)", "--results", str(results)]
+    command = f"{sys.executable} -m squeeze.cli {' '.join(map(repr, arguments))} | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("cell\t")
+    assert "Traceback" not in done.stderr
+    assert "Broken pipe" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list", *TINY], ["list", "--help"]])
+def test_help_and_list_answer_at_once_and_without_torch(arguments):
+    code = (
+        "import sys, time; from squeeze.cli import main; code = main(sys.argv[1:]);"
+        "print([name for name in ('torch', 'transformers', 'numpy', 'matplotlib') if name in sys.modules]);"
+        "print(time.process_time()); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    *_, heavy, seconds = done.stdout.splitlines()
+    assert heavy == "[]"
+    assert float(seconds) < 1  # of CPU time, all in one thread: a busy neighbour does not count
+
+
+def test_ten_thousand_cells_are_listed_within_five_seconds(results, capsys):
+    start = time.process_time()
+    assert squeeze("list", *TINY, "replicate=range(0,10000)", "--results", results) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 10_001
+    assert time.process_time() - start < 5
