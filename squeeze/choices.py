@@ -49,17 +49,17 @@ class Choices:
 
         Raises SqueezeError when there is no such choice, or two, or when the file may not be used.
         """
-        if name in self.names(group) and not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        names = self.names(group)
+        if name not in names:
+            raise SqueezeError(f"unknown {group} {name!r}; {hint(name, names)}")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise SqueezeError(f"{group} {name!r}: rename the file; expected letters, digits, '_' and '-'")
-        paths = [folder / group / f"{name}.yaml" for folder in self.folders if name in self.names(group)]
-        found = [path for path in paths if path.is_file()]
-        if not found:
-            raise SqueezeError(f"unknown {group} {name!r}; {hint(name, self.names(group))}")
-        if len(found) > 1:
-            raise SqueezeError(f"{group} {name!r} is both {found[0]} and {found[1]}; rename yours")
-        data = vet(found[0])
+        paths = [path for folder in self.folders if (path := folder / group / f"{name}.yaml").is_file()]
+        if len(paths) != 1:
+            raise SqueezeError(f"{group} {name!r} is both {paths[0]} and {paths[1]}; rename yours")
+        data = vet(paths[0])
         if not isinstance(data, dict) or "defaults" in data:
-            raise SqueezeError(f"{found[0]}: expected a mapping without a defaults list (only config.yaml has one)")
+            raise SqueezeError(f"{paths[0]}: expected a mapping without a defaults list (only config.yaml has one)")
         return data
 
     @cached_property
@@ -69,14 +69,10 @@ class Choices:
         Raises SqueezeError unless its defaults list names each group once and nothing else.
         """
         path = self.folders[0] / "config.yaml"
-        entries = vet(path).get("defaults", [])
-        chosen = {
-            group: name
-            for entry in entries
-            if isinstance(entry, dict)
-            for group, name in entry.items()
-            if group in GROUPS and isinstance(name, str)
-        }
-        if len(entries) != len(GROUPS) + 1 or "_self_" not in entries or len(chosen) != len(GROUPS):
-            raise SqueezeError(f"{path}: its defaults list must name _self_ and one each of {', '.join(GROUPS)}")
-        return chosen
+        data = vet(path)
+        entries = data.get("defaults") if isinstance(data, dict) and "hydra" not in data else None
+        chosen = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+        defaults = {str(group): str(name) for entry in chosen for group, name in entry.items()}
+        if [*defaults] != [*GROUPS] or entries != ["_self_", *({group: name} for group, name in defaults.items())]:
+            raise SqueezeError(f"{path}: expected 'defaults', a list of _self_ and one each of {', '.join(GROUPS)}")
+        return defaults

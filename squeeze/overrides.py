@@ -90,7 +90,7 @@ def _parsed(text: str) -> Override:
     try:
         text.encode()
         return OverridesParser.create().parse_override(text)
-    except (HydraException, RecursionError, UnicodeEncodeError) as error:
+    except (HydraException, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise SqueezeError(f"{text!r} is not an override: {reason}; write KEY=VALUE, as in bits=8,4") from error
 

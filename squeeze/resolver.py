@@ -21,6 +21,7 @@ from squeeze.targets import check_step
 from squeeze.validation import check_axis, check_group
 from squeeze.vetting import INTERPOLATION
 
+MISSING = "???"  # OmegaConf's word for a value that must still be given
 Point = Mapping[str, Any]  # key of a setting -> the one value that it has here
 
 
@@ -74,7 +75,7 @@ class Resolver:
         template, reads = self._template(group, choice, edits)
         identity = repr((group, choice, edits, [(name, axes.get(name)) for name in reads]))
         if identity not in self._groups:
-            self._groups[identity] = _concrete(group, resolved(template, axes, group))
+            self._groups[identity] = _concrete(group, _resolved(template, axes, group))
         return self._groups[identity]
 
     def _template(self, group: str, choice: str, edits: Sequence[tuple[Setting, Any]]) -> tuple[Any, list[str]]:
@@ -87,34 +88,32 @@ class Resolver:
         return self._templates[identity]
 
 
-def resolved(node: Any, axes: Mapping[str, Any], where: str) -> Any:
+def _resolved(node: Any, axes: Mapping[str, Any], where: str) -> Any:
     """A copy of ``node`` with each ``${name}`` replaced by that scalar: plain JSON data, equal numbers written equally.
 
     Raises SqueezeError, naming the place, for what is not such data and for any other interpolation.
     """
     if isinstance(node, dict):
-        return {str(name): resolved(item, axes, f"{where}.{name}") for name, item in node.items()}
+        return {str(name): _resolved(item, axes, f"{where}.{name}") for name, item in node.items()}
     if isinstance(node, list):
-        return [resolved(item, axes, f"{where}.{index}") for index, item in enumerate(node)]
+        return [_resolved(item, axes, f"{where}.{index}") for index, item in enumerate(node)]
     if isinstance(node, str) and "${" in node:
         match = INTERPOLATION.fullmatch(node)
         if match is None or match[1] not in axes:
             raise SqueezeError(f"{where}: {node!r} is refused; only these may be read: {', '.join(axes)}")
-        return resolved_scalar(axes[match[1]], where)
-    return resolved_scalar(node, where)
+        return _scalar(axes[match[1]], where)
+    return _scalar(node, where)
 
 
-def resolved_scalar(value: Any, where: str) -> Any:
+def _scalar(value: Any, where: str) -> Any:
     """A JSON scalar; a whole float becomes the integer that it equals."""
-    if isinstance(value, float) and math.isfinite(value):
-        return int(value) if value.is_integer() else value
-    if (
-        value is None
-        or isinstance(value, bool | int)
-        or (isinstance(value, str) and value != "???" and "${" not in value)
-    ):
-        return value
-    raise SqueezeError(f"{where}: {value!r} is not allowed; expected a finite number, a text, true, false or null")
+    if isinstance(value, str):
+        allowed = "${" not in value and value != MISSING
+    else:
+        allowed = value is None or (isinstance(value, int | float) and math.isfinite(value))
+    if not allowed:
+        raise SqueezeError(f"{where}: {value!r} is not allowed; expected a finite number, a text, true, false or null")
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _reads(node: Any) -> Iterator[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 from typing import Any
 
+from squeeze import tasks
 from squeeze.errors import SqueezeError
 from squeeze.suggest import hint
 
@@ -47,9 +48,15 @@ def check_group(group: str, node: Any) -> None:
         _check_pinned(node)
 
 
+@cache
+def known_texts() -> list[str]:
+    """The corpora of squeeze/tasks/ that perplexity can be measured on."""
+    return [name for name in tasks.names() if "include: _text.yml" in (tasks.FOLDER / f"{name}.yaml").read_text()]
+
+
 def known_tasks() -> list[str]:
-    """The names of the tasks in squeeze/tasks/, one YAML file each."""
-    return sorted(path.stem for path in (Path(__file__).parent / "tasks").glob("*.yaml"))
+    """The tasks of squeeze/tasks/ that are scored by the item."""
+    return [name for name in tasks.names() if name not in known_texts()]
 
 
 def _check_fields(where: str, node: Any, required: Schema, optional: Schema) -> None:
@@ -77,14 +84,17 @@ def _check_protocol(protocol: Mapping[str, Any]) -> None:
     text = protocol["perplexity"]
     for field, bound in (("window", "tokens"), ("stride", "window")):
         check_value(f"protocol.perplexity.{field}", text[field], _at_most(text[bound], f"its {bound}"))
+    _check_known("protocol.perplexity.corpus", text["corpus"], known_texts())
     for task in protocol["tasks"]:
-        if task not in known_tasks():
-            raise SqueezeError(f"protocol.tasks: unknown task {task!r}; {hint(task, known_tasks())}")
-    columns = [*QUALITY, *(f"acc_{task}" for task in protocol["tasks"])]
-    if protocol["ranked_by"] not in columns:
-        raise SqueezeError(
-            f"protocol.ranked_by: {protocol['ranked_by']!r} is not allowed; {hint(protocol['ranked_by'], columns)}"
-        )
+        _check_known("protocol.tasks", task, known_tasks())
+    _check_known(
+        "protocol.ranked_by", protocol["ranked_by"], [*QUALITY, *(f"acc_{task}" for task in protocol["tasks"])]
+    )
+
+
+def _check_known(where: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise SqueezeError(f"{where}: {value!r} is not allowed; {hint(value, known)}")
 
 
 def _check_pinned(model: Mapping[str, Any]) -> None:

@@ -212,7 +212,9 @@ def test_a_sweep_unites_its_grids_and_the_command_line_wins(own):
         ("protocol.rounds=0", "protocol.rounds: 0 is not allowed; expected an integer of at least 1"),
         ("protocol.perplexity.window=8193", "expected at most its tokens, 8192"),
         ("protocol.perplexity.stride=2048", "expected at most its window, 1024"),
-        ("protocol.tasks=[lambda]", "unknown task 'lambda'; did you mean 'lambada'?"),
+        ("protocol.tasks=[lambda]", "protocol.tasks: 'lambda' is not allowed; did you mean 'lambada'?"),
+        ("protocol.tasks=[speeches]", "protocol.tasks: 'speeches' is not allowed"),
+        ("protocol.perplexity.corpus=c4", "protocol.perplexity.corpus: 'c4' is not allowed; choose from: speeches"),
         ("protocol.tasks=[sciq,sciq]", "expected a list of different tasks"),
         ("protocol.latency.batch_sizes=[]", "expected a list of different positive integers"),
         ("protocol.ranked_by=perplexty", "did you mean 'perplexity'?"),
@@ -311,9 +313,26 @@ def test_a_folder_with_its_own_config_stands_alone(own, tmp_path):
         config.read_text().replace("technique: none", "technique: only").replace("smollm2_135m", "tiny_gpt2")
     )
     assert [cell.label for cell in cells(["protocol=smoke"], alone)] == ["tiny_gpt2-only-s0.5"]
-    config.write_text(config.read_text().replace("- runtime: eager", "- override hydra/launcher: x"))
-    with pytest.raises(SqueezeError, match="its defaults list must name"):
-        cells(["protocol=smoke"], alone)
+
+
+@pytest.mark.parametrize(
+    ("found", "instead"),
+    [
+        ("- runtime: eager", "- override hydra/launcher: x"),
+        ("- runtime: eager", ""),
+        ("- runtime: eager", "- runtime: [eager]"),
+        ("defaults:", "hydra: {searchpath: [pkg://antigravity]}\ndefaults:"),
+        ("defaults:", "- defaults:"),
+        ("  - _self_", "  - /model/tiny_gpt2"),
+    ],
+)
+def test_a_config_that_composes_anything_else_is_refused(tmp_path, found, instead):
+    config = tmp_path / "config.yaml"
+    text = (packaged_conf() / "config.yaml").read_text()
+    assert found in text
+    config.write_text(text.replace(found, instead))
+    with pytest.raises(SqueezeError, match=r"config\.yaml"):
+        cells([], tmp_path)
 
 
 def test_the_smoke_sweep_is_the_main_job():

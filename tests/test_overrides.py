@@ -46,6 +46,7 @@ def test_values_are_read_in_hydras_grammar(text, expected):
         (["rtn"], "write KEY=VALUE"),
         (["bits=4,"], "is not an override"),
         (["bits=" + "[" * 3000], "is not an override"),
+        (["bits=" + "9" * 5000], "is not an override"),
         (["bits=\udcff"], "is not an override"),
         (["bits=4", "+bits=8"], "'bits' is given twice"),
         (["bits=interval(1,2)"], "cannot be enumerated"),
