@@ -1,0 +1,19 @@
+"""What all benches share: cells and samples (squeeze.pytest_plugin), and the prompts of real text."""
+
+import pytest
+from torch import Tensor
+
+from squeeze.cell import Cell
+from squeeze.corpora import tokens
+from squeeze.subject import Subject
+
+pytest_plugins = ["squeeze.pytest_plugin"]
+
+
+@pytest.fixture(scope="session")
+def prompts(subject: Subject, cell: Cell) -> Tensor:
+    """(largest batch size, prompt tokens) int64: consecutive pieces of the evaluation text, on the cell's device."""
+    latency = cell.protocol["latency"]
+    rows, length = max(latency["batch_sizes"]), latency["prompt_tokens"]
+    text = tokens(cell.protocol["perplexity"]["corpus"], subject.tokenizer, rows * length)
+    return text.view(rows, length).to(cell.runtime["device"])

@@ -1,0 +1,75 @@
+"""How long a user waits for the first token (prefill), and from one token to the next (decode)."""
+
+from collections.abc import Callable
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+from squeeze.cell import Cell
+from squeeze.probes import latency
+from squeeze.probes.latency import Generation
+from squeeze.samples import Samples
+from squeeze.statistics import steady
+from squeeze.subject import Subject
+
+Begin = Callable[[], Generation]
+
+
+@pytest.fixture
+def begin(subject: Subject, cell: Cell) -> Begin:
+    if cell.model["kind"] == "encoder":
+        pytest.skip("an encoder generates nothing")
+    return latency.starter(subject.model, cell.runtime, cell.protocol["latency"])
+
+
+def test_prefill(
+    benchmark: BenchmarkFixture, begin: Begin, prompts: Tensor, cell: Cell, samples: Samples, batch: int
+) -> None:
+    protocol, prompt = cell.protocol["latency"], prompts[:batch]
+    with samples.stage("warmup"):
+        warm = latency.warm_up(lambda: begin().prefill(prompt), protocol["warmup_rounds"])
+    with samples.stage("timed"):
+        benchmark.pedantic(
+            Generation.prefill, setup=lambda: ((begin(), prompt), {}), rounds=protocol["prefill_repeats"]
+        )
+    keep(samples, "ttft_s", batch, benchmark, warm)
+
+
+def test_decode(
+    benchmark: BenchmarkFixture, begin: Begin, prompts: Tensor, cell: Cell, samples: Samples, batch: int
+) -> None:
+    """One round is one token, so that every inter-token time is kept."""
+    protocol, prompt = cell.protocol["latency"], prompts[:batch]
+    with samples.stage("warmup"):
+        generation = begin()
+        generation.prefill(prompt)
+        warm = latency.warm_up(generation.decode, protocol["warmup_rounds"])
+        generation = begin()
+        generation.prefill(prompt)
+    with samples.stage("timed"):
+        benchmark.pedantic(generation.decode, rounds=protocol["decode_tokens"])
+    keep(samples, "token_s", batch, benchmark, warm)
+    samples.put_entry("generated", str(batch), generation.token_ids())
+
+
+def test_encode(
+    benchmark: BenchmarkFixture, subject: Subject, prompts: Tensor, cell: Cell, samples: Samples, batch: int
+) -> None:
+    """An encoder has only a forward: its time stands where a language model's prefill does."""
+    if cell.model["kind"] != "encoder":
+        pytest.skip("timed as prefill and decode")
+    protocol, prompt = cell.protocol["latency"], prompts[:batch]
+    encode = latency.encoder(subject.model, cell.runtime, cell.protocol["latency"])
+    with samples.stage("warmup"):
+        warm = latency.warm_up(lambda: encode(prompt), protocol["warmup_rounds"])
+    with samples.stage("timed"):
+        benchmark.pedantic(encode, (prompt,), rounds=protocol["prefill_repeats"])
+    keep(samples, "ttft_s", batch, benchmark, warm)
+
+
+def keep(samples: Samples, name: str, batch: int, benchmark: BenchmarkFixture, warm: bool) -> None:
+    seconds = benchmark.stats.stats.data
+    samples.put_entry(name, str(batch), seconds)
+    samples.put_entry("steady", f"{name}/{batch}", settled := warm and steady(seconds))
+    samples.flag("unsteady", not settled)

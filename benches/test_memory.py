@@ -1,0 +1,27 @@
+"""Peak memory of prefill and of decode, at the protocol's largest batch; that of loading is measured where it loads."""
+
+from torch import Tensor
+
+from squeeze.cell import Cell
+from squeeze.probes import latency, memory
+from squeeze.samples import Samples
+from squeeze.subject import Subject
+
+DECODED = 4  # tokens: each adds only its keys and values to the peak
+
+
+def test_memory(subject: Subject, cell: Cell, prompts: Tensor, samples: Samples) -> None:
+    device = cell.runtime["device"]
+    with samples.stage("memory"):
+        if cell.model["kind"] == "encoder":
+            encode = latency.encoder(subject.model, cell.runtime, cell.protocol["latency"])
+            steps = {"prefill": lambda: encode(prompts)}
+        else:
+            generation = latency.starter(subject.model, cell.runtime, cell.protocol["latency"])()
+            steps = {
+                "prefill": lambda: generation.prefill(prompts),
+                "decode": lambda: [generation.decode() for _ in range(DECODED)],
+            }
+        for name, step in steps.items():
+            _, usage = memory.measured(step, device)
+            samples.put_all(usage.figures(name))

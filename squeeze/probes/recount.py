@@ -1,0 +1,130 @@
+"""What an artifact's matrices really hold. Nothing here believes a technique.
+
+Bits come from bytes on disk, sparsity and levels from the weights that each stored layer multiplies with.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from squeeze import architecture, artifact
+from squeeze.probes.size import stored_tensors
+from squeeze.subject import Subject
+
+SAMPLED_ROWS = 64  # of each matrix, for counting levels
+NEIGHBOURS = 32  # weights, no more than share a scale in any usual grouping
+PROBED_COLUMNS = 64  # of a matrix that only its own forward can show
+DENSE = 0.9  # of the dtype's bits: what is stored in more is not compressed
+BITS_TOLERANCE = 1.25  # stored beside the claimed bits: two 16-bit values for 32 weights, and a few dense layers
+SPARSITY_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Recount:
+    """Of all matrices within the blocks.
+
+    weights: their logical number. effective_bits: stored bits a weight. sparsity: share of the weights that are zero.
+    levels: most distinct values found among 32 neighbours. compressed_share: share of the weights whose layer is
+    stored in less than 90 % of the model dtype's bits.
+    """
+
+    weights: int
+    effective_bits: float
+    sparsity: float
+    levels: int
+    compressed_share: float
+
+    def figures(self) -> dict[str, float | int]:
+        """The sample names and values."""
+        return {
+            "block_weights": self.weights,
+            "block_effective_bits": self.effective_bits,
+            "sparsity": self.sparsity,
+            "levels": self.levels,
+            "compressed_share": self.compressed_share,
+        }
+
+    def mismatches(self, claims: Mapping[str, Any]) -> list[str]:
+        """Claims that do not hold, with both numbers; none for an honest artifact."""
+        found = []
+        bits, sparsity = claims.get("bits"), claims.get("sparsity")
+        if bits is not None and self.effective_bits > bits + BITS_TOLERANCE:
+            dense = 1 - self.compressed_share
+            found.append(f"claimed {bits:g} bits, stored {self.effective_bits:.2f} a weight ({dense:.0%} left dense)")
+        if sparsity is not None and abs(self.sparsity - sparsity) > SPARSITY_TOLERANCE:
+            found.append(f"claimed {sparsity:.1%} zeros, found {self.sparsity:.1%}")
+        return found
+
+
+def recount(folder: Path, subject: Subject) -> Recount:
+    """Count what the artifact in `folder` holds; subject: that artifact as stored (loaded with `prepare=False`)."""
+    stored = Counter({tensor.name: tensor.bytes for tensor in stored_tensors(folder)})
+    dtype: torch.dtype = subject.model.dtype  # type: ignore[assignment]
+    dense_bits = 8 * dtype.itemsize
+    weights = compressed = levels = 0
+    bits = zeros = 0.0
+    for name, layer in matrices(subject.model):
+        count = logical_weights(layer)
+        own_bits = 8 * sum(size for key, size in stored.items() if _is_weight_of(name, key))
+        values = dense(layer)
+        weights += count
+        bits += own_bits
+        zeros += count * (1 - int(values.count_nonzero()) / values.numel())
+        levels = max(levels, most_levels(values))
+        compressed += count if own_bits < DENSE * dense_bits * count else 0
+    return Recount(weights, bits / weights, zeros / weights, levels, compressed / weights)
+
+
+def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The layers within the blocks that stand for one matrix each, by full name; their own parts are passed over."""
+    for name, block in architecture.named_blocks(model):
+        yield from _matrices(name, block)
+
+
+def logical_weights(layer: nn.Module) -> int:
+    """How many weights the dense matrix has that a layer stands for."""
+    if artifact.is_compressed(layer):
+        return int(layer.weight_numel)  # type: ignore[arg-type]
+    if isinstance(layer, nn.Linear):
+        return layer.in_features * layer.out_features
+    return architecture.weight(layer).numel()
+
+
+@torch.inference_mode()
+def dense(layer: nn.Module) -> Tensor:
+    """(out_features, columns): the matrix that a layer multiplies with; of a foreign packed layer its first columns.
+
+    Those are found by sending unit vectors through its forward, whatever the library stores.
+    """
+    if hasattr(layer, "dequantize"):
+        return layer.dequantize()  # type: ignore[no-any-return,operator]
+    if architecture.weight(layer).is_floating_point():
+        return architecture.weight(layer)
+    device, features = architecture.weight(layer).device, logical_weights(layer) // len(architecture.weight(layer))
+    units = torch.eye(PROBED_COLUMNS, features, device=device)
+    return (layer(units) - layer(torch.zeros_like(units))).T  # type: ignore[no-any-return]
+
+
+def most_levels(values: Tensor) -> int:
+    """The largest number of distinct values among NEIGHBOURS weights of a row, in evenly spread rows."""
+    rows = values[:: max(1, len(values) // SAMPLED_ROWS)]
+    blocks = rows[:, : rows.shape[1] // NEIGHBOURS * NEIGHBOURS].reshape(-1, NEIGHBOURS)
+    ordered = blocks.sort(dim=1).values
+    return int((ordered.diff(dim=1) != 0).sum(dim=1).max()) + 1 if len(blocks) else 0
+
+
+def _matrices(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    if artifact.is_compressed(module) or architecture.linears(module).get("") is module:
+        yield name, module
+        return
+    for child_name, child in module.named_children():
+        yield from _matrices(f"{name}.{child_name}", child)
+
+
+def _is_weight_of(layer_name: str, tensor_name: str) -> bool:
+    return tensor_name.startswith(f"{layer_name}.") and tensor_name != f"{layer_name}.bias"

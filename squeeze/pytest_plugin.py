@@ -1,0 +1,186 @@
+"""pytest plugin of benches/: which cells are measured, and the fixtures that benches share.
+
+``pytest benches --cell JOB.json`` is a measuring process: it does the one stage of one cell that the job names, and
+leaves its samples in the job's folder. ``pytest benches`` measures the cells that --squeeze selects, one after the
+other in this process (squeeze.shared): quick, for developing a technique.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from squeeze import process
+from squeeze.cell import Cell
+from squeeze.errors import SqueezeError, Unsupported
+from squeeze.job import Job
+from squeeze.samples import Samples
+
+if TYPE_CHECKING:
+    from squeeze.shared import Shared
+    from squeeze.subject import Subject
+
+STAGES = pytest.StashKey[dict[str, float]]()  # seconds spent before the first bench
+JOBS = pytest.StashKey[list[Job]]()
+FAILURES = pytest.StashKey[dict[Path, dict[str, BaseException]]]()  # by the job's ``out`` and the bench's name
+SHARED: pytest.StashKey[Shared] = pytest.StashKey()
+
+MARKERS = (
+    "quality: benches of the quality stage",
+    "once: benches whose figures no round changes, done in the first one only",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options that say what to measure."""
+    group = parser.getgroup("squeeze")
+    group.addoption("--cell", type=Path, metavar="JOB.json", help="be the measuring process of this job")
+    group.addoption(
+        "--squeeze",
+        default="technique=none protocol=smoke",
+        metavar="OVERRIDES",
+        help="cells to measure in this process, in the grammar of `squeeze run` (default: %(default)s)",
+    )
+    group.addoption(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        help="folder for the records of what is measured in this process (default: %(default)s)",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep Python's collector out of timed calls, before pytest-benchmark reads its options."""
+    config.stash[STAGES] = {"start": process.age()}
+    config.stash[FAILURES] = {}
+    config.option.benchmark_disable_gc = True
+    for line in MARKERS:
+        config.addinivalue_line("markers", line)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Read the jobs and import what they need, so that collecting is not charged with it."""
+    stages, started = session.config.stash[STAGES], time.perf_counter()
+    session.config.stash[JOBS] = _jobs(session.config)
+    import squeeze.artifact  # noqa: F401 - torch and transformers: seconds, unless a worker forked with them imported
+
+    imported = time.perf_counter()
+    yield
+    stages |= {"imports": imported - started, "collect": time.perf_counter() - imported}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test per job of the stage, such as test_decode[smollm2_135m-gptq-4], and per batch size where it has any."""
+    jobs = [job for job in metafunc.config.stash[JOBS] if job.stage == _stage(metafunc.definition)]
+    if "job" not in metafunc.fixturenames or not jobs:
+        return
+    if "batch" not in metafunc.fixturenames:
+        metafunc.parametrize("job", jobs, indirect=True, ids=[job.cell.label for job in jobs], scope="session")
+        return
+    points = [(job, batch) for job in jobs for batch in job.cell.protocol["latency"]["batch_sizes"]]
+    ids = [job.cell.label if batch == 1 else f"{job.cell.label}-b{batch}" for job, batch in points]
+    metafunc.parametrize(("job", "batch"), points, indirect=["job"], ids=ids, scope="session")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the benches of other stages and rounds, and finish each job before the next begins."""
+    jobs = config.stash[JOBS]
+    position = {id(job): index for index, job in enumerate(jobs)}
+    config.hook.pytest_deselected(items=[item for item in items if not _is_wanted(item)])
+    items[:] = sorted(filter(_is_wanted, items), key=lambda item: position.get(id(_job(item)), -1))
+
+
+def pytest_exception_interact(node: pytest.Item | pytest.Collector, call: pytest.CallInfo[Any]) -> None:
+    """Remember what a bench failed with, so that its job's samples say what is missing from them."""
+    if isinstance(node, pytest.Item) and (job := _job(node)) is not None and call.excinfo is not None:
+        node.config.stash[FAILURES].setdefault(job.out, {}).setdefault(node.name, call.excinfo.value)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Write the records of the cells that were measured in this process, and name them."""
+    if SHARED not in config.stash:
+        return
+    failures = {out: next(iter(errors.values())) for out, errors in config.stash[FAILURES].items()}
+    for record in config.stash[SHARED].records(failures):
+        terminalreporter.write_line(f"{Cell.from_json(record.cell).label}: {record.status} {record.reason}".rstrip())
+    terminalreporter.write_line(f"records are in {config.option.results}")
+    config.stash[SHARED].close()
+
+
+@pytest.fixture(scope="session")
+def job(request: pytest.FixtureRequest) -> Job:
+    """The job of this measurement, its artifact built, this process set up for its runtime."""
+    found: Job = request.param
+    if SHARED in request.config.stash:
+        try:
+            request.config.stash[SHARED].build(found)
+        except Unsupported as error:
+            request.config.stash[FAILURES].setdefault(found.out, {})["build"] = error
+            pytest.skip(f"{found.cell.label}: {error}")
+    process.settle(found.cell.runtime, found.cell.protocol["seed"])
+    return found
+
+
+@pytest.fixture(scope="session")
+def cell(job: Job) -> Cell:
+    """The cell that is measured."""
+    return job.cell
+
+
+@pytest.fixture(scope="session")
+def samples(job: Job, pytestconfig: pytest.Config) -> Iterator[Samples]:
+    """Where benches put what they saw; written when the job's last bench is done, failed ones named."""
+    collected = Samples(job.out)
+    collected.put("stages", pytestconfig.stash[STAGES])
+    yield collected
+    failures = pytestconfig.stash[FAILURES].get(job.out, {})
+    collected.put("failures", {name: f"{type(error).__name__}: {error}" for name, error in failures.items()})
+    collected.write()
+
+
+@pytest.fixture(scope="session")
+def subject(job: Job, samples: Samples) -> Subject:
+    """The artifact, loaded once per process and ready to run; the memory that loading took is put into the samples."""
+    from squeeze import artifact
+    from squeeze.probes import memory
+
+    device = job.cell.runtime["device"]
+    with samples.stage("load"):
+        loaded, usage = memory.measured(lambda: artifact.load(job.artifact, device), device)
+    samples.put_all(usage.figures("load"))
+    return loaded
+
+
+def _jobs(config: pytest.Config) -> list[Job]:
+    try:
+        if config.option.cell is not None:
+            return [Job.read(config.option.cell)]
+        from squeeze.shared import Shared  # Hydra, which a measuring process does without
+
+        config.stash[SHARED] = Shared.of(config.option.squeeze.split(), config.option.results)
+        return config.stash[SHARED].jobs()
+    except SqueezeError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def _stage(node: pytest.Item) -> str:
+    return "quality" if node.get_closest_marker("quality") else "latency"
+
+
+def _job(item: pytest.Item) -> Job | None:
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else callspec.params.get("job")
+
+
+def _is_wanted(item: pytest.Item) -> bool:
+    if "job" not in getattr(item, "fixturenames", ()):
+        return True
+    found = _job(item)
+    return found is not None and (found.round == 0 or not item.get_closest_marker("once"))

@@ -1,0 +1,99 @@
+"""Promise 11: compression is real. What a technique says and what it left are counted apart."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from squeeze import architecture, artifact
+from squeeze.calibration import Calibration
+from squeeze.probes.recount import Recount, dense, matrices, most_levels, recount
+from squeeze.subject import Subject
+from squeeze.techniques.magnitude import Magnitude
+from squeeze.techniques.rtn import RoundToNearest
+from tests.tiny import ARCHITECTURES, tiny_subject
+
+NO_DATA = Calibration.empty()
+
+
+def counted(subject: Subject, folder: Path) -> tuple[Recount, list[str]]:
+    artifact.save(subject, folder)
+    stored = artifact.load(folder, prepare=False)
+    found = recount(folder, stored)
+    return found, found.mismatches(stored.claims)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_uncompressed_model_is_dense(name: str, tmp_path: Path) -> None:
+    subject = tiny_subject(name)
+    weights = sum(architecture.weight(layer).numel() for layer in architecture.block_linears(subject.model).values())
+    found, mismatches = counted(subject, tmp_path)
+    assert found == Recount(weights, effective_bits=32.0, sparsity=0.0, levels=32, compressed_share=0.0)
+    assert mismatches == []
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_quantized_weights_take_the_bits_that_they_claim(name: str, bits: int, tmp_path: Path) -> None:
+    subject = RoundToNearest(bits, 32, symmetric=True).apply(tiny_subject(name, "bfloat16"), NO_DATA)
+    found, mismatches = counted(subject, tmp_path)
+    assert found.effective_bits == bits + 16 / 32
+    assert found.levels <= 2**bits
+    assert found.compressed_share == 1.0
+    assert mismatches == []
+
+
+def test_zeros_are_counted_in_the_saved_weights(tmp_path: Path) -> None:
+    subject = Magnitude(0.5).apply(tiny_subject("llama", "bfloat16"), NO_DATA)
+    found, mismatches = counted(subject, tmp_path)
+    assert found.sparsity == pytest.approx(0.5, abs=1e-4)
+    assert found.effective_bits == pytest.approx(1 + 8, rel=1e-3)
+    assert mismatches == []
+
+
+def test_a_technique_that_does_nothing_is_caught(tmp_path: Path) -> None:
+    _, mismatches = counted(tiny_subject("llama", "bfloat16").claiming(bits=4, sparsity=0.5), tmp_path)
+    assert mismatches == ["claimed 4 bits, stored 16.00 a weight (100% left dense)", "claimed 50.0% zeros, found 0.0%"]
+
+
+def test_a_technique_that_leaves_half_the_layers_dense_is_caught(tmp_path: Path) -> None:
+    half = tiny_subject("llama", "bfloat16")
+    whole = RoundToNearest(4, 32, symmetric=True).apply(tiny_subject("llama", "bfloat16"), NO_DATA)
+    for name, layer in matrices(whole.model):
+        if ".layers.0." in name:
+            architecture.replace(half.model, name, layer)
+    found, mismatches = counted(Subject(half.model, half.tokenizer, whole.claims), tmp_path)
+    assert found.compressed_share == 0.5
+    assert found.effective_bits == (4.5 + 16) / 2
+    assert mismatches == ["claimed 4 bits, stored 10.25 a weight (50% left dense)"]
+
+
+def test_too_few_zeros_are_caught(tmp_path: Path) -> None:
+    subject = Magnitude(0.45).apply(tiny_subject("llama", "bfloat16"), NO_DATA)
+    _, mismatches = counted(subject.claiming(sparsity=0.5), tmp_path)
+    assert mismatches == ["claimed 50.0% zeros, found 45.0%"]
+
+
+class Foreign(nn.Linear):
+    """A library's layer: codes in ``weight``, the values known to its forward alone."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        super().__init__(values.shape[1], values.shape[0])
+        self.hidden = values
+        self.weight = nn.Parameter(torch.zeros(values.shape, dtype=torch.int8), requires_grad=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs @ self.hidden.T + self.bias
+
+
+def test_a_foreign_layer_shows_its_weights_through_its_forward() -> None:
+    values = torch.randn(10, 96, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(dense(Foreign(values)), values[:, :64], atol=1e-5, rtol=0)
+
+
+def test_levels_are_distinct_values_among_neighbours() -> None:
+    row = torch.arange(64) % 5 * 1.0
+    assert most_levels(row.repeat(3, 1)) == 5
+    assert most_levels(torch.arange(64.0).repeat(3, 1)) == 32
+    assert most_levels(torch.zeros(3, 64)) == 1

@@ -1,0 +1,188 @@
+"""A measuring process does its job's stage, no other, and leaves its samples whatever happens to a bench."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from squeeze import artifact, corpora, paths, samples
+from squeeze.cell import Cell
+from squeeze.job import Job
+from tests.tiny import tiny_subject
+
+pytest_plugins = ["pytester"]
+
+PROTOCOL = {
+    "name": "tiny",
+    "seed": 0,
+    "latency": {
+        "prompt_tokens": 8,
+        "decode_tokens": 6,
+        "prefill_repeats": 3,
+        "batch_sizes": [1, 2],
+        "warmup_rounds": 2,
+    },
+    "perplexity": {"corpus": "wikipedia_eval"},
+}
+RUNTIME = {"name": "eager", "device": "cpu", "threads": 1, "compile": False}
+OWN_BENCHES = """
+import pytest
+
+def test_sound(job, samples):
+    samples.put("sound", job.round)
+
+def test_broken(job, samples):
+    raise RuntimeError("not today")
+
+@pytest.mark.once
+def test_once(job, samples):
+    samples.put("once", True)
+
+@pytest.mark.quality
+def test_quality(job, samples):
+    samples.put("perplexity", 13.0)
+
+def test_each(job, samples, batch):
+    samples.put_entry("batches", str(batch), batch)
+
+def test_elsewhere():
+    pass
+"""
+
+
+@pytest.fixture(autouse=True)
+def _same_threads_afterwards() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> Any:
+    """Build an artifact of a tiny model and write a job file for it."""
+
+    def make(name: str = "llama", **fields: Any) -> Path:
+        subject = tiny_subject(name)
+        artifact.save(subject, tmp_path / "artifact")
+        kind = "encoder" if name == "bert" else "causal_lm"
+        model = {"name": f"tiny_{name}", "source": f"random:{name}", "seed": 0, "kind": kind, "dtype": "float32"}
+        cell = Cell(model, {"name": "none", "family": "baseline", "steps": []}, {}, RUNTIME, PROTOCOL)
+        job = Job(cell, tmp_path / "artifact", **{"stage": "latency", "out": tmp_path / "out", **fields})
+        path = tmp_path / "job.json"
+        path.write_text(json.dumps(job.to_json()))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def own_benches(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makeconftest('pytest_plugins = ["squeeze.pytest_plugin"]')
+    pytester.makepyfile(test_own=OWN_BENCHES)
+    return pytester
+
+
+def real_benches(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, job: Path) -> pytest.RunResult:
+    """Run benches/ in this process, on text that needs no fetching."""
+    monkeypatch.setattr(corpora, "tokens", lambda _name, _tokenizer, count: torch.arange(count) % 251)
+    before = set(sys.modules)
+    try:
+        return pytester.runpytest_inprocess(paths.benches(), "-p", "no:cacheprovider", "--cell", job)
+    finally:
+        for name in set(sys.modules) - before:
+            if name.startswith("benches"):
+                del sys.modules[name]
+
+
+def test_the_latency_stage_times_every_token_and_weighs_the_artifact(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, make_job: Any, tmp_path: Path
+) -> None:
+    result = real_benches(pytester, monkeypatch, make_job())
+    assert result.ret == 0, result.stdout.str()
+    values = samples.read(tmp_path / "out").values
+    for batch in ("1", "2"):
+        assert [len(values["ttft_s"][batch]), len(values["token_s"][batch])] == [3, 6]
+        assert [len(row) for row in values["generated"][batch]] == [7] * int(batch)
+    assert all(seconds > 0 for batch in ("1", "2") for seconds in values["ttft_s"][batch] + values["token_s"][batch])
+    assert values["steady"].keys() == {"ttft_s/1", "ttft_s/2", "token_s/1", "token_s/2"}
+    assert values["unsteady"] != all(values["steady"].values())
+    assert values["load_peak_bytes"] > 0
+    assert values["decode_peak_bytes"] > 0
+    assert values["effective_bits"] > 32
+    assert values["block_effective_bits"] == 32
+    assert values["mismatches"] == []
+    assert values["failures"] == {}
+    assert values["stages"].keys() == {"start", "imports", "collect", "load", "warmup", "timed", "memory", "recount"}
+
+
+def test_later_rounds_leave_out_what_no_round_changes(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, make_job: Any, tmp_path: Path
+) -> None:
+    assert real_benches(pytester, monkeypatch, make_job(round=1)).ret == 0
+    values = samples.read(tmp_path / "out").values
+    assert "ttft_s" in values
+    assert "effective_bits" not in values
+
+
+def test_an_encoder_is_timed_too(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, make_job: Any, tmp_path: Path
+) -> None:
+    assert real_benches(pytester, monkeypatch, make_job("bert")).ret == 0
+    values = samples.read(tmp_path / "out").values
+    assert len(values["ttft_s"]["2"]) == 3
+    assert "token_s" not in values
+    assert values["prefill_peak_bytes"] > 0
+
+
+def test_a_failed_bench_is_named_and_the_others_are_kept(
+    own_benches: pytest.Pytester, make_job: Any, tmp_path: Path
+) -> None:
+    result = own_benches.runpytest_inprocess(own_benches.path, "--cell", make_job())
+    result.assert_outcomes(passed=5, failed=1)
+    values = samples.read(tmp_path / "out").values
+    assert values["sound"] == 0
+    assert values["once"] is True
+    assert values["batches"] == {"1": 1, "2": 2}
+    assert values["failures"] == {"test_broken[tiny_llama-none-float32]": "RuntimeError: not today"}
+    assert "perplexity" not in values
+
+
+def test_the_quality_stage_runs_its_benches_only(own_benches: pytest.Pytester, make_job: Any, tmp_path: Path) -> None:
+    result = own_benches.runpytest_inprocess(own_benches.path, "--cell", make_job(stage="quality"))
+    result.assert_outcomes(passed=2)
+    assert samples.read(tmp_path / "out").values["perplexity"] == 13.0
+
+
+def test_an_artifact_that_cannot_be_read_leaves_samples_that_say_so(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, make_job: Any, tmp_path: Path
+) -> None:
+    job = make_job()
+    (tmp_path / "artifact" / "artifact.json").unlink()
+    assert real_benches(pytester, monkeypatch, job).ret == 1
+    failures = samples.read(tmp_path / "out").values["failures"]
+    assert all("artifact.json" in text for text in failures.values())
+
+
+def test_a_torn_job_file_is_one_line(own_benches: pytest.Pytester, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text("{")
+    result = own_benches.runpytest_inprocess(own_benches.path, "--cell", tmp_path / "job.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "job.json is not a job file" in result.stderr.str()
+    assert "Traceback" not in result.stderr.str() + result.stdout.str()
+
+
+def test_cells_are_parameters_with_readable_names(own_benches: pytest.Pytester) -> None:
+    selection = "model=tiny_llama technique=none dtype=float32 protocol=smoke"
+    result = own_benches.runpytest_inprocess(own_benches.path, "--collect-only", "-q", "--squeeze", selection)
+    result.stdout.fnmatch_lines(["*test_sound?tiny_llama-none-float32?", "*test_each?tiny_llama-none-float32?"])
+
+
+def test_a_misspelt_selection_is_one_line(own_benches: pytest.Pytester) -> None:
+    result = own_benches.runpytest_inprocess(own_benches.path, "--squeeze", "model=tiny_lama")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "tiny_llama" in result.stderr.str()
+    assert "Traceback" not in result.stderr.str() + result.stdout.str()
