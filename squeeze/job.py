@@ -9,7 +9,9 @@ from typing import Any, Literal
 from squeeze.cell import Cell
 from squeeze.errors import IntegrityError
 
-Stage = Literal["build", "latency", "quality"]
+MACHINE = "machine.json"  # in the output folder of the stage that measures the machine
+
+Stage = Literal["build", "latency", "machine", "quality"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,130 @@
+"""What keeps a stage inside its bounds: wall time, memory, and an end that takes every descendant along.
+
+Memory is watched as private memory (anonymous, shared and swapped pages), summed over the process and its
+descendants: pages of mapped files can be dropped by the kernel and do not endanger the machine. A resource limit at
+twice the bound stops the single huge allocation that a watch would see too late.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+PATIENCE = 2.0  # seconds between SIGTERM and SIGKILL
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+PRIVATE = ("RssAnon:", "RssShmem:", "VmSwap:")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one stage: wall time in seconds, private memory in bytes."""
+
+    seconds: float
+    bytes: int
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when ``parent``, which started it, ends in whatever way (Linux)."""
+    _control_process(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the kernel was asked
+        os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, so that none escapes `end_descendants` (Linux)."""
+    _control_process(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def confine(limits: Limits) -> None:
+    """Bound this process: no core dumps, the first to go when the machine runs out of memory, memory limit."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        Path("/proc/self/oom_score_adj").write_text("1000")
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        ceiling = 2 * limits.bytes if hard == resource.RLIM_INFINITY else min(2 * limits.bytes, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (ceiling, hard))
+
+
+def private_bytes(pid: int) -> int:
+    """Private memory in bytes of a process and its descendants; those that are gone count nothing."""
+    return sum(_private_bytes(process) for process in _family(pid))
+
+
+def end_group(pid: int) -> int:
+    """End the process group that child ``pid`` leads, asking first; the child's exit code (negative: signal)."""
+    _signal_group(pid, signal.SIGTERM)
+    deadline = time.monotonic() + PATIENCE
+    while (code := exit_code(pid)) is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    _signal_group(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if code is None else code
+
+
+def exit_code(pid: int) -> int | None:
+    """The exit code of child ``pid`` (negative: the signal that ended it), or None while it runs."""
+    done, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
+def end_descendants(group: int) -> None:
+    """Kill and reap whatever a finished job left behind: its process group ``group`` and adopted orphans."""
+    _signal_group(group, signal.SIGKILL)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+
+
+def killed_since(kills: int | None) -> bool | None:
+    """Whether the kernel has killed a process for want of memory since ``kernel_kills()`` gave ``kills``."""
+    now = kernel_kills()
+    return None if kills is None or now is None else now > kills
+
+
+def kernel_kills() -> int | None:
+    """How many processes the kernel has killed for want of memory since it started, None where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+
+
+def _family(pid: int) -> Iterator[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        yield process
+        yield from process.children(recursive=True)
+
+
+def _private_bytes(process: psutil.Process) -> int:
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(PRIVATE))
+    except OSError:  # it is gone, or the system has no /proc
+        with contextlib.suppress(psutil.Error):
+            return int(process.memory_info().rss)
+        return 0
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def _control_process(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

@@ -1,0 +1,120 @@
+"""Made-up cells, and runs of them with the worker that computes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from squeeze.cell import Cell
+from squeeze.launcher import environment_with
+from squeeze.record import Record
+from squeeze.runner import run
+from squeeze.store import RecordStore
+
+WORKER = (sys.executable, str(Path(__file__).with_name("worker.py")))
+JOBS = "SQUEEZE_TEST_JOBS"
+
+MODEL = {"name": "tiny", "source": "random:llama", "seed": 0, "kind": "causal_lm", "dtype": "bfloat16"}
+RUNTIME = {"name": "eager", "device": "cpu", "threads": 1, "compile": False}
+LIMIT = {"seconds": 60, "bytes": 2**30}
+PROTOCOL = {
+    "name": "made_up",
+    "rounds": 2,
+    "block": 4,
+    "seed": 0,
+    "latency": {"prompt_tokens": 8, "decode_tokens": 8, "prefill_repeats": 5, "batch_sizes": [1], "warmup_rounds": 1},
+    "perplexity": {"corpus": "wikipedia_eval", "tokens": 4096, "window": 512, "stride": 512},
+    "tasks": ["sciq"],
+    "items": 100,
+    "token_budget": 1024,
+    "ranked_by": "perplexity",
+    "limits": {"build": LIMIT, "quality": LIMIT, "latency": LIMIT},
+}
+
+
+def cell(technique: str = "good", **changes: Any) -> Cell:
+    """A cell whose processes do what the technique's name says; each name is another artifact."""
+    step = {"_target_": "squeeze.techniques.rtn.RoundToNearest", "bits": 4, "label": technique}
+    parts = {"model": MODEL, "runtime": RUNTIME, "protocol": PROTOCOL, **changes}
+    return Cell(technique={"name": technique, "family": "made_up", "steps": [step]}, **parts)
+
+
+def limited(seconds: float = 60, size: int = 2**30) -> dict[str, Any]:
+    """The protocol with other limits."""
+    limit = {"seconds": seconds, "bytes": size}
+    return {**PROTOCOL, "limits": {"build": limit, "quality": limit, "latency": limit}}
+
+
+def run_made_up(cells: Sequence[Cell], results: Path, **options: Any) -> dict[str, Record]:
+    """Run the cells; their records by the technique's name (the last of several attempts)."""
+    run(cells, results, command=WORKER, **options)
+    return records(results)
+
+
+def records(results: Path) -> dict[str, Record]:
+    """All records, by technique. Fails on an unreadable one."""
+
+    def unreadable(path: Path, why: str) -> None:
+        raise AssertionError(f"{path.name}: {why}")
+
+    found = sorted(RecordStore(results).records(unreadable), key=lambda record: record.finished)
+    return {record.cell["technique"]["name"]: record for record in found}
+
+
+def jobs() -> Counter[str]:
+    """How many jobs of each stage were begun so far."""
+    path = Path(os.environ[JOBS])
+    return Counter(line.split()[0] for line in path.read_text().splitlines()) if path.exists() else Counter()
+
+
+def start_in_the_background(cells: Sequence[Cell], results: Path) -> subprocess.Popen[bytes]:
+    """A runner of its own, which can be killed."""
+    program = (
+        "import json, sys; from pathlib import Path; from squeeze.cell import Cell; from tests.faults.sweeps import *;"
+        "cells = [Cell.from_json(data) for data in json.loads(sys.stdin.read())];"
+        "sys.exit(run(cells, Path(sys.argv[1]), command=WORKER))"
+    )
+    with (results.parent / "stderr").open("ab") as messages:
+        runner = subprocess.Popen(
+            [sys.executable, "-c", program, str(results)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=messages,
+            env=environment_with({}),
+            cwd=Path(__file__).parents[2],
+        )
+    assert runner.stdin is not None
+    runner.stdin.write(json.dumps([cell.to_json() for cell in cells]).encode())
+    runner.stdin.close()
+    return runner
+
+
+def wait_until(condition: Any, seconds: float = 20) -> bool:
+    """Whether a condition comes true in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def ours(mark: str) -> list[psutil.Process]:
+    """Processes that run with this value of SQUEEZE_TEST_JOBS: everything that a test has started."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(JOBS) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [process for process in found if process.pid != os.getpid()]

@@ -1,0 +1,89 @@
+"""Promise 2: each requested cell ends in exactly one record, with the status that this table says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from squeeze.record import Record, Status
+from tests.faults.sweeps import MODEL, cell, limited, run_made_up
+
+TABLE = {
+    "good": (Status.OK, "", ""),
+    "raise@build": (Status.CRASHED, "build", "ValueError: a weight went missing from secret.safetensors"),
+    "raise@quality": (Status.CRASHED, "quality", "ValueError"),
+    "raise@latency": (Status.CRASHED, "latency", "ValueError"),
+    "exit@build": (Status.CRASHED, "build", "exit code 3"),
+    "exit@latency": (Status.CRASHED, "latency", "exit code 3"),
+    "segfault@build": (Status.CRASHED, "build", "SIGSEGV"),
+    "segfault@quality": (Status.CRASHED, "quality", "SIGSEGV"),
+    "kill@latency": (Status.CRASHED, "latency", "SIGKILL"),
+    "kill_worker@quality": (Status.CRASHED, "quality", "SIGKILL"),
+    "hang@build": (Status.TIMEOUT, "build", "limit of 3 s"),
+    "hang@latency": (Status.TIMEOUT, "latency", "limit of 3 s"),
+    "hog@build": (Status.OUT_OF_MEMORY, "build", ""),
+    "memory_error@quality": (Status.OUT_OF_MEMORY, "quality", "MemoryError"),
+    "no_memory@latency": (Status.OUT_OF_MEMORY, "latency", "can't allocate memory"),
+    "cuda_out_of_memory@latency": (Status.OUT_OF_MEMORY, "latency", "CUDA out of memory"),
+    "unsupported@build": (Status.UNSUPPORTED, "build", "group size 128 does not divide 576; 64 does"),
+    "empty@quality": (Status.INVALID, "quality", "samples cannot be read"),
+    "truncated@quality": (Status.INVALID, "quality", "samples cannot be read"),
+    "truncated@latency": (Status.INVALID, "latency", "samples cannot be read"),
+    "nan@quality": (Status.DIVERGED, "quality", "perplexity is not finite"),
+}
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
+    """One sweep of all rows: the failures of some must not touch the others."""
+    folder = tmp_path_factory.mktemp("statuses")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SQUEEZE_CACHE", str(folder / "cache"))
+        patch.setenv("SQUEEZE_TEST_JOBS", str(folder / "jobs"))
+        found = run_made_up([cell(name, protocol=limited(3, 400 * 2**20)) for name in TABLE], folder / "results")
+        assert len(list((folder / "results" / "records").glob("*.json"))) == len(TABLE)
+        return found
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_status(outcome: dict[str, Record], name: str) -> None:
+    status, stage, reason = TABLE[name]
+    record = outcome[name]
+    assert (record.status, record.stage) == (status, stage)
+    assert reason in record.reason
+    assert "\n" not in record.reason
+
+
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row[0] not in (Status.OK, Status.DIVERGED)])
+def test_a_failure_has_no_figures(outcome: dict[str, Record], name: str) -> None:
+    assert outcome[name].estimates == {}
+    assert outcome[name].samples == {}
+
+
+def test_a_crash_shows_the_end_of_its_log(outcome: dict[str, Record]) -> None:
+    assert "ValueError: a weight went missing" in outcome["raise@build"].log_tail
+    assert "Segmentation fault" in outcome["segfault@build"].log_tail
+    for record in outcome.values():
+        assert "/home" not in record.reason + record.log_tail
+        assert len(record.log_tail) <= 1000
+
+
+def test_memory_at_death_is_named(outcome: dict[str, Record]) -> None:
+    assert "MiB)" in outcome["hang@latency"].reason
+
+
+def test_a_diverged_model_keeps_its_speed_and_size(outcome: dict[str, Record]) -> None:
+    estimates = outcome["nan@quality"].estimates
+    assert "decode_speedup" in estimates
+    assert "bytes" in estimates
+    assert "perplexity" not in estimates
+
+
+def test_a_baseline_that_fails_fails_its_candidates(tmp_path: Path) -> None:
+    for stage in ("build", "quality", "latency"):
+        model = {**MODEL, "name": f"raise@{stage}", "source": f"random:{stage}"}
+        found = run_made_up([cell("a", model=model), cell("b", model=model)], tmp_path / stage)
+        for record in found.values():
+            assert (record.status, record.stage) == (Status.CRASHED, stage)
+            assert record.reason.startswith("baseline: ValueError")
