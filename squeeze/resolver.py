@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -89,7 +88,7 @@ class Resolver:
 
 
 def _resolved(node: Any, axes: Mapping[str, Any], where: str) -> Any:
-    """A copy of ``node`` with each ``${name}`` replaced by that scalar: plain JSON data, equal numbers written equally.
+    """A copy of ``node`` with each ``${name}`` replaced by that scalar: plain JSON data.
 
     Raises SqueezeError, naming the place, for what is not such data and for any other interpolation.
     """
@@ -106,14 +105,16 @@ def _resolved(node: Any, axes: Mapping[str, Any], where: str) -> Any:
 
 
 def _scalar(value: Any, where: str) -> Any:
-    """A JSON scalar; a whole float becomes the integer that it equals."""
+    """A JSON scalar, unchanged. Raises SqueezeError for anything else, and for what is still to be given."""
     if isinstance(value, str):
         allowed = "${" not in value and value != MISSING
     else:
-        allowed = value is None or (isinstance(value, int | float) and math.isfinite(value))
+        allowed = value is None or (isinstance(value, int | float) and abs(value) < 2**63)
     if not allowed:
-        raise SqueezeError(f"{where}: {value!r} is not allowed; expected a finite number, a text, true, false or null")
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+        raise SqueezeError(
+            f"{where}: {value!r} is not allowed; expected a number below 2**63, a text, true, false or null"
+        )
+    return value
 
 
 def _reads(node: Any) -> Iterator[str]:
@@ -129,14 +130,21 @@ def _concrete(group: str, node: Any) -> dict[str, Any]:
     """A resolved choice, checked; in a runtime, ``auto`` becomes a device and null the threads that may be used."""
     check_group(group, node)
     if group == "technique":
-        for index, step in enumerate(node["steps"]):
-            check_step(step, f"technique.steps.{index}")
-            for name, value in step.items():
-                check_axis(f"technique.steps.{index}.{name}", value)
+        steps = [_step(step, f"technique.steps.{index}") for index, step in enumerate(node["steps"])]
+        return {**node, "steps": steps}
     if group == "runtime":
         device = default_device() if node["device"] == "auto" else node["device"]
         return {**node, "device": device, "threads": node["threads"] or usable_threads()}
     return dict(node)
+
+
+def _step(step: Any, where: str) -> dict[str, Any]:
+    """A checked step. What its class declares a float is one: ``sparsity=0`` and ``sparsity=0.0`` are the same cell."""
+    target = check_step(step, where)
+    for name, value in step.items():
+        check_axis(f"{where}.{name}", value)
+    floats = {name: float(step[name]) for name in target.floats & step.keys() if type(step[name]) is int}
+    return {**step, **floats}
 
 
 def _composed(choices: Choices, wanted: Mapping[str, set[str]]) -> dict[str, Any]:

@@ -17,11 +17,15 @@ PACKAGE = "squeeze.techniques"
 
 @dataclass(frozen=True)
 class Target:
-    """A technique's class, as its source declares it. ``fields``: name -> whether a step must give it."""
+    """A technique's class, as its source declares it.
+
+    fields: name -> whether a step must give it. floats: the fields that are declared as float.
+    """
 
     module: str
     name: str
     fields: Mapping[str, bool]
+    floats: frozenset[str]
 
 
 def check_step(step: Any, where: str = "step") -> Target:
@@ -56,7 +60,13 @@ def find(path: str, where: str = "step") -> Target:
     techniques = _techniques(source)
     if name not in techniques:
         raise SqueezeError(f"{where}._target_: {module} defines no technique {name!r}; {hint(name, techniques)}")
-    return Target(module, name, _fields(techniques[name]))
+    declared = _declared(techniques[name])
+    return Target(
+        module,
+        name,
+        fields={field: item.value is None for field, item in declared.items()},
+        floats=frozenset(field for field, item in declared.items() if ast.unparse(item.annotation) == "float"),
+    )
 
 
 def _source(module: str) -> Path | None:
@@ -86,9 +96,9 @@ def _is_technique(node: ast.ClassDef) -> bool:
     )
 
 
-def _fields(node: ast.ClassDef) -> dict[str, bool]:
+def _declared(node: ast.ClassDef) -> dict[str, ast.AnnAssign]:
     return {
-        item.target.id: item.value is None
+        item.target.id: item
         for item in node.body
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
     }

@@ -148,7 +148,8 @@ def test_keys_depend_on_values_and_not_on_the_order_of_a_file(own):
 
 
 def test_equal_numbers_make_equal_cells(own):
-    assert len(planned(own, "technique=prune", "sparsity=0,0.0,0e5")) == 1
+    (cell,) = planned(own, "technique=prune", "sparsity=0,0.0,0e5")
+    assert type(cell.axis("sparsity")) is float
 
 
 def test_glob_and_range_sweep(own):
@@ -204,6 +205,9 @@ def test_a_sweep_unites_its_grids_and_the_command_line_wins(own):
             "+note=${oc.env:SQUEEZE_SECRET} technique.name=${note}",
             "technique.name: '${oc.env:SQUEEZE_SECRET}' is not allowed",
         ),
+        ("model.seed=1" + "0" * 400, "expected a number below 2**63"),
+        ("sparsity=1" + "0" * 400, "expected a number from 0 to below 1"),
+        ("sparsity=inf", "sparsity: inf is not allowed"),
         ("+model.source=x", "'model.source' is there already"),
         ("model.source=http://x", "model.source: 'http://x' is not allowed"),
         ("model.dtype=int8", "model.dtype: 'int8' is not allowed"),

@@ -18,6 +18,7 @@ class Halve:
     "Halves."
     bits: int
     group_size: int | None = 64
+    rate: float = 1.0
     def apply(self, subject, calibration):
         return subject
 
@@ -70,7 +71,9 @@ def test_a_step_becomes_the_technique_that_it_names(techniques):
 
 
 def test_a_check_imports_nothing(techniques):
-    assert targets.check_step(step("Halve", bits=4)).fields == {"bits": True, "group_size": False}
+    target = targets.check_step(step("Halve", bits=4))
+    assert target.fields == {"bits": True, "group_size": False, "rate": False}
+    assert target.floats == {"rate"}
     assert not techniques()
 
 
@@ -114,7 +117,7 @@ def test_a_name_that_the_module_gives_to_something_else_is_refused_and_not_calle
     ("fields", "reason"),
     [
         ({"bitz": 4}, "Halve has no field 'bitz'; did you mean 'bits'?"),
-        ({}, "Halve needs bits; its fields: bits, group_size"),
+        ({}, "Halve needs bits; its fields: bits, group_size, rate"),
         ({"bits": 4, "apply": 1}, "Halve has no field 'apply'"),
     ],
 )
