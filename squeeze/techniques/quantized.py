@@ -1,0 +1,141 @@
+"""A linear layer whose weights are packed codes: one layout for every method that rounds to an affine grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from squeeze.techniques import kernels
+from squeeze.techniques.affine import AffineGrid, scale_dtype
+from squeeze.techniques.packing import pack, packed_bytes, unpack
+
+WEIGHTS_AT_ONCE = 2**22  # dequantized at a time: no more than this of a model is ever held as floats
+ROWS_MULTIPLE = 64  # of output rows, so that the blocks of every kernel layout stay whole
+
+
+class QuantizedLinear(nn.Module):
+    """y = x W^T + b with W = scales * (codes - zeros), codes packed without a wasted bit.
+
+    bits: 1 to 8. group_size: weights of a row that share a scale, a divisor of in_features (itself: one group a row).
+    symmetric: all zero points are 2^(bits-1), and none is stored. dtype: of inputs, bias and outputs ("bfloat16").
+
+    Stored: ``codes`` (out_features, in_features * bits / 8) uint8, ``scales`` (out_features, groups) 16-bit,
+    ``zeros`` (out_features, groups * bits / 8) uint8 unless symmetric, ``bias`` (out_features,).
+
+    ``memory_real``: weights stay in few bits while running. ``compute_real`` is False: every kernel for such weights
+    widens them and multiplies in floating point. What decoding gains, it gains by reading fewer bytes.
+    """
+
+    memory_real = True
+    compute_real = False
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bits: int,
+        group_size: int,
+        symmetric: bool,
+        bias: bool,
+        dtype: str,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.bits, self.group_size, self.symmetric = bits, group_size, symmetric
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.layout: kernels.Layout | None = None
+        groups = in_features // group_size
+        rows = (out_features,)
+        self.codes: torch.Tensor | None
+        self.scales: torch.Tensor | None
+        self.zeros: torch.Tensor | None
+        self.bias: torch.Tensor | None
+        self.register_buffer("codes", torch.empty((*rows, packed_bytes(in_features, bits)), dtype=torch.uint8))
+        self.register_buffer("scales", torch.empty((*rows, groups), dtype=scale_dtype(self.dtype)))
+        packed_zeros = torch.empty((*rows, packed_bytes(groups, bits)), dtype=torch.uint8)
+        self.register_buffer("zeros", None if symmetric else packed_zeros)
+        self.register_buffer("bias", torch.empty(rows, dtype=self.dtype) if bias else None)
+
+    @classmethod
+    def of(
+        cls, codes: torch.Tensor, grid: AffineGrid, bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> QuantizedLinear:
+        """The layer of codes (out_features, in_features) uint8 on a grid; dtype: what it computes in."""
+        out_features, in_features = codes.shape
+        group_size = in_features // grid.scales.shape[1]
+        name = str(dtype).removeprefix("torch.")
+        with torch.device("meta"):  # the tensors that follow take the place of the constructor's
+            layer = cls(in_features, out_features, grid.bits, group_size, grid.zeros is None, bias is not None, name)
+        layer.codes = pack(codes, grid.bits)
+        layer.scales = grid.scales
+        layer.zeros = None if grid.zeros is None else pack(grid.zeros, grid.bits)
+        layer.bias = bias
+        return layer
+
+    def spec(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "symmetric": self.symmetric,
+            "bias": self.bias is not None,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    @property
+    def weight_numel(self) -> int:
+        """Weights that the layer stands for."""
+        return self.in_features * self.out_features
+
+    @property
+    def opaque_bytes(self) -> int:
+        """Bytes in a kernel's layout, which no buffer shows."""
+        return 0 if self.layout is None else sum(tensor.nbytes for tensor in self.layout.tensors())
+
+    def prepare(self) -> None:
+        """Lay the weights out for the fastest kernel there is here, if any; from then on the layer only runs."""
+        grid = self._grid(0, self.out_features)
+        self.layout = kernels.arrange(self._codes(0, self.out_features), grid, self.dtype)
+        if self.layout is not None:
+            self.codes = self.scales = self.zeros = None
+
+    def dequantize(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Output rows ``start`` (a multiple of 64) to ``stop`` as floats: (rows, in_features)."""
+        stop = self.out_features if stop is None else stop
+        if self.layout is not None:
+            return self.layout.dequantize(start, stop)
+        return self._grid(start, stop).dequantize(self._codes(start, stop), self.dtype)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        rows = inputs.reshape(-1, self.in_features)
+        if self.layout is None or len(rows) > kernels.MOST_ROWS:
+            outputs = self._multiply_dequantized(rows)
+        else:
+            outputs = self.layout.multiply(rows)
+            outputs = outputs if self.bias is None else outputs + self.bias
+        return outputs.reshape(*inputs.shape[:-1], self.out_features)
+
+    def _multiply_dequantized(self, rows: torch.Tensor) -> torch.Tensor:
+        step = max(WEIGHTS_AT_ONCE // self.in_features // ROWS_MULTIPLE, 1) * ROWS_MULTIPLE
+        parts = []
+        for start in range(0, self.out_features, step):
+            stop = min(start + step, self.out_features)
+            bias = None if self.bias is None else self.bias[start:stop]
+            parts.append(F.linear(rows, self.dequantize(start, stop), bias))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _codes(self, start: int, stop: int) -> torch.Tensor:
+        assert self.codes is not None
+        return unpack(self.codes[start:stop], self.bits, self.in_features)
+
+    def _grid(self, start: int, stop: int) -> AffineGrid:
+        assert self.scales is not None
+        groups = self.in_features // self.group_size
+        zeros = None if self.zeros is None else unpack(self.zeros[start:stop], self.bits, groups)
+        return AffineGrid(self.bits, self.scales[start:stop], zeros)

@@ -1,0 +1,114 @@
+"""What every technique in conf/technique/ owes: it compresses, saves, loads, and computes the same after loading."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from squeeze import artifact
+from squeeze.calibration import Calibration
+from squeeze.cell import Cell
+from squeeze.choices import packaged_conf
+from squeeze.config import cells
+from squeeze.errors import Unsupported
+from squeeze.steps import resolve_step
+from squeeze.subject import Subject
+from tests.tiny import ARCHITECTURES, tiny_subject
+
+NAMES = sorted(path.stem for path in (packaged_conf() / "technique").glob("*.yaml"))
+COMPRESSING = [name for name in NAMES if name != "none"]
+TOKEN_IDS = torch.arange(24).reshape(2, 12)
+SMALL = 0.9  # of the dense bytes of the same parameters in the same dtype
+
+
+def cell_of(technique: str) -> Cell:
+    (cell,) = cells(["model=tiny_llama", f"technique={technique}", "group_size=32"])
+    return cell
+
+
+def compressed(technique: str, architecture: str, dtype: str = "float32") -> Subject:
+    """The tiny model after the technique's steps; skips an architecture that the technique says it cannot do."""
+    subject = tiny_subject(architecture, dtype)
+    calibration = Calibration(torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0)))
+    try:
+        for step in cell_of(technique).technique["steps"]:
+            subject = resolve_step(step).apply(subject, calibration)
+    except Unsupported as reason:
+        if architecture == "llama":
+            raise
+        pytest.skip(str(reason))
+    return subject
+
+
+@torch.inference_mode()
+def outputs(subject: Subject) -> torch.Tensor:
+    return subject.model(TOKEN_IDS)[0].float()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("technique", NAMES)
+def test_it_computes_the_same_after_saving_and_loading(
+    technique: str, architecture: str, dtype: str, tmp_path: Path
+) -> None:
+    subject = compressed(technique, architecture, dtype)
+    artifact.save(subject, tmp_path)
+    expected = outputs(subject)
+    stored, running = artifact.load(tmp_path, prepare=False), artifact.load(tmp_path)
+    assert torch.equal(outputs(stored), expected)
+    tolerance = (1e-4 if running.model.dtype == torch.float32 else 0.03) * float(expected.abs().max())
+    assert torch.allclose(outputs(running), expected, atol=tolerance, rtol=0)
+    assert running.claims.items() >= json.loads(json.dumps(subject.claims)).items()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("technique", COMPRESSING)
+def test_it_shrinks_on_disk_and_changes_the_model(technique: str, architecture: str, tmp_path: Path) -> None:
+    subject = compressed(technique, architecture, "bfloat16")
+    artifact.save(subject, tmp_path)
+    original = tiny_subject(architecture, "bfloat16")
+    weights = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    assert weights < SMALL * artifact.count_parameters(original.model) * subject.model.dtype.itemsize
+    assert artifact.describe(tmp_path)["parameters"] == artifact.count_parameters(original.model)
+    error = (outputs(subject) - outputs(original)).norm() / outputs(original).norm()
+    assert 1e-4 < error < 1.5
+
+
+@pytest.mark.parametrize("technique", NAMES)
+def test_equal_requests_give_equal_artifacts(technique: str, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        artifact.save(compressed(technique, "llama"), tmp_path / folder)
+    assert artifact.content_hash(tmp_path / "a") == artifact.content_hash(tmp_path / "b")
+
+
+@pytest.mark.parametrize("technique", NAMES)
+def test_it_leaves_the_process_as_it_was(technique: str) -> None:
+    compressed(technique, "llama")  # libraries may set themselves up when they are first imported
+
+    def surroundings() -> tuple[object, ...]:
+        return (
+            torch.get_default_dtype(),
+            torch.get_num_threads(),
+            torch.is_grad_enabled(),
+            torch.backends.quantized.engine,
+            torch.get_rng_state().tolist(),
+            dict(os.environ),
+        )
+
+    before = surroundings()
+    compressed(technique, "llama")
+    assert surroundings() == before
+
+
+@pytest.mark.parametrize("technique", NAMES)
+def test_layers_tell_what_they_are(technique: str) -> None:
+    for module in compressed(technique, "llama").model.modules():
+        if artifact.is_compressed(module):
+            assert type(module)(**module.spec()).spec() == module.spec()
+            assert isinstance(module.memory_real, bool)
+            assert isinstance(module.compute_real, bool)
+            assert module.weight_numel == module.dequantize().numel()
