@@ -26,6 +26,7 @@ REALISED = (
     *("scored_as", "mismatches"),
 )
 UNSTEADY, GRID_FLATTERED, NOT_REALISED = "unsteady", "grid_flattered", "claimed != realised"
+BLOCKS = 128  # of mean token losses in a record: what ranking needs of them, in a kilobyte
 UNKEPT = frozenset({"hidden"})  # hidden states stay in the cache
 
 Values = dict[str, Any]
@@ -76,7 +77,9 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
         estimates=figures.known(estimates),
         claimed=candidate.built.info["claims"],
         realised={**found, "dtype": candidate.built.dtype, "speed_baseline": baseline.cell.model["dtype"]},
-        block_nll=() if diverged else tuple(round(value, 5) for value in block_means(arrays.get("token_nll", []))),
+        block_nll=()
+        if diverged
+        else tuple(round(value, 5) for value in block_means(arrays.get("token_nll", ()), BLOCKS)),
         flags=tuple(_flags(attempt, weighed)),
     )
     return record, _packed(_raw(candidate.timings, baseline.timings, arrays, baseline_arrays))
@@ -112,6 +115,7 @@ def _building(member: Member) -> dict[str, Estimate]:
     overheads = {"process_overhead_seconds": Estimate(float(np.median(member.overheads)), n=len(member.overheads))}
     return {
         "build_seconds": Estimate(info["seconds"]),
+        "build_seconds_marginal": Estimate(info["seconds_marginal"]),
         "build_peak_bytes": Estimate(info["peak_bytes"]),
         **(overheads if member.overheads else {}),
     }
@@ -121,7 +125,7 @@ def _quality(member: Member) -> tuple[Values, Arrays]:
     """The scalars of a member's quality and, of its arrays, those that a record's samples keep."""
     assert member.quality is not None
     values = samples.read(member.quality, arrays=False).values
-    with np.load(member.quality / samples.ARRAYS_NAME, allow_pickle=False) as stored:
+    with (member.quality / samples.ARRAYS_NAME).open("rb") as file, np.load(file, allow_pickle=False) as stored:
         return values, {name: stored[name] for name in stored.files if name not in UNKEPT}
 
 

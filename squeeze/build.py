@@ -6,16 +6,21 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from squeeze import artifact, corpora
+from squeeze import artifact
+from squeeze.cache import cache_root
 from squeeze.calibration import Calibration
 from squeeze.cell import Cell
+from squeeze.corpora import calibration_tokens
 from squeeze.files import write_atomically
+from squeeze.grid import Grid, find_grid
 from squeeze.models import load_baseline
 from squeeze.probes.memory import measured
 from squeeze.process import settle
+from squeeze.shared_pass import SharedPass
 from squeeze.steps import resolve_step
 from squeeze.subject import Subject
 
@@ -25,45 +30,61 @@ INFO = "build.json"
 def build(cell: Cell, folder: Path) -> None:
     """Write the cell's artifact to ``folder``, and what is known of its making to ``build.json`` there.
 
-    build.json: content_hash; seconds (the cold total) and those of each stage; peak_bytes (of the build, loading
-    included); dtype, parameters and claims of the artifact. It is not part of the artifact's content.
+    build.json, which is no part of the artifact's content: content_hash; stages, the seconds of each; seconds_marginal,
+    their sum; seconds, the same as if no earlier build had left its shared pass; peak_bytes of the process, loading
+    included; grid of the baseline's weights, and whether it flatters this artifact; dtype, parameters and claims.
     Raises SqueezeError for a step that may not be made, Unsupported when a technique refuses the model, and whatever
     loading the baseline raises.
     """
     techniques = [resolve_step(step) for step in cell.technique["steps"]]
+    device = str(cell.runtime["device"])
     settle(cell.runtime, int(cell.calibration.get("seed", 0)))
+    shared = SharedPass(cache_root() / "calibration")
     stages: dict[str, float] = {}
 
-    def make() -> None:
+    def make() -> Grid | None:
         with _timed(stages, "load"):
-            subject = load_baseline(cell.model, str(cell.runtime["device"]))
+            subject = load_baseline(cell.model, device)
+        grid = find_grid(subject.model)
         with _timed(stages, "calibration"):
-            data = calibration(cell.calibration, subject)
+            data = calibration(cell.calibration, subject, device, shared)
         with _timed(stages, "compress"):
             for technique in techniques:
                 subject = technique.apply(subject, data)
         with _timed(stages, "save"):
             artifact.save(subject, folder)
+        return grid
 
-    _, usage = measured(make, str(cell.runtime["device"]))
+    grid, usage = measured(make, device)
     description = artifact.describe(folder)
     info = {
         "content_hash": artifact.content_hash(folder),
-        "seconds": sum(stages.values()),
         "stages": stages,
-        "peak_bytes": usage.peak,
+        "seconds_marginal": sum(stages.values()),
+        "seconds": sum(stages.values()) + shared.reused_seconds,
+        "peak_bytes": usage.cuda.get("cuda_allocated_bytes", usage.peak),
+        "grid": grid and asdict(grid),
+        "grid_flattered": grid is not None and is_flattered(grid, description["claims"]),
         **{name: description[name] for name in ("dtype", "parameters", "claims")},
     }
     write_atomically(folder / INFO, json.dumps(info, indent=1).encode())
 
 
-def calibration(request: Mapping[str, Any], subject: Subject) -> Calibration:
-    """The windows of consecutive tokens that a cell's calibration names; none when its technique reads no data."""
+def calibration(request: Mapping[str, Any], subject: Subject, device: str, shared: SharedPass) -> Calibration:
+    """The windows of text that a cell's calibration names; none when its technique reads no data."""
     if not request:
         return Calibration.empty()
-    samples, window = int(request["samples"]), int(request["window"])
-    tokens = corpora.tokens(request["corpus"], subject.tokenizer, samples * window)
-    return Calibration(tokens.reshape(samples, window), int(request["seed"]))
+    tokens = calibration_tokens(request, subject.tokenizer)
+    return Calibration(tokens.to(device), int(request["seed"]), shared)
+
+
+def is_flattered(grid: Grid, claims: Mapping[str, Any]) -> bool:
+    """Whether an artifact can hit the grid on which its weights lay already: a minimum per group, and codes enough.
+
+    With 8 bits there is hardly an error that could be flattered.
+    """
+    bits = claims.get("bits")
+    return bits is not None and claims.get("symmetric") is False and grid.levels <= 2**bits < 2**8
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from squeeze import assets, rounds
+from squeeze import assets, corpora, rounds
 from squeeze.cache import sealed
 from squeeze.cell import Cell, digest
 from squeeze.errors import IntegrityError, SqueezeError
@@ -81,10 +81,10 @@ def build(shop: Workshop, member: Member) -> None:
 
     Raises StageError when the model cannot be fetched, or the build does not end well.
     """
+    _fetch(member.cell)
     key = artifact_key(member.cell)
 
     def make(folder: Path) -> None:
-        _fetch(member.cell)
         job = Job(member.cell, folder / "artifact", "build", folder)
         member.seconds["build"] += shop.run(job, member.log)
 
@@ -192,11 +192,15 @@ def _measure(shop: Workshop, member: Member, job: Job) -> Values:
 
 
 def _fetch(cell: Cell) -> None:
-    """Fetch the model where its progress shows and no limit runs. Raises StageError."""
-    if str(cell.model["source"]).startswith("random:"):
-        return
+    """Fetch the model and the texts here, where progress shows, no limit runs and no device is held.
+
+    Raises StageError.
+    """
     try:
-        assets.fetch(cell.model)
+        if not str(cell.model["source"]).startswith("random:"):
+            assets.fetch(cell.model)
+        for corpus in {cell.protocol["perplexity"]["corpus"], cell.calibration.get("corpus")} - {None}:
+            corpora.text(corpus)
     except SqueezeError as error:
         status = Status.INVALID if isinstance(error, IntegrityError) else Status.CRASHED
         raise StageError(Failure(status, public(str(error)), "fetch")) from error

@@ -49,6 +49,8 @@ PRELOADED = (
     "safetensors.torch",
     "squeeze.artifact",
     "squeeze.build",
+    "squeeze.pytest_plugin",
+    "squeeze.statistics",
 )
 
 Perform = Callable[[Path], int]  # the path of a job file -> exit code
@@ -76,8 +78,8 @@ def run_benches(path: Path, out: Path) -> int:
     import pytest
 
     folder = str(paths.benches())
-    options = ["--cell", str(path), "--rootdir", folder, "-p", "no:cacheprovider"]
-    return int(pytest.main([folder, *options], plugins=[_FailureReporter(out)]))
+    plugins = ["-p", "pytest_benchmark.plugin", "-p", "no:cacheprovider"]  # no other is loaded: see worker_variables
+    return int(pytest.main([folder, "--cell", str(path), "--rootdir", folder, *plugins], [_FailureReporter(out)]))
 
 
 def serve(perform: Perform, *, fork: bool, preloaded: Sequence[str]) -> None:

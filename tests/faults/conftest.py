@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.sweeps import JOBS
+from tests.faults.sweeps import settle_in
 
 
 @pytest.fixture(autouse=True)
 def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SQUEEZE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv(JOBS, str(tmp_path / "jobs"))
+    settle_in(tmp_path, monkeypatch)

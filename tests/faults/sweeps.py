@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
+from squeeze.cache import sealed
 from squeeze.cell import Cell
+from squeeze.corpora import corpus_hash
 from squeeze.launcher import environment_with
 from squeeze.record import Record
 from squeeze.runner import run
@@ -26,7 +29,7 @@ JOBS = "SQUEEZE_TEST_JOBS"
 MODEL = {"name": "tiny", "source": "random:llama", "seed": 0, "kind": "causal_lm", "dtype": "bfloat16"}
 RUNTIME = {"name": "eager", "device": "cpu", "threads": 1, "compile": False}
 LIMIT = {"seconds": 60, "bytes": 2**30}
-PROTOCOL = {
+PROTOCOL: dict[str, Any] = {
     "name": "made_up",
     "rounds": 2,
     "block": 4,
@@ -39,6 +42,18 @@ PROTOCOL = {
     "ranked_by": "perplexity",
     "limits": {"build": LIMIT, "quality": LIMIT, "latency": LIMIT},
 }
+
+
+def settle_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let runs have their cache and their list of jobs below ``folder``; the text that they need is there already."""
+    patch.setenv("SQUEEZE_CACHE", str(folder / "cache"))
+    patch.setenv(JOBS, str(folder / "jobs"))
+
+    def write(corpus: Path) -> None:
+        (corpus / "text.txt").write_text("A text.\n")
+
+    name = PROTOCOL["perplexity"]["corpus"]
+    sealed(f"corpora/{name}-{corpus_hash(name)[:16]}", write)
 
 
 def cell(technique: str = "good", **changes: Any) -> Cell:

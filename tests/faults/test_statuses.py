@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from squeeze.record import Record, Status
-from tests.faults.sweeps import MODEL, cell, limited, run_made_up
+from tests.faults.sweeps import MODEL, cell, limited, run_made_up, settle_in
 
 TABLE = {
     "good": (Status.OK, "", ""),
@@ -39,8 +39,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
     """One sweep of all rows: the failures of some must not touch the others."""
     folder = tmp_path_factory.mktemp("statuses")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SQUEEZE_CACHE", str(folder / "cache"))
-        patch.setenv("SQUEEZE_TEST_JOBS", str(folder / "jobs"))
+        settle_in(folder, patch)
         found = run_made_up([cell(name, protocol=limited(3, 400 * 2**20)) for name in TABLE], folder / "results")
         assert len(list((folder / "results" / "records").glob("*.json"))) == len(TABLE)
         return found

@@ -1,0 +1,103 @@
+"""Building: what lies in the folder is the artifact, what lies in build.json is the truth about its making."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from squeeze import artifact
+from squeeze import build as building
+from squeeze.build import INFO, build, is_flattered
+from squeeze.cell import Cell
+from squeeze.errors import SqueezeError, Unsupported
+from squeeze.grid import Grid
+from squeeze.subject import Subject
+from tests.faults.sweeps import MODEL, RUNTIME
+from tests.tiny import tiny_subject
+
+RTN = {"_target_": "squeeze.techniques.rtn.RoundToNearest", "bits": 4, "group_size": 32, "symmetric": True}
+
+
+def cell(*steps: dict[str, Any], dtype: str = "float32") -> Cell:
+    technique = {"name": "made_up", "family": "made_up", "steps": list(steps)}
+    return Cell(model={**MODEL, "dtype": dtype}, technique=technique, runtime=RUNTIME, protocol={})
+
+
+def info(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / INFO).read_text())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_without_steps_the_model_is_the_baseline(tmp_path: Path, dtype: str) -> None:
+    build(cell(dtype=dtype), tmp_path)
+    tokens = torch.arange(20)[None]
+    with torch.inference_mode():
+        built = artifact.load(tmp_path).model(tokens).logits
+        assert torch.equal(built, tiny_subject("llama", dtype).model(tokens).logits)
+    assert info(tmp_path)["dtype"] == dtype
+
+
+def test_what_is_said_of_the_making(tmp_path: Path) -> None:
+    build(cell(RTN), tmp_path)
+    said = info(tmp_path)
+    assert said["content_hash"] == artifact.content_hash(tmp_path)
+    assert said["claims"]["bits"] == 4
+    assert set(said["stages"]) == {"load", "calibration", "compress", "save"}
+    assert said["seconds"] == said["seconds_marginal"] == pytest.approx(sum(said["stages"].values()))
+    assert said["peak_bytes"] > 10 * 2**20
+    assert said["grid"] is None
+    assert said["grid_flattered"] is False
+
+
+def test_the_same_cell_gives_the_same_content(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        build(cell(RTN), tmp_path / name)
+    assert info(tmp_path / "one")["content_hash"] == info(tmp_path / "two")["content_hash"]
+
+
+def test_steps_are_taken_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+
+    class Step:
+        def __init__(self, name: str):
+            self.name = name
+
+        def apply(self, subject: Subject, _: object) -> Subject:
+            taken.append(self.name)
+            return subject.claiming(**{self.name: len(taken)})
+
+    monkeypatch.setattr(building, "resolve_step", lambda step: Step(step["name"]))
+    build(cell({"name": "first"}, {"name": "second"}), tmp_path)
+    assert taken == ["first", "second"]
+    assert info(tmp_path)["claims"] == {"first": 1, "second": 2}
+
+
+def test_nothing_is_loaded_for_a_step_that_may_not_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "load_baseline", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(SqueezeError, match="refused"):
+        build(cell({"_target_": "os.system", "command": "true"}), tmp_path)
+
+
+def test_a_refusal_is_passed_on(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="48"):
+        build(cell({**RTN, "group_size": 48}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("claims", "flattered"),
+    [
+        ({"bits": 4, "symmetric": False}, True),
+        ({"bits": 5, "symmetric": False}, True),
+        ({"bits": 4, "symmetric": True}, False),
+        ({"bits": 3, "symmetric": False}, False),
+        ({"bits": 8, "symmetric": False}, False),
+        ({"sparsity": 0.5}, False),
+        ({"bits": 4}, False),
+    ],
+)
+def test_which_artifacts_a_grid_of_16_levels_flatters(claims: dict[str, Any], flattered: bool) -> None:
+    assert is_flattered(Grid(levels=16, block=32, matrices=14), claims) is flattered
