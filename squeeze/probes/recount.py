@@ -4,7 +4,7 @@ Bits come from bytes on disk, sparsity and levels from the weights that each sto
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,15 +63,14 @@ class Recount:
 
 def recount(folder: Path, subject: Subject) -> Recount:
     """Count what the artifact in `folder` holds; subject: that artifact as stored (loaded with `prepare=False`)."""
-    stored = Counter({tensor.name: tensor.bytes for tensor in stored_tensors(folder)})
+    layers = dict(matrices(subject.model))
+    stored = _bytes_by_layer(folder, layers)
     dtype: torch.dtype = subject.model.dtype  # type: ignore[assignment]
     dense_bits = 8 * dtype.itemsize
     weights = compressed = levels = 0
     bits = zeros = 0.0
-    for name, layer in matrices(subject.model):
-        count = logical_weights(layer)
-        own_bits = 8 * sum(size for key, size in stored.items() if _is_weight_of(name, key))
-        values = dense(layer)
+    for name, layer in layers.items():
+        count, own_bits, values = logical_weights(layer), 8 * stored[name], dense(layer)
         weights += count
         bits += own_bits
         zeros += count * (1 - int(values.count_nonzero()) / values.numel())
@@ -105,8 +104,8 @@ def dense(layer: nn.Module) -> Tensor:
         return layer.dequantize()  # type: ignore[no-any-return,operator]
     if architecture.weight(layer).is_floating_point():
         return architecture.weight(layer)
-    device, features = architecture.weight(layer).device, logical_weights(layer) // len(architecture.weight(layer))
-    units = torch.eye(PROBED_COLUMNS, features, device=device)
+    features: int = layer.in_features  # type: ignore[assignment]
+    units = torch.eye(PROBED_COLUMNS, features, device=architecture.weight(layer).device)
     return (layer(units) - layer(torch.zeros_like(units))).T  # type: ignore[no-any-return]
 
 
@@ -126,5 +125,13 @@ def _matrices(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield from _matrices(f"{name}.{child_name}", child)
 
 
-def _is_weight_of(layer_name: str, tensor_name: str) -> bool:
-    return tensor_name.startswith(f"{layer_name}.") and tensor_name != f"{layer_name}.bias"
+def _bytes_by_layer(folder: Path, layers: Collection[str]) -> Counter[str]:
+    """Stored bytes of each layer, its bias left out."""
+    found = Counter[str]()
+    for tensor in stored_tensors(folder):
+        owner = tensor.name
+        while owner and owner not in layers:
+            owner = owner.rpartition(".")[0]
+        if owner and tensor.name != f"{owner}.bias":
+            found[owner] += tensor.bytes
+    return found

@@ -10,6 +10,7 @@ from squeeze import architecture, artifact
 from squeeze.calibration import Calibration
 from squeeze.probes.recount import Recount, dense, matrices, most_levels, recount
 from squeeze.subject import Subject
+from squeeze.techniques.bitsandbytes import Float4, LLMInt8
 from squeeze.techniques.magnitude import Magnitude
 from squeeze.techniques.rtn import RoundToNearest
 from tests.tiny import ARCHITECTURES, tiny_subject
@@ -90,6 +91,15 @@ class Foreign(nn.Linear):
 def test_a_foreign_layer_shows_its_weights_through_its_forward() -> None:
     values = torch.randn(10, 96, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(dense(Foreign(values)), values[:, :64], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("technique", "bits"), [(Float4("nf4", double_quant=False), 4), (LLMInt8(6.0), 8)])
+def test_a_librarys_own_format_is_counted_like_ours(technique: Float4 | LLMInt8, bits: int, tmp_path: Path) -> None:
+    found, mismatches = counted(technique.apply(tiny_subject("llama", "bfloat16"), NO_DATA), tmp_path)
+    assert bits < found.effective_bits < bits + 1.25
+    assert found.levels <= min(2**bits, 32)
+    assert found.compressed_share == 1.0
+    assert mismatches == []
 
 
 def test_levels_are_distinct_values_among_neighbours() -> None:
