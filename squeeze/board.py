@@ -1,0 +1,70 @@
+"""``squeeze board``: the leaderboard in the terminal, and what measuring it cost."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from squeeze import excerpt
+from squeeze.cell import Cell
+from squeeze.errors import SqueezeError
+from squeeze.store import RecordStore
+from squeeze.table import read, report
+
+PIPE_WIDTH = 120  # columns when the output is no terminal
+
+
+def show(results: Path, costs: bool = False) -> None:
+    """Print the boards of a results folder or, with ``costs``, the seconds that each cell's stages took.
+
+    Raises SqueezeError when there is no record.
+    """
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, PIPE_WIDTH)
+    if costs:
+        console.print(_costs(results))
+        return
+    for board in excerpt.boards(read(results)):
+        _print(console, board)
+    console.print(Text(excerpt.LEGEND, style="dim"))
+
+
+def _print(console: Console, board: pd.DataFrame) -> None:
+    ok, failed = excerpt.parted(board)
+    table = Table(
+        title=Text(excerpt.title(board)), title_justify="left", box=SIMPLE_HEAD, padding=0, collapse_padding=True
+    )
+    for heading in excerpt.HEADINGS:
+        table.add_column(heading, justify="left" if heading in excerpt.LEFT else "right", overflow="fold")
+    for _, row in ok.iterrows():
+        table.add_row(*map(Text, excerpt.cells(row)))
+    console.print(table)
+    for _, row in failed.iterrows():
+        console.print(Text(excerpt.failure(row), style="yellow"))
+    console.print()
+
+
+def _costs(results: Path) -> Table:
+    """Wall seconds by cell (all its attempts) and stage; stages in the order of what they took in all."""
+    spent: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in RecordStore(results).records(report):
+        spent[Cell.from_json(record.cell).label].update(record.stages)
+    if not spent:
+        raise SqueezeError(f"no record in {results}: expected records/*.json there; `squeeze run` makes them")
+    total = sum(spent.values(), Counter[str]())
+    stages = [name for name, _ in total.most_common()]
+    table = Table(title="wall seconds", title_justify="left", box=SIMPLE_HEAD, show_footer=True)
+    table.add_column("cell", footer=f"{len(spent)} cells")
+    for name in stages:
+        table.add_column(name, footer=f"{total[name]:.1f}", justify="right")
+    table.add_column("total", footer=f"{total.total():.1f}", justify="right")
+    for label, seconds in sorted(spent.items(), key=lambda item: -item[1].total()):
+        table.add_row(Text(label), *(f"{seconds[name]:.1f}" for name in stages), f"{seconds.total():.1f}")
+    return table

@@ -1,0 +1,47 @@
+import pytest
+
+from squeeze.board import show
+from squeeze.errors import SqueezeError
+from squeeze.store import RecordStore
+from tests.records import smoke_records
+
+
+@pytest.fixture
+def results(tmp_path):
+    store = RecordStore(tmp_path)
+    store.prepare()
+    for each in smoke_records():
+        store.write(each)
+    return tmp_path
+
+
+def test_the_board_fits_120_columns_and_cuts_nothing(results, capsys):
+    show(results)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 120
+    text = "\n".join(lines)
+    assert "1.65 [1.60, 1.70] ▲" in text
+    assert "+4e+05 [+3.6e+05, +4.4e+05] ▼" in text
+    assert "bnb_int8-3: unsupported: =bits 3 is not supported; expected 4 or 8" in text
+    assert "…" not in text
+
+
+def test_rows_stand_in_the_order_of_their_ranks(results, capsys):
+    show(results)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "BM" in line]
+    assert [int(row[0]) for row in rows] == [1, 1, 3, 4, 5, 6, 6, 8, 9, 10, 11]
+
+
+def test_costs_add_up_by_cell_and_stage(results, capsys):
+    show(results, costs=True)
+    lines = capsys.readouterr().out.splitlines()
+    heading = next(line for line in lines if "latency" in line)
+    assert heading.split() == ["cell", "latency", "quality", "build", "total"]
+    assert next(line for line in lines if "rtn-4-g64" in line).split()[1:] == ["40.0", "25.0", "3.0", "68.0"]
+    assert next(line for line in lines if "12 cells" in line).split()[2:] == ["440.0", "275.0", "33.0", "748.0"]
+
+
+@pytest.mark.parametrize("costs", [False, True])
+def test_no_record_is_an_error_that_says_what_to_do(tmp_path, costs):
+    with pytest.raises(SqueezeError, match="squeeze run"):
+        show(tmp_path, costs)
