@@ -1,0 +1,31 @@
+"""Settings of torch that hold for a stretch of code and are then put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Float32 matmuls on CPU multiply in bfloat16 and add in float32: exact where the factors are bfloat16 numbers."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For long rows of small operations: threads that meet after each cost more than they save, much more when busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
