@@ -59,6 +59,7 @@ def test_a_collapsed_model_is_drawn_on_the_edge_with_its_figure(figure):
 
 def test_the_front_joins_the_rows_that_no_other_beats(figure):
     fronts = [next(line for line in axes.lines if line.get_drawstyle().startswith("steps")) for axes in figure.axes]
+    assert [line.get_drawstyle() for line in fronts] == ["steps-post", "steps-pre"]  # smaller, larger is better
     assert fronts[0].get_xdata().tolist() == [109, 112, 116, 163, 269]
     assert fronts[1].get_xdata().tolist() == [18, 22, 46]
 

@@ -225,7 +225,7 @@ UNSTEADY = {
     "spike": noisy(np.where(np.arange(32) == 20, 5.0, 1.0)),
     "bimodal": noisy(np.where(np.arange(32) % 2, 1.25, 1.0)),
     "staircase": noisy(1 + 0.1 * (np.arange(32) // 8)),
-    "late step": noisy(np.where(np.arange(32) >= 24, 1.2, 1.0)),
+    "late step": noisy(np.where(np.arange(32) >= 26, 1.2, 1.0)),
     "very noisy": noisy(np.ones(32), 0.2),
     "short ramp": noisy([1.0, 1.1, 1.2, 1.3, 1.4]),
     "NaN": [1.0] * 16 + [float("nan")],
