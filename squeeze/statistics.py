@@ -49,9 +49,10 @@ def ratio(candidate: Sequence[float], baseline: Sequence[float]) -> Estimate:
 
     Raises ValueError when the rounds are not paired, or a median is not a positive, finite number.
     """
-    logs = -np.diff(np.log(_paired(candidate, baseline, "rounds")), axis=0)[0]
-    if not np.isfinite(logs).all():
+    medians = _paired(candidate, baseline, "rounds")
+    if not (np.isfinite(medians) & (medians > 0)).all():
         raise ValueError(f"medians must be positive and finite, found {list(candidate)} and {list(baseline)}")
+    logs = np.log(medians[0] / medians[1])
     centre, error, p_value = _t_test(logs)
     if logs.size < FEWEST_ROUNDS:
         return Estimate(float(np.exp(centre)), n=logs.size)

@@ -67,7 +67,6 @@ def test_a_model_against_itself_is_no_different():
         ([1.0, -1.0], [1.0, 1.0], "positive and finite"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning")
 def test_rounds_that_do_not_pair_are_refused(candidate, baseline, words):
     with pytest.raises(ValueError, match=words):
         ratio(candidate, baseline)
