@@ -12,12 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from squeeze import hub, wheels
-from squeeze.cache import cache_root
 from squeeze.errors import IntegrityError, SqueezeError
 from squeeze.files import sha256
 from squeeze.suggest import hint
-
-__all__ = ["cache_root", "fetch", "split"]
 
 SCHEMES = ("pypi", "hf", "file")
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy"})

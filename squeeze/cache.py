@@ -16,7 +16,7 @@ from squeeze.files import sha256
 
 MANIFEST = ".manifest.json"
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
 
 
 def cache_root() -> Path:
@@ -116,9 +116,9 @@ def _explained(folder: Path) -> Iterator[None]:
                 f"disk full: {folder} could not be written ({free:.0f} MB free);"
                 " free some space, or set SQUEEZE_CACHE to a folder on a larger disk"
             ) from error
-        if error.errno in REFUSED:
+        if error.errno in REFUSED and Path(error.filename or folder).is_relative_to(cache_root()):
             raise SqueezeError(
-                f"cache folder {error.filename or folder} is not writable; set SQUEEZE_CACHE to one that is"
+                f"cache folder {cache_root()} is not writable; set SQUEEZE_CACHE to one that is"
             ) from error
         raise
 

@@ -107,6 +107,12 @@ def test_a_disk_that_refuses_is_explained(number: int, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_root_that_is_a_file_is_explained(root: Path) -> None:
+    root.write_text("")
+    with pytest.raises(SqueezeError, match="not writable"):
+        sealed("name", Maker())
+
+
 def test_other_errors_of_the_system_are_not_disguised() -> None:
     def fail(folder: Path) -> None:
         raise FileNotFoundError("a bug")
