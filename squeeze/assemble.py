@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
@@ -23,11 +20,10 @@ from squeeze.statistics import block_means
 
 REALISED = (
     *("bytes_real", "memory_real", "compute_real", "batch_dependent", "sparsity", "levels", "compressed_share"),
-    *("scored_as", "mismatches"),
+    *("scored_as", "scored_difference", "mismatches"),
 )
 UNSTEADY, GRID_FLATTERED, NOT_REALISED = "unsteady", "grid_flattered", "claimed != realised"
 BLOCKS = 128  # of mean token losses in a record: what ranking needs of them, in a kilobyte
-UNKEPT = frozenset({"hidden"})  # hidden states stay in the cache
 
 Values = dict[str, Any]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -66,7 +62,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
     }
     if attempt.machine is not None:
         estimates |= figures.utilisation(candidate.timings, attempt.machine, candidate.built.dtype)
-    diverged = _diverged(scored, candidate.built.folder)
+    diverged = str(scored["reason"]) if scored.get("diverged") else ""
     if not diverged:
         estimates |= figures.changes(arrays, baseline_arrays, attempt.cell.protocol["seed"])
     found = {name: values[name] for values in (scored, weighed) for name in REALISED if values.get(name) is not None}
@@ -77,9 +73,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
         estimates=figures.known(estimates),
         claimed=candidate.built.info["claims"],
         realised={**found, "dtype": candidate.built.dtype, "speed_baseline": baseline.cell.model["dtype"]},
-        block_nll=()
-        if diverged
-        else tuple(round(value, 5) for value in block_means(arrays.get("token_nll", ()), BLOCKS)),
+        block_nll=() if diverged else _block_nll(arrays),
         flags=tuple(_flags(attempt, weighed)),
     )
     return record, _packed(_raw(candidate.timings, baseline.timings, arrays, baseline_arrays))
@@ -122,22 +116,18 @@ def _building(member: Member) -> dict[str, Estimate]:
 
 
 def _quality(member: Member) -> tuple[Values, Arrays]:
-    """The scalars of a member's quality and, of its arrays, those that a record's samples keep."""
+    """The scalars and the arrays of a member's quality."""
     assert member.quality is not None
     values = samples.read(member.quality, arrays=False).values
     with (member.quality / samples.ARRAYS_NAME).open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        return values, {name: stored[name] for name in stored.files if name not in UNKEPT}
+        return values, dict(stored)
 
 
-def _diverged(scored: Values, folder: Path) -> str:
-    """Why a model's scores mean nothing: no finite perplexity, or one worse than guessing; empty otherwise."""
-    perplexity = scored.get("perplexity")
-    if perplexity is None:
-        return ""
-    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
-    if not math.isfinite(perplexity):
-        return "perplexity is not finite"
-    return f"perplexity {perplexity:.4g} above the vocabulary size {vocabulary}" if perplexity > vocabulary else ""
+def _block_nll(arrays: Arrays) -> tuple[float, ...]:
+    """What ranking needs of the token losses; nothing for a model that predicts no tokens."""
+    if "token_nll" not in arrays:
+        return ()
+    return tuple(round(value, 5) for value in block_means(arrays["token_nll"], BLOCKS))
 
 
 def _flags(attempt: Attempt, weighed: Values) -> Iterator[str]:

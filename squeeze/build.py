@@ -16,7 +16,7 @@ from squeeze.calibration import Calibration
 from squeeze.cell import Cell
 from squeeze.corpora import calibration_tokens
 from squeeze.files import write_atomically
-from squeeze.grid import Grid, find_grid
+from squeeze.grid import Grid, find_grid, flattered
 from squeeze.models import load_baseline
 from squeeze.probes.memory import measured
 from squeeze.process import settle
@@ -64,7 +64,7 @@ def build(cell: Cell, folder: Path) -> None:
         "seconds": sum(stages.values()) + shared.reused_seconds,
         "peak_bytes": usage.cuda.get("cuda_allocated_bytes", usage.peak),
         "grid": grid and asdict(grid),
-        "grid_flattered": grid is not None and is_flattered(grid, description["claims"]),
+        "grid_flattered": flattered(grid, description["claims"]),
         **{name: description[name] for name in ("dtype", "parameters", "claims")},
     }
     write_atomically(folder / INFO, json.dumps(info, indent=1).encode())
@@ -76,15 +76,6 @@ def calibration(request: Mapping[str, Any], subject: Subject, device: str, share
         return Calibration.empty()
     tokens = calibration_tokens(request, subject.tokenizer)
     return Calibration(tokens.to(device), int(request["seed"]), shared)
-
-
-def is_flattered(grid: Grid, claims: Mapping[str, Any]) -> bool:
-    """Whether an artifact can hit the grid on which its weights lay already: a minimum per group, and codes enough.
-
-    With 8 bits there is hardly an error that could be flattered.
-    """
-    bits = claims.get("bits")
-    return bits is not None and claims.get("symmetric") is False and grid.levels <= 2**bits < 2**8
 
 
 @contextmanager

@@ -108,14 +108,15 @@ def board(results: Path, costs: bool) -> None:
 @click.argument("first")
 @click.argument("second")
 @results_option
-def compare(first: str, second: str, results: Path) -> None:
+@click.option("--allow-mixed", is_flag=True, help="Show rows of unlike machines or protocols, apart.")
+def compare(first: str, second: str, results: Path, allow_mixed: bool) -> None:
     """Explain how two measured cells differ.
 
     FIRST and SECOND are labels, keys or beginnings of keys, as `squeeze list` shows them.
     """
     from squeeze.compare import explain
 
-    explain(results, first, second)
+    explain(results, first, second, allow_mixed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from squeeze.record import Record, Status
 
@@ -68,6 +69,6 @@ class Display:
         why = f" in {record.stage}: {record.reason}" if record.reason else ""
         self.say(f"[{self.done}/{self.cells}] {label}: {record.status}{why}", STYLES.get(record.status, "red"))
 
-    def say(self, line: str, style: str | None = None) -> None:
+    def say(self, line: str, style: str = "") -> None:
         """One line, above the bar where there is one."""
-        self.console.print(line, style=style if self.console.is_terminal else None, markup=False)
+        self.console.print(Text(line, style))

@@ -110,6 +110,7 @@ class Shared:
         for stage in STAGES:
             seconds = samples.read(self._out(cell, stage), arrays=False).values["stages"]
             member.work[stage] = sum(spent for name, spent in seconds.items() if name not in START_UP)
+        member.overheads = [sum(seconds.get(name, 0.0) for name in START_UP)]
         return member
 
 

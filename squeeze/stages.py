@@ -6,7 +6,7 @@ What does not depend on the moment (artifacts, quality) is kept in the cache und
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,8 +65,8 @@ class Member:
     artifact: Artifact | None = None
     quality: Path | None = None
     timings: list[Values] = field(default_factory=list)
-    seconds: Counter[str] = field(default_factory=Counter)
-    work: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    work: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     overheads: list[float] = field(default_factory=list)
 
     @property
@@ -86,7 +86,7 @@ def build(shop: Workshop, member: Member) -> None:
 
     def make(folder: Path) -> None:
         job = Job(member.cell, folder / "artifact", "build", folder)
-        member.seconds["build"] += shop.run(job, member.log)
+        member.seconds["build"] += shop.run(job, member.log, "build")
 
     folder = sealed(f"artifacts/{key}", make) / "artifact"
     member.artifact = Artifact(folder, key, json.loads((folder / BUILD_INFO).read_text()))
@@ -104,10 +104,10 @@ def score(shop: Workshop, member: Member, baseline: Member | None) -> None:
             member.built.folder,
             "quality",
             folder,
-            baseline=baseline and baseline.quality,
-            baseline_artifact=baseline and baseline.built.folder,
+            baseline=None if baseline is None else baseline.quality,
+            baseline_artifact=None if baseline is None else baseline.built.folder,
         )
-        _measure(shop, member, job)
+        _measure(shop, member, job, "quality")
 
     member.quality = sealed(f"quality/{quality_key(member, baseline)}", make)
 
@@ -138,7 +138,7 @@ def time_rounds(
     for number in range(baseline.cell.protocol["rounds"]):
         for member in rounds.order([baseline, *alive], number):
             try:
-                _time(shop, member, number)
+                _time(shop, member, number, f"latency, round {number + 1}")
             except StageError as failed:
                 if member is baseline:
                     raise
@@ -161,7 +161,7 @@ def faster(shop: Workshop, members: Sequence[Member]) -> Member:
     for number in (1, 2):  # not round 0, in which figures are taken that no round changes
         for member in rounds.order(members, number):
             try:
-                times[member.cell.label].append(seconds_per_step(_time(shop, member, number)))
+                times[member.cell.label].append(seconds_per_step(_time(shop, member, number, "pilot")))
             except StageError as failed:
                 failures[member.cell.label] = failed
     sound = [member for member in members if member.cell.label not in failures]
@@ -176,14 +176,15 @@ def seconds_per_step(values: Values) -> float:
     return float(median(steps[min(steps, key=int)]))
 
 
-def _time(shop: Workshop, member: Member, number: int) -> Values:
-    values = _measure(shop, member, Job(member.cell, member.built.folder, "latency", shop.folder(), round=number))
+def _time(shop: Workshop, member: Member, number: int, what: str) -> Values:
+    job = Job(member.cell, member.built.folder, "latency", shop.folder(), round=number)
+    values = _measure(shop, member, job, what)
     member.timings.append(values)
     return values
 
 
-def _measure(shop: Workshop, member: Member, job: Job) -> Values:
-    values, seconds = shop.measure(job, member.log)
+def _measure(shop: Workshop, member: Member, job: Job, what: str) -> Values:
+    values, seconds = shop.measure(job, member.log, what)
     member.seconds[job.stage] += seconds
     work = sum(spent for name, spent in values.get("stages", {}).items() if name not in START_UP)
     member.work[job.stage] += work

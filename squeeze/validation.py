@@ -13,7 +13,7 @@ from squeeze import tasks
 from squeeze.errors import SqueezeError
 from squeeze.suggest import hint
 
-QUALITY = ("perplexity", "bits_per_byte", "kl_divergence")
+RANKED_BY = ("perplexity", "bits_per_byte")  # a record keeps the token losses that comparing these needs
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,7 @@ def _check_protocol(protocol: Mapping[str, Any]) -> None:
     _check_known("protocol.perplexity.corpus", text["corpus"], known_texts())
     for task in protocol["tasks"]:
         _check_known("protocol.tasks", task, known_tasks())
-    _check_known(
-        "protocol.ranked_by", protocol["ranked_by"], [*QUALITY, *(f"acc_{task}" for task in protocol["tasks"])]
-    )
+    _check_known("protocol.ranked_by", protocol["ranked_by"], RANKED_BY)
 
 
 def _check_known(where: str, value: str, known: Sequence[str]) -> None:

@@ -54,19 +54,18 @@ class Workshop:
         """A new, empty scratch folder."""
         return Path(mkdtemp(dir=self._scratch.name))
 
-    def run(self, job: Job, log: Path) -> float:
-        """Run one job and return its wall time in seconds, process start included.
+    def run(self, job: Job, log: Path, what: str) -> float:
+        """Run one job and return its wall time in seconds, process start included. ``what``: as it is told to people.
 
         Raises StageError when it ends in any other way than well, SqueezeError when no process can be started.
         """
         path = self.folder() / "job.json"
         path.write_text(json.dumps(job.to_json()))
         limits = Limits(**job.cell.protocol["limits"]["latency" if job.stage == "machine" else job.stage])
-        what = f"{job.cell.label}: {job.stage}" + (f" {job.round + 1}" if job.stage == "latency" else "")
         with log.open("ab") as file:
-            file.write(f"=== {what}\n".encode())
+            file.write(f"=== {job.cell.label}: {what}\n".encode())
             start = file.tell()
-        with self.display.process(what):
+        with self.display.process(f"{job.cell.label}: {what}"):
             end = self._launcher_for(job.cell.runtime).run(path, log, limits)
         self.seconds += end.seconds
         failure = outcome.judge(end, job.out, limits, job.stage)
@@ -74,12 +73,12 @@ class Workshop:
             raise StageError(replace(failure, log_tail=outcome.tail(_read_from(log, start))))
         return end.seconds
 
-    def measure(self, job: Job, log: Path) -> tuple[dict[str, Any], float]:
+    def measure(self, job: Job, log: Path, what: str) -> tuple[dict[str, Any], float]:
         """Run one measuring job: the JSON values of its samples, and its wall time in seconds.
 
         Raises StageError as `run` does, and as invalid when the process ended well without leaving sound samples.
         """
-        seconds = self.run(job, log)
+        seconds = self.run(job, log, what)
         try:
             values = samples.read(job.out, arrays=False).values
             with ZipFile(job.out / samples.ARRAYS_NAME):  # whole, but for what is in its entries
@@ -97,7 +96,7 @@ class Workshop:
             return None
         job = Job(cell, self.folder(), "machine", self.folder())
         try:
-            self.run(job, log)
+            self.run(job, log, "physical limits")
             return Machine.from_json(json.loads((job.out / MACHINE).read_bytes()))
         except (OSError, ValueError, TypeError, StageError):
             return None

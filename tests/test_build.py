@@ -11,10 +11,9 @@ import torch
 
 from squeeze import artifact
 from squeeze import build as building
-from squeeze.build import INFO, build, is_flattered
+from squeeze.build import INFO, build
 from squeeze.cell import Cell
 from squeeze.errors import SqueezeError, Unsupported
-from squeeze.grid import Grid
 from squeeze.subject import Subject
 from tests.faults.sweeps import MODEL, RUNTIME
 from tests.tiny import tiny_subject
@@ -85,19 +84,3 @@ def test_nothing_is_loaded_for_a_step_that_may_not_be_made(tmp_path: Path, monke
 def test_a_refusal_is_passed_on(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="48"):
         build(cell({**RTN, "group_size": 48}), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("claims", "flattered"),
-    [
-        ({"bits": 4, "symmetric": False}, True),
-        ({"bits": 5, "symmetric": False}, True),
-        ({"bits": 4, "symmetric": True}, False),
-        ({"bits": 3, "symmetric": False}, False),
-        ({"bits": 8, "symmetric": False}, False),
-        ({"sparsity": 0.5}, False),
-        ({"bits": 4}, False),
-    ],
-)
-def test_which_artifacts_a_grid_of_16_levels_flatters(claims: dict[str, Any], flattered: bool) -> None:
-    assert is_flattered(Grid(levels=16, block=32, matrices=14), claims) is flattered

@@ -77,7 +77,7 @@ def test_board_and_compare_pass_on_what_was_asked(monkeypatch, results):
     monkeypatch.setitem(sys.modules, "squeeze.compare", SimpleNamespace(explain=lambda *asked: calls.append(asked)))
     assert squeeze("board", "--costs", "--results", results) == 0
     assert squeeze("compare", "one", "two", "--results", results) == 0
-    assert calls == [(results, True), (results, "one", "two")]
+    assert calls == [(results, True), (results, "one", "two", False)]
 
 
 def test_list_shows_status_and_time_and_runs_nothing(results, capsys):

@@ -1,6 +1,7 @@
 """Files appear whole or not at all."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,15 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pyte
         files.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_others_may_read_what_the_user_lets_them_read(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        files.write_atomically(tmp_path / "file.json", b"shared")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file.json").stat().st_mode & 0o777 == 0o644
 
 
 def test_hash_and_total(tmp_path: Path) -> None:

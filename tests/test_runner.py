@@ -140,7 +140,7 @@ def test_every_stage_is_told_in_a_plain_line(tmp_path: Path, capsys: pytest.Capt
     told = capsys.readouterr()
     assert told.out == ""
     assert "tiny-a-4: build: 0." in told.err
-    assert "tiny-a-4: latency 2: 0." in told.err
+    assert "tiny-a-4: latency, round 2: 0." in told.err
     assert "tiny-unsupported@build-4: unsupported in build: Unsupported: group size 128 does not" in told.err
     assert "[2/2] tiny-a-4: ok\n" in told.err
 

@@ -54,8 +54,8 @@ class Recount:
         found = []
         bits, sparsity = claims.get("bits"), claims.get("sparsity")
         if bits is not None and self.effective_bits > bits + BITS_TOLERANCE:
-            dense = 1 - self.compressed_share
-            found.append(f"claimed {bits:g} bits, stored {self.effective_bits:.2f} a weight ({dense:.0%} left dense)")
+            left = 1 - self.compressed_share
+            found.append(f"claimed {bits:g} bits, stored {self.effective_bits:.2f} a weight ({left:.0%} left dense)")
         if sparsity is not None and abs(self.sparsity - sparsity) > SPARSITY_TOLERANCE:
             found.append(f"claimed {sparsity:.1%} zeros, found {self.sparsity:.1%}")
         return found

@@ -1,0 +1,26 @@
+"""What the compressed model is still worth: perplexity, tasks, and its distance from the baseline."""
+
+import pytest
+
+from squeeze import corpora
+from squeeze.job import Job
+from squeeze.samples import Samples
+from squeeze.subject import Subject
+
+COMPARED = 512  # tokens on which the timed forward and the scored one are compared
+
+
+@pytest.mark.quality
+def test_quality(job: Job, subject: Subject, samples: Samples) -> None:
+    if job.cell.model["kind"] == "encoder":
+        pytest.skip("an encoder predicts no next token: it has no perplexity")
+    with samples.stage("imports"):
+        from squeeze.probes import quality  # lm-eval: seconds that no other bench should wait for
+
+    protocol, runtime = job.cell.protocol, job.cell.runtime
+    quality.measure_quality(subject, protocol, samples, job.baseline, job.baseline_artifact)
+    samples.put("scored_as", "eager" if runtime["compile"] else "itself")
+    if runtime["compile"]:
+        token_ids = corpora.tokens(protocol["perplexity"]["corpus"], subject.tokenizer, COMPARED)
+        difference = quality.compiled_difference(subject.model, token_ids[None].to(runtime["device"]))
+        samples.put("scored_difference", difference)

@@ -1,0 +1,57 @@
+"""How requests may be batched for a model: whether a token's score depends on what else is in the batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from squeeze.scoring import Row, predict
+
+TEXT = 32  # tokens whose hidden states are watched
+CONTEXTS = 3  # different texts that stand beside them
+NEARER = (
+    0.3  # than the same tokens as one text; bfloat16 rounding gives 0.06, or 0.15 where two bits are left of a weight
+)
+
+
+def batch_dependent(model: nn.Module) -> bool:
+    """Whether activations are quantized with scales, or sorted into outliers, that other tokens of the batch move.
+
+    A causal model's hidden states of a text are the same whatever follows it, bit for bit as long as the shapes are the
+    same, whether it computes in float32 or bfloat16 and however its weights are stored. Where they are not, something
+    is computed over all tokens of a call.
+    """
+    text, *others = _texts(model, 1 + CONTEXTS)
+    first, *rest = [_hidden(model, text + other)[: len(text)] for other in others]
+    return not all(torch.allclose(first, states, rtol=0, atol=0, equal_nan=True) for states in rest)
+
+
+def takes_branches(model: nn.Module) -> bool:
+    """Whether the model heeds a mask of branches and given positions: two continuations packed, as if each were alone.
+
+    That is: far nearer to what each has alone than where the second one sees the first.
+    """
+    context, left, right = (tuple(text) for text in _texts(model, 3))
+    alone = torch.cat([predict(model, [Row(context, (branch,), (0,))]).hidden for branch in (left, right)])
+    as_one_text = predict(model, [Row(context, (left + right,), (0,))]).hidden
+    try:
+        packed = predict(model, [Row(context, (left, right), (0, 1))]).hidden
+    except (TypeError, ValueError, RuntimeError):  # an architecture without such arguments, or for other shapes
+        return False
+    return _distance(packed, alone) < NEARER * _distance(as_one_text, alone)
+
+
+def _distance(states: Tensor, others: Tensor) -> float:
+    return float((states - others).float().norm())
+
+
+def _hidden(model: nn.Module, token_ids: list[int]) -> Tensor:
+    """(tokens - 1, hidden), of a text scored from its second token on."""
+    return predict(model, [Row((token_ids[0],), (tuple(token_ids[1:]),), (0,))]).hidden
+
+
+def _texts(model: nn.Module, count: int) -> list[list[int]]:
+    """Random texts, each of TEXT tokens: always the same for a vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary: int = model.config.vocab_size  # type: ignore[union-attr,assignment]
+    return torch.randint(vocabulary, (count, TEXT), generator=generator).tolist()

@@ -1,0 +1,173 @@
+"""How well a model predicts: token perplexity and tasks, through lm-eval, and how far it is from its baseline."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+from torch import Tensor, nn
+from transformers import StaticCache
+
+from squeeze import samples as stored
+from squeeze import tasks
+from squeeze.architecture import head
+from squeeze.errors import IntegrityError, SqueezeError
+from squeeze.lm import SubjectLM, TokenScores, Windows
+from squeeze.probes.batching import batch_dependent, takes_branches
+from squeeze.probes.divergence import Divergence, HiddenWriter, hidden_writer, stored_head
+from squeeze.probes.latency import compiled
+from squeeze.samples import Samples
+from squeeze.subject import Subject
+from squeeze.suggest import hint
+
+
+def measure_quality(
+    subject: Subject,
+    protocol: Mapping[str, Any],
+    samples: Samples,
+    baseline: Path | None = None,
+    baseline_artifact: Path | None = None,
+) -> None:
+    """Score a causal language model by the protocol's perplexity and tasks, and put what was found into the samples.
+
+    Scalars: perplexity, bits_per_byte, acc_TASK, acc_TASK_stderr, batch_dependent, diverged (and then reason), packed.
+    Arrays: token_nll and window (scored tokens,); TASK_correct (items,), TASK_loglik (items, choices; NaN where an item
+    has fewer).
+    baseline: samples folder of the baseline's quality, and baseline_artifact its artifact. With them come kl_divergence
+    and top1_agreement, as means and as arrays kl and top1 (scored tokens,). Without, the model is a baseline, and its
+    hidden states are kept beside the samples.
+    Raises SqueezeError for an unknown task or too short a text; IntegrityError where the baseline's files do not fit.
+    """
+    windows = Windows(*(protocol["perplexity"][name] for name in ("tokens", "window", "stride")))
+    with samples.stage("probe"):
+        dependent = batch_dependent(subject.model)
+        packed = not dependent and takes_branches(subject.model)
+    samples.put_all({"batch_dependent": dependent, "packed": packed})
+    # Where a batch changes its own scores, each request is scored alone, as it would be in use.
+    token_budget = 0 if dependent else protocol["token_budget"]
+    with _observer(subject, samples.folder, windows.scored, baseline, baseline_artifact) as observe:
+        lm = SubjectLM(subject, windows, token_budget=token_budget, packed=packed, observe=observe)
+        items = run(lm, protocol, samples)
+    if isinstance(observe, Divergence):
+        check_same_text(lm.scores, observe.folder)
+        _put_divergence(samples, torch.cat(observe.kl).numpy(), torch.cat(observe.top1).numpy())
+    _put_perplexity(samples, lm.scores, int(subject.model.config.vocab_size))  # type: ignore[union-attr,arg-type]
+    for task in protocol["tasks"]:
+        _put_task(samples, task, items[task])
+
+
+def run(lm: SubjectLM, protocol: Mapping[str, Any], samples: Samples) -> dict[str, list[dict[str, Any]]]:
+    """Have lm-eval score the protocol's text and tasks; its log of every item, by task."""
+    names = [protocol["perplexity"]["corpus"], *protocol["tasks"]]
+    for name in names:
+        if name not in tasks.names():
+            raise SqueezeError(f"unknown task {name!r}; {hint(name, tasks.names())}")
+    with samples.stage("tasks"), _only_errors("lm_eval"):
+        metadata = {"tokens": protocol["perplexity"]["tokens"], "items": protocol["items"]}
+        manager = TaskManager(include_path=str(tasks.FOLDER), include_defaults=False, metadata=metadata)
+        loaded = manager.load(names)
+    with samples.stage("scoring"), _only_errors("lm_eval"):
+        # No response cache: it does not know one model from another. No bootstrap: items are kept, errors are exact.
+        return evaluate(lm, loaded, bootstrap_iters=0, log_samples=True)["samples"]  # type: ignore[no-any-return]
+
+
+def check_same_text(scores: TokenScores, baseline: Path) -> None:
+    """Raise IntegrityError unless the baseline scored the same tokens."""
+    expected = stored.read(baseline, arrays=False).values.get("tokens_sha256")
+    if expected != scores.tokens_sha256:
+        raise IntegrityError(
+            f"scored tokens have sha256 {scores.tokens_sha256}, the baseline's {expected}: not the same text or"
+            " tokenizer; score both with one protocol"
+        )
+
+
+@torch.inference_mode()
+def compiled_difference(model: nn.Module, token_ids: Tensor) -> float:
+    """Largest |difference of log-probability| between the forward that is timed, compiled, and the one that is scored.
+
+    token_ids: (1, tokens) int64; each token is predicted from those before it, by a forward of all and by the compiled
+    decode step with its static cache, one token after the other.
+    """
+    tokens = token_ids.shape[1]
+    step, cache = compiled(model), StaticCache(model.config, max_cache_len=tokens)
+    scored = _log_probability(model(input_ids=token_ids[:, :-1], use_cache=False).logits[0], token_ids[0, 1:])
+    timed = [
+        step(input_ids=token_ids[:, number : number + 1], past_key_values=cache, use_cache=True).logits[0, -1]
+        for number in range(tokens - 1)
+    ]
+    return float((_log_probability(torch.stack(timed), token_ids[0, 1:]) - scored).abs().max())
+
+
+def standard_error(correct: Sequence[float] | npt.NDArray[Any]) -> float | None:
+    """Of an accuracy p over n items: sqrt(p (1 - p) / (n - 1)); None for fewer than two."""
+    accuracy, items = float(np.mean(correct)), len(correct)
+    return math.sqrt(accuracy * (1 - accuracy) / (items - 1)) if items > 1 else None
+
+
+def _observer(
+    subject: Subject, folder: Path, tokens: int, baseline: Path | None, baseline_artifact: Path | None
+) -> AbstractContextManager[HiddenWriter | Divergence]:
+    """What becomes of hidden states: a baseline's are kept, a candidate's are compared with them."""
+    if baseline is None or baseline_artifact is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return hidden_writer(folder, tokens)
+    baseline_head = stored_head(baseline_artifact, subject.model)
+    return nullcontext(Divergence(baseline, head(subject.model), baseline_head))
+
+
+def _put_perplexity(samples: Samples, scores: TokenScores, vocabulary: int) -> None:
+    samples.put_all(
+        {
+            "perplexity": scores.perplexity,
+            "bits_per_byte": scores.bits_per_byte,
+            "tokens_sha256": scores.tokens_sha256,
+            "diverged": not scores.perplexity <= vocabulary,  # NaN is not either
+        }
+    )
+    if samples.values["diverged"]:
+        samples.put("reason", f"perplexity {scores.perplexity:.4g}: guessing gives {vocabulary:,}, the vocabulary size")
+    samples.put_array("token_nll", scores.nll)
+    samples.put_array("window", scores.window)
+
+
+def _put_divergence(samples: Samples, kl: npt.NDArray[Any], top1: npt.NDArray[Any]) -> None:
+    samples.put_all({"kl_divergence": float(kl.mean(dtype=np.float64)), "top1_agreement": float(top1.mean())})
+    samples.put_array("kl", kl)
+    samples.put_array("top1", top1)
+
+
+def _put_task(samples: Samples, task: str, items: Sequence[Mapping[str, Any]]) -> None:
+    items = sorted(items, key=lambda item: int(item["doc_id"]))
+    correct = np.array([bool(item["acc"]) for item in items])
+    scores = [[score for score, _ in item["filtered_resps"]] for item in items]
+    loglik = np.full((len(items), max(map(len, scores))), np.nan)
+    for row, values in zip(loglik, scores, strict=True):
+        row[: len(values)] = values
+    samples.put_all({f"acc_{task}": float(correct.mean()), f"acc_{task}_stderr": standard_error(correct)})
+    samples.put_array(f"{task}_correct", correct)
+    samples.put_array(f"{task}_loglik", loglik)
+
+
+def _log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
+    return logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+
+
+@contextmanager
+def _only_errors(name: str) -> Iterator[None]:
+    """Keep a library's warnings, which our use of it does not deserve, out of the log."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,103 @@
+"""Divergence: the distance from the baseline, from its hidden states and its own head."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from squeeze import artifact
+from squeeze.architecture import head
+from squeeze.errors import IntegrityError, SqueezeError
+from squeeze.probes.divergence import FILE_NAME, Divergence, divergence, hidden_writer, stored_head
+from tests.tiny import CAUSAL, tiny_model, tiny_subject
+
+
+def states(tokens: int = 150, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(tokens, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def keep(folder: Path, hidden: torch.Tensor, parts: int = 3) -> None:
+    with hidden_writer(folder, len(hidden)) as write:
+        for part in hidden.chunk(parts):
+            write(part)
+
+
+def test_kl_is_that_of_a_calculation_by_hand() -> None:
+    baseline = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    candidate = torch.tensor([[0.25, 0.5, 0.25]]).log() + 3  # logits are free up to a constant
+    kl, top1 = divergence(baseline, candidate)
+    assert kl.item() == pytest.approx(0.5 * math.log(2) - 0.25 * math.log(2), rel=1e-6)
+    assert top1.tolist() == [False]
+
+
+def test_kl_is_from_the_baseline_to_the_candidate_not_back() -> None:
+    baseline, candidate = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    forth = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    assert divergence(baseline, candidate)[0].item() == pytest.approx(forth, rel=1e-6)
+    assert divergence(candidate, baseline)[0].item() != pytest.approx(forth, rel=1e-2)
+
+
+def test_other_vocabularies_are_not_compared() -> None:
+    with pytest.raises(SqueezeError, match="predicts 5 tokens, the compressed one 4"):
+        divergence(torch.zeros(1, 5), torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_hidden_states_are_kept_as_they_are(dtype: torch.dtype, tmp_path: Path) -> None:
+    hidden = states(dtype=dtype)
+    keep(tmp_path, hidden)
+    assert torch.equal(load_file(tmp_path / FILE_NAME)["hidden"], hidden)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_the_stored_head_is_the_models_own_tied_or_not(name: str, tmp_path: Path) -> None:
+    subject = tiny_subject(name, "bfloat16")
+    artifact.save(subject, tmp_path)
+    hidden = states(dtype=torch.bfloat16)
+    assert torch.equal(stored_head(tmp_path, subject.model)(hidden), head(subject.model)(hidden))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_is_at_no_distance_from_itself(dtype: torch.dtype, tmp_path: Path) -> None:
+    own = head(tiny_model("llama", str(dtype).removeprefix("torch.")))
+    hidden = states(dtype=dtype)
+    keep(tmp_path, hidden)
+    compare = Divergence(tmp_path, own, own)
+    for part in hidden.split(70):
+        compare(part)
+    assert torch.cat(compare.kl).tolist() == pytest.approx([0.0] * len(hidden), abs=1e-6)  # products may round apart
+    assert torch.cat(compare.top1).all()
+
+
+def test_each_side_has_its_own_head(tmp_path: Path) -> None:
+    baseline, candidate = head(tiny_model("llama", seed=1)), head(tiny_model("llama", seed=2))
+    hidden, others = states(), states() + 0.1
+    keep(tmp_path, hidden)
+    compare = Divergence(tmp_path, candidate, baseline)
+    compare(others)
+    expected, agree = divergence(baseline(hidden), candidate(others))
+    torch.testing.assert_close(torch.cat(compare.kl), expected)
+    assert torch.equal(torch.cat(compare.top1), agree)
+    assert (expected > 0).all()
+
+
+def test_more_tokens_than_the_baseline_scored_are_refused(tmp_path: Path) -> None:
+    keep(tmp_path, states(10))
+    own = head(tiny_model("llama"))
+    with pytest.raises(IntegrityError, match="ends before token 11; score the baseline again"):
+        Divergence(tmp_path, own, own)(states(11))
+
+
+def test_a_missing_or_torn_file_is_refused(tmp_path: Path) -> None:
+    own = head(tiny_model("llama"))
+    with pytest.raises(IntegrityError, match="not readable"):
+        Divergence(tmp_path, own, own)(states(4))
+    keep(tmp_path, states(10))
+    whole = (tmp_path / FILE_NAME).read_bytes()
+    (tmp_path / FILE_NAME).write_bytes(whole[:-100])
+    with pytest.raises(IntegrityError, match="not readable"):
+        Divergence(tmp_path, own, own)(states(4))

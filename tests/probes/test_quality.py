@@ -1,0 +1,185 @@
+"""Quality: through lm-eval, in the compressed model's own words, against its baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from squeeze import artifact, samples
+from squeeze.calibration import Calibration
+from squeeze.errors import IntegrityError, SqueezeError
+from squeeze.probes import quality
+from squeeze.probes.divergence import FILE_NAME
+from squeeze.probes.quality import compiled_difference, measure_quality, standard_error
+from squeeze.samples import Samples
+from squeeze.subject import Subject
+from squeeze.tasks import data
+from squeeze.techniques.rtn import RoundToNearest
+from squeeze.techniques.torch_dynamic import TorchDynamic
+from tests.tiny import tiny_subject
+
+PROTOCOL: Mapping[str, Any] = {
+    "perplexity": {"corpus": "wikipedia_eval", "tokens": 300, "window": 64, "stride": 64},
+    "tasks": ["lambada", "sciq"],
+    "items": 3,
+    "token_budget": 256,
+}
+SCALARS = {"perplexity", "bits_per_byte", "acc_lambada", "acc_sciq", "acc_lambada_stderr", "acc_sciq_stderr"}
+COMPARED = {"kl_divergence", "top1_agreement"}
+
+
+@pytest.fixture(autouse=True)
+def _made_up_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "The cat sat on the mat; 東京 is far away. " * 50
+
+    def questions(*, member: str, items: int, **_: Any) -> dict[str, Dataset]:
+        choices = [" one", " two", " three"] if "sciq" in member else [" word"]
+        docs = [
+            {
+                "contexts": [f"Question {number}:"] * (len(choices) - number % 2 or 1),
+                "continuations": choices[: len(choices) - number % 2 or 1],
+                "gold": 0,
+            }
+            for number in range(items)
+        ]
+        return {"test": Dataset.from_list(docs)}
+
+    monkeypatch.setattr(data, "questions", questions)
+    monkeypatch.setattr(data.corpora, "text", lambda _: text)
+
+
+def measure(subject: Subject, folder: Path, baseline: Path | None = None, **changes: Any) -> Samples:
+    """What was found, after a trip through the files. The baseline's artifact lies beside its samples."""
+    collected = Samples(folder)
+    stored = baseline and baseline.with_name("artifact")
+    measure_quality(subject, {**PROTOCOL, **changes}, collected, baseline, stored)
+    collected.write()
+    return samples.read(folder)
+
+
+@pytest.fixture
+def baseline(tmp_path: Path) -> Path:
+    subject = tiny_subject("llama")
+    artifact.save(subject, tmp_path / "artifact")
+    measure(subject, tmp_path / "baseline")
+    return tmp_path / "baseline"
+
+
+def test_a_baselines_samples_have_the_names_of_the_contract(baseline: Path) -> None:
+    found = samples.read(baseline)
+    assert found.values.keys() >= SCALARS | {"batch_dependent", "diverged", "stages"}
+    assert not found.values.keys() & COMPARED
+    assert {name: array.shape for name, array in found.arrays.items()} == {
+        "token_nll": (295,),  # five windows, the first token of each unscored
+        "window": (295,),
+        "lambada_correct": (3,),
+        "lambada_loglik": (3, 1),
+        "sciq_correct": (3,),
+        "sciq_loglik": (3, 3),
+    }
+    assert (baseline / FILE_NAME).stat().st_size == pytest.approx(295 * 64 * 4, abs=200)
+    assert np.isnan(found.arrays["sciq_loglik"]).tolist() == [[False] * 3, [False, False, True], [False] * 3]
+
+
+def test_scalars_are_those_of_the_arrays(baseline: Path) -> None:
+    found = samples.read(baseline)
+    assert found.values["perplexity"] == pytest.approx(math.exp(found.arrays["token_nll"].mean(dtype=np.float64)))
+    chosen = np.nanargmax(found.arrays["sciq_loglik"], axis=1)
+    assert found.arrays["sciq_correct"].tolist() == (chosen == 0).tolist()
+    assert found.values["acc_sciq"] == found.arrays["sciq_correct"].mean()
+
+
+def test_a_model_is_at_no_distance_from_itself(baseline: Path, tmp_path: Path) -> None:
+    found = measure(artifact.load(tmp_path / "artifact"), tmp_path / "self", baseline)
+    assert (found.values["kl_divergence"], found.values["top1_agreement"]) == (0.0, 1.0)
+    assert np.array_equal(found.arrays["token_nll"], samples.read(baseline).arrays["token_nll"])
+    assert not (tmp_path / "self" / FILE_NAME).exists()
+
+
+def test_a_compressed_model_is_measured_as_it_is(baseline: Path, tmp_path: Path) -> None:
+    subject = RoundToNearest(2, 32, symmetric=True).apply(tiny_subject("llama"), Calibration.empty())
+    found = measure(subject, tmp_path / "rtn", baseline)
+    assert found.arrays["kl"].shape == found.arrays["top1"].shape == (295,)
+    assert found.values["kl_divergence"] == pytest.approx(found.arrays["kl"].mean()) != 0
+    assert 0 < found.values["top1_agreement"] < 1
+    assert found.values["batch_dependent"] is False
+    assert found.values["packed"] is True
+
+
+def test_a_batch_dependent_model_is_scored_one_request_at_a_time(
+    baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+    real = quality.SubjectLM
+
+    def spy(*arguments: Any, **settings: Any) -> Any:
+        seen.update(settings)
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(quality, "SubjectLM", spy)
+    subject = TorchDynamic(per_channel=True, activation_bits=7).apply(tiny_subject("llama"), Calibration.empty())
+    found = measure(subject, tmp_path / "dynamic", baseline)
+    assert found.values["batch_dependent"] is True
+    assert (seen["token_budget"], seen["packed"]) == (0, False)
+
+
+@pytest.mark.parametrize(("weight", "finite"), [(float("nan"), False), (1e4, True)])
+def test_a_diverged_model_is_said_to_be(weight: float, finite: bool, tmp_path: Path) -> None:
+    subject = tiny_subject("llama")
+    subject.model.lm_head.weight[7].fill_(weight)
+    found = measure(subject, tmp_path)
+    assert found.values["diverged"] is True
+    assert "guessing gives 260" in found.values["reason"]
+    assert math.isnan(found.values["perplexity"]) is not finite
+
+
+def test_corrupted_weights_worsen_the_distance_not_the_probe(baseline: Path, tmp_path: Path) -> None:
+    subject = tiny_subject("llama")
+    subject.model.model.layers[1].mlp.down_proj.weight[:, ::2] = 0
+    found = measure(subject, tmp_path / "corrupted", baseline)
+    assert found.values["kl_divergence"] > 0
+    assert found.values["batch_dependent"] is False
+
+
+def test_a_baseline_of_another_text_is_refused(baseline: Path, tmp_path: Path) -> None:
+    perplexity = {**PROTOCOL["perplexity"], "tokens": 240}
+    with pytest.raises(IntegrityError, match="not the same text or tokenizer"):
+        measure(artifact.load(tmp_path / "artifact"), tmp_path / "other", baseline, perplexity=perplexity)
+
+
+def test_an_unknown_task_is_refused_with_a_suggestion(tmp_path: Path) -> None:
+    with pytest.raises(SqueezeError, match=r"unknown task 'sciqq'.*sciq"):
+        measure(tiny_subject("llama"), tmp_path, tasks=["sciqq"])
+
+
+def test_compiling_is_found_to_change_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decode step with its static cache, uncompiled here: one token after the other, as the forward of all."""
+    monkeypatch.setattr(quality, "compiled", lambda model: model)
+    subject = tiny_subject("llama")
+    token_ids = torch.arange(40)[None] % 200
+    assert 0 <= compiled_difference(subject.model, token_ids) < 1e-4
+
+
+def test_a_step_that_differs_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tiny_subject("llama", seed=1).model
+    monkeypatch.setattr(quality, "compiled", lambda _: other)
+    assert compiled_difference(tiny_subject("llama").model, torch.arange(40)[None]) > 0.1
+
+
+def test_standard_errors() -> None:
+    assert standard_error([True, False, True, True]) == pytest.approx(math.sqrt(0.75 * 0.25 / 3))
+    assert standard_error([True]) is None
+
+
+def test_the_tokenizer_decides_which_tokens_are_the_same(baseline: Path, tmp_path: Path) -> None:
+    """Two equal runs name the same tokens; that is what joins candidate and baseline."""
+    again = measure(replace(tiny_subject("llama")), tmp_path / "again")
+    assert again.values["tokens_sha256"] == samples.read(baseline).values["tokens_sha256"]
