@@ -32,6 +32,7 @@ SHARED: pytest.StashKey[Shared] = pytest.StashKey()
 MARKERS = (
     "quality: benches of the quality stage",
     "once: benches whose figures no round changes, done in the first one only",
+    "scoring: our scoring against lm-eval's own, side by side; left out unless asked for",
 )
 
 
