@@ -61,7 +61,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
         **_building(candidate),
     }
     if attempt.machine is not None:
-        estimates |= figures.utilisation(candidate.timings, attempt.machine, candidate.built.dtype)
+        estimates |= figures.utilisation(candidate.timings, attempt.machine)
     diverged = str(scored["reason"]) if scored.get("diverged") else ""
     if not diverged:
         estimates |= figures.changes(arrays, baseline_arrays, attempt.cell.protocol["seed"])

@@ -70,15 +70,19 @@ def speeds(rounds: Sequence[Values], baseline: Sequence[Values]) -> Estimates:
     return found
 
 
-def utilisation(rounds: Sequence[Values], machine: Machine, dtype: str) -> Estimates:
-    """Of batch size 1: decoding as a share of the machine's read bandwidth, prefill of its matrix-product peak."""
+def utilisation(rounds: Sequence[Values], machine: Machine) -> Estimates:
+    """Of batch size 1: decoding as a share of the machine's read bandwidth, prefill of its matrix-product peak.
+
+    The peak is that of the arithmetic which really runs: int8 where the blocks multiply integers, else the dtype.
+    """
     found = {}
     if "1" in rounds[0].get("token_s", {}):
         rate = 1 / median(medians(rounds, "token_s", "1"))
         found["mbu"] = Estimate(mbu(rate, rounds[0]["bytes_per_token"], machine.read_bandwidth))
-    if "1" in rounds[0].get("ttft_s", {}) and dtype in machine.matmul:
+    arithmetic = str(rounds[0].get("arithmetic"))
+    if "1" in rounds[0].get("ttft_s", {}) and arithmetic in machine.matmul:
         seconds = median(medians(rounds, "ttft_s", "1"))
-        found["mfu"] = Estimate(mfu(seconds, rounds[0]["prefill_operations"]["1"], machine.matmul[dtype]))
+        found["mfu"] = Estimate(mfu(seconds, rounds[0]["prefill_operations"]["1"], machine.matmul[arithmetic]))
     return found
 
 

@@ -87,7 +87,8 @@ def timing(pace: float, *, first: bool) -> dict[str, Any]:
     if first:
         values |= {"bytes": 86_123_456, "bytes_on_disk": 89_123_456, "effective_bits": 5.123456, "mismatches": []}
         values |= {"block_effective_bits": 4.256789, "compression_ratio": 6.234567, "bytes_per_token": 86_123_456}
-        values |= {"bytes_real": True, "memory_real": True, "compute_real": True, "prefill_operations": {"1": 3.2e10}}
+        values |= {"bytes_real": True, "memory_real": True, "compute_real": True, "arithmetic": "bfloat16"}
+        values["prefill_operations"] = {"1": 3.2e10}
         values |= {"sparsity": 0.012345678, "levels": 16, "compressed_share": 1.0}
     return {**values, "unsteady": False}
 

@@ -65,13 +65,14 @@ def test_on_cuda_the_headline_is_what_torch_allocated() -> None:
 
 
 def test_utilisation() -> None:
-    machine = Machine(threads=2, read_bandwidth=1e10, matmul={"bfloat16": 1e12})
-    weights = {"bytes_per_token": 2e7, "prefill_operations": {"1": 4e10}}
-    rounds = [{**each, **weights} for each in timed(0.010)]
-    found = figures.utilisation(rounds, machine, "bfloat16")
+    machine = Machine(threads=2, read_bandwidth=1e10, matmul={"bfloat16": 5e11, "int8": 1e12})
+    work = {"bytes_per_token": 2e7, "prefill_operations": {"1": 4e10}}
+    rounds = [{**each, **work, "arithmetic": "int8"} for each in timed(0.010)]
+    found = figures.utilisation(rounds, machine)
     assert found["mbu"].value == pytest.approx(0.2)  # 100 tokens/s x 20 MB of 10 GB/s
     assert found["mfu"].value == pytest.approx(0.4)  # 0.4 TFLOP/s of 1
-    assert "mfu" not in figures.utilisation(rounds, machine, "float16")
+    rounds[0]["arithmetic"] = "float16"  # a peak that was not measured
+    assert "mfu" not in figures.utilisation(rounds, machine)
 
 
 def test_the_perplexity_change_is_paired() -> None:

@@ -2,8 +2,8 @@
 
 VmHWM is the largest resident set since it was last reset (writing 5 to /proc/self/clear_refs resets it): it sees a peak
 of any length, where a sampler misses short ones, and it is not inherited from a parent, as ru_maxrss is. It counts
-mapped file pages too, so RssAnon and RssFile stand beside it. The kernel keeps no peak of RssAnon; `anon_bound` is what
-it cannot have exceeded.
+mapped file pages too, so RssAnon and RssFile stand beside it. The kernel keeps no peak of RssAnon alone;
+`anon_bound` bounds it.
 """
 
 import ctypes
@@ -58,7 +58,7 @@ class Usage:
 
     @property
     def anon_bound(self) -> int:
-        """Upper bound of the anonymous memory at any moment of the call: its peak without the least of file pages."""
+        """Upper bound of the anonymous memory during the call, unless it unmapped files that it mapped again."""
         return self.peak - min(self.before.file, self.after.file)
 
     def figures(self, stage: str) -> dict[str, Any]:

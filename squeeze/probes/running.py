@@ -18,18 +18,22 @@ def figures(subject: Subject, stored_bytes: int, protocol: Mapping[str, Any]) ->
     """Of an artifact that is ready to run, whose weight files take `stored_bytes`; protocol: its `latency` part.
 
     bytes_real: stored small; memory_real: small while running; compute_real: computes in low bits or skips
-    arithmetic, instead of dequantising and multiplying. live_bytes: of weights in memory; bytes_per_token: of weights
-    that one decoding step reads; prefill_operations: of one prompt, batch size -> operations of the dense matrices.
+    arithmetic, instead of dequantising and multiplying; arithmetic: what the blocks multiply in ("int8", or a dtype).
+    live_bytes: of weights in memory; bytes_per_token: of weights that one decoding step reads; prefill_operations: of
+    one prompt, batch size -> operations of the dense matrices.
     """
     model = subject.model
     dtype: torch.dtype = model.dtype  # type: ignore[assignment]
     dense_bytes = subject.claims["parameters"] * dtype.itemsize
     compressed = [module for module in model.modules() if artifact.is_compressed(module)]
     live = max(live_bytes(model), stored_bytes)  # some libraries keep scales where no buffer shows them
+    real = computes_less(subject, compressed)
+    arithmetic = "int8" if real and "bits" in subject.claims else str(dtype).removeprefix("torch.")
     return {
         "bytes_real": stored_bytes < SMALL * dense_bytes,
         "memory_real": live < SMALL * dense_bytes and all(layer.memory_real for layer in compressed),
-        "compute_real": computes_less(subject, compressed),
+        "compute_real": real,
+        "arithmetic": arithmetic,
         "live_bytes": live,
         "bytes_per_token": live - unread_bytes(model),
         "prefill_operations": {

@@ -12,6 +12,7 @@ from squeeze.probes import running, size
 from squeeze.subject import Subject
 from squeeze.techniques.magnitude import Magnitude
 from squeeze.techniques.rtn import RoundToNearest
+from squeeze.techniques.torch_dynamic import TorchDynamic
 from tests.tiny import ARCHITECTURES, tiny_subject
 
 PROTOCOL = {"prompt_tokens": 16, "batch_sizes": [1, 4]}
@@ -33,6 +34,14 @@ def test_packed_weights_stay_small_while_running(dtype: str, tmp_path: Path) -> 
     subject = RoundToNearest(4, 32, symmetric=True).apply(tiny_subject("llama", dtype), Calibration.empty())
     found = loaded(subject, tmp_path)
     assert (found["bytes_real"], found["memory_real"], found["compute_real"]) == (True, True, False)
+
+
+def test_integer_arithmetic_is_told_from_widened_weights(tmp_path: Path) -> None:
+    widened = RoundToNearest(8, None, symmetric=True).apply(tiny_subject("llama"), Calibration.empty())
+    assert loaded(widened, tmp_path / "widened")["arithmetic"] == "float32"
+    integers = TorchDynamic(per_channel=True, activation_bits=7).apply(tiny_subject("llama"), Calibration.empty())
+    found = loaded(integers, tmp_path / "integers")
+    assert (found["compute_real"], found["arithmetic"]) == (True, "int8")
 
 
 def test_a_sparse_file_that_runs_dense_is_no_memory_gain(tmp_path: Path) -> None:
