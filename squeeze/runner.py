@@ -29,6 +29,7 @@ from squeeze.store import RecordStore
 from squeeze.workshop import Workshop, device_lock
 
 INTERRUPTED = 130
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGINT too: a shell's background jobs start deaf to it
 
 
 def run(
@@ -150,12 +151,12 @@ class _Run:
 
 @contextmanager
 def _ending_as_interrupts() -> Iterator[None]:
-    """Let a request to end (SIGTERM) and a closed terminal (SIGHUP) end the run in the good order of Ctrl-C."""
+    """Let Ctrl-C, a request to end (SIGTERM) and a closed terminal (SIGHUP) all end the run in the same good order."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, interrupt) for number in ENDINGS}
     try:
         yield
     finally:
