@@ -1,6 +1,6 @@
 """Promises 1 and 4 with whole runs: whatever is killed, no record is lost or torn and no process is left behind.
 
-Few kills here; `nox -s trust` sets SQUEEZE_TEST_KILLS to 200.
+Few kills here; SQUEEZE_TEST_KILLS=200 makes them many.
 """
 
 from __future__ import annotations
