@@ -150,7 +150,7 @@ def test_many_writers_share_a_folder(records: RecordStore) -> None:
 
 
 def test_killed_writers_lose_nothing_that_they_acknowledged(records: RecordStore) -> None:
-    """Promise 1: `nox -s trust` repeats this with 200 kills (SQUEEZE_TEST_KILLS)."""
+    """Promise 1: SQUEEZE_TEST_KILLS=200 repeats this with 200 kills."""
     rng = random.Random(0)
     acknowledged: list[str] = []
     for number in range(int(os.environ.get("SQUEEZE_TEST_KILLS", KILLS))):
