@@ -12,7 +12,7 @@ symmetric   s = -m / 2^(b-1), where m is the group's weight of largest magnitude
 asymmetric  s = (max(r, 0) - min(r, 0)) / (2^b - 1),  z = round(-min(r, 0) / s): zero is always exact.
 
 Arithmetic is in float32, halves round to even. Scales are stored in 16 bits, and the *stored* scale makes the codes.
-Stored bits a weight: b + 16 / group_size, and b / group_size more where zero points are stored.
+Stored bits a weight: b + 16 / group_size, and b / group_size more where zero points are stored (16 if they are real).
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ from squeeze.errors import Unsupported
 
 @dataclass(frozen=True)
 class AffineGrid:
-    """Scales (out_features, groups), 16-bit floats; zeros (out_features, groups) uint8, or None: 2^(bits-1) for all."""
+    """A scale and a zero point per group: r = s (q - z).
+
+    scales: (out_features, groups), 16-bit floats. zeros: of the same shape, uint8, or floats of the scales' type where
+    they lie between codes; None: 2^(bits-1) for all.
+    """
 
     bits: int
     scales: torch.Tensor
@@ -37,16 +41,23 @@ class AffineGrid:
     def quantize(self, weight: torch.Tensor) -> torch.Tensor:
         """The nearest codes: (out_features, in_features) floats -> uint8 of the same shape."""
         scaled = _grouped(weight.float(), self.scales) / self.scales.float().unsqueeze(-1)
-        codes = scaled.round_().add_(self._zeros(torch.float32)).clamp_(0, 2**self.bits - 1)
-        return codes.to(torch.uint8).flatten(-2)
+        zeros = self._zeros(torch.float32)
+        codes = scaled.add_(zeros).round_() if self.zeros_are_real else scaled.round_().add_(zeros)
+        return codes.clamp_(0, 2**self.bits - 1).to(torch.uint8).flatten(-2)
 
     def dequantize(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Values s * (q - z): (out_features, in_features) uint8 -> ``dtype``, each product rounded once.
 
-        Differences of 8-bit codes are exact in every float type, so no wider temporary is needed.
+        Differences of 8-bit codes are exact in every float type, so no wider temporary is needed. (From a real zero
+        point the difference is rounded too.)
         """
         steps = _grouped(codes, self.scales).to(dtype).sub_(self._zeros(dtype))
         return steps.mul_(self.scales.to(dtype).unsqueeze(-1)).flatten(-2)
+
+    @property
+    def zeros_are_real(self) -> bool:
+        """Whether zero points lie between codes."""
+        return self.zeros is not None and self.zeros.is_floating_point()
 
     def _zeros(self, dtype: torch.dtype) -> torch.Tensor | int:
         return 2 ** (self.bits - 1) if self.zeros is None else self.zeros.to(dtype).unsqueeze(-1)
@@ -58,9 +69,9 @@ def fit(weight: torch.Tensor, bits: int, group_size: int, symmetric: bool) -> Af
     if symmetric:
         low, high = groups.amin(-1).float(), groups.amax(-1).float()
         outermost = torch.where(high >= -low, high, low)
-        return AffineGrid(bits, _stored(outermost / -(2 ** (bits - 1)), weight.dtype), None)
+        return AffineGrid(bits, stored_scales(outermost / -(2 ** (bits - 1)), weight.dtype), None)
     low, high = groups.amin(-1).clamp(max=0).float(), groups.amax(-1).clamp(min=0).float()
-    scales = _stored((high - low) / (2**bits - 1), weight.dtype)
+    scales = stored_scales((high - low) / (2**bits - 1), weight.dtype)
     zeros = (-low / scales.float()).round().clamp(0, 2**bits - 1)
     return AffineGrid(bits, scales, zeros.to(torch.uint8))
 
@@ -91,7 +102,7 @@ def _grouped(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return values.reshape(*scales.shape, -1)
 
 
-def _stored(scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def stored_scales(scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Scales as they are stored; a group of zeros (or too small for 16 bits) gets 1 and so codes of exact zeros."""
     stored = scales.to(scale_dtype(dtype))
     return torch.where(stored == 0, torch.ones_like(stored), stored)

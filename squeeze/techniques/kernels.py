@@ -86,7 +86,7 @@ class Int4Layout:
 
     planes: each (out_padded, in_features / 2) uint8, interleaved by the kernel's own packer in blocks of output rows.
     grids: each (groups, out_padded, 2), the plane's scale and offset.
-    zeros: (groups, out_padded) uint8, or the one zero point of all groups.
+    zeros: (groups, out_padded) uint8, or float32 for real ones, or the one zero point of all groups.
     """
 
     planes: tuple[torch.Tensor, ...]
@@ -102,6 +102,8 @@ class Int4Layout:
         repeats = in_features // group_size // grid.scales.shape[1]
         scales = _kernel_order(grid.scales, repeats)
         zeros = 2 ** (grid.bits - 1) if grid.zeros is None else _kernel_order(grid.zeros, repeats)
+        if grid.zeros_are_real:
+            zeros = zeros.float()  # what is added to them must not round
         if grid.bits <= 4:
             centred = 8 - 2 ** (grid.bits - 1)  # added to codes and zero points: the middle code becomes the kernel's 8
             codes, zeros = codes + centred, zeros + centred
@@ -150,7 +152,7 @@ def _kernel_grid(scales: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
 
 def _signed(zeros: torch.Tensor | int) -> torch.Tensor | int:
     """Zero points that may be subtracted from: bytes would wrap around."""
-    return zeros if isinstance(zeros, int) else zeros.to(torch.int16)
+    return zeros if isinstance(zeros, int) or zeros.is_floating_point() else zeros.to(torch.int16)
 
 
 def _interleave(codes: torch.Tensor) -> torch.Tensor:

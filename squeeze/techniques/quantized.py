@@ -21,9 +21,11 @@ class QuantizedLinear(nn.Module):
 
     bits: 1 to 8. group_size: weights of a row that share a scale, a divisor of in_features (itself: one group a row).
     symmetric: all zero points are 2^(bits-1), and none is stored. dtype: of inputs, bias and outputs ("bfloat16").
+    real_zeros: whether zero points, where they are stored, lie between codes.
 
     Stored: ``codes`` (out_features, in_features * bits / 8) uint8, ``scales`` (out_features, groups) 16-bit,
-    ``zeros`` (out_features, groups * bits / 8) uint8 unless symmetric, ``bias`` (out_features,).
+    ``zeros`` (out_features, groups * bits / 8) uint8 unless symmetric, (out_features, groups) 16-bit if real,
+    ``bias`` (out_features,).
 
     ``memory_real``: weights stay in few bits while running. ``compute_real`` is False: every kernel for such weights
     widens them and multiplies in floating point. What decoding gains, it gains by reading fewer bytes.
@@ -41,10 +43,11 @@ class QuantizedLinear(nn.Module):
         symmetric: bool,
         bias: bool,
         dtype: str,
+        real_zeros: bool = False,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.bits, self.group_size, self.symmetric = bits, group_size, symmetric
+        self.bits, self.group_size, self.symmetric, self.real_zeros = bits, group_size, symmetric, real_zeros
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.layout: kernels.Layout | None = None
         groups = in_features // group_size
@@ -56,7 +59,8 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("codes", torch.empty((*rows, packed_bytes(in_features, bits)), dtype=torch.uint8))
         self.register_buffer("scales", torch.empty((*rows, groups), dtype=scale_dtype(self.dtype)))
         packed_zeros = torch.empty((*rows, packed_bytes(groups, bits)), dtype=torch.uint8)
-        self.register_buffer("zeros", None if symmetric else packed_zeros)
+        zeros = torch.empty_like(self.scales) if real_zeros else packed_zeros
+        self.register_buffer("zeros", None if symmetric else zeros)
         self.register_buffer("bias", torch.empty(rows, dtype=self.dtype) if bias else None)
 
     @classmethod
@@ -67,11 +71,12 @@ class QuantizedLinear(nn.Module):
         out_features, in_features = codes.shape
         group_size = in_features // grid.scales.shape[1]
         name = str(dtype).removeprefix("torch.")
+        symmetric, real_zeros = grid.zeros is None, grid.zeros_are_real
         with torch.device("meta"):  # the tensors that follow take the place of the constructor's
-            layer = cls(in_features, out_features, grid.bits, group_size, grid.zeros is None, bias is not None, name)
+            layer = cls(in_features, out_features, grid.bits, group_size, symmetric, bias is not None, name, real_zeros)
         layer.codes = pack(codes, grid.bits)
         layer.scales = grid.scales
-        layer.zeros = None if grid.zeros is None else pack(grid.zeros, grid.bits)
+        layer.zeros = grid.zeros if grid.zeros is None or real_zeros else pack(grid.zeros, grid.bits)
         layer.bias = bias
         return layer
 
@@ -85,6 +90,7 @@ class QuantizedLinear(nn.Module):
             "symmetric": self.symmetric,
             "bias": self.bias is not None,
             "dtype": str(self.dtype).removeprefix("torch."),
+            "real_zeros": self.real_zeros,
         }
 
     @property
@@ -137,5 +143,6 @@ class QuantizedLinear(nn.Module):
     def _grid(self, start: int, stop: int) -> AffineGrid:
         assert self.scales is not None
         groups = self.in_features // self.group_size
-        zeros = None if self.zeros is None else unpack(self.zeros[start:stop], self.bits, groups)
+        zeros = None if self.zeros is None else self.zeros[start:stop]
+        zeros = zeros if zeros is None or self.real_zeros else unpack(zeros, self.bits, groups)
         return AffineGrid(self.bits, self.scales[start:stop], zeros)
