@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from squeeze.errors import Unsupported
 from squeeze.techniques.packing import pack, packed_bytes, unpack
 
 
@@ -88,6 +90,22 @@ class SparseLinear(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features)."""
         return F.linear(inputs, self.dequantize(), self.bias)
+
+
+def check_sparsity(sparsity: float, run: int | None, in_features: Collection[int]) -> None:
+    """See that a share of each run of neighbours can become zero; a run of None stands for any weights.
+
+    Raises Unsupported for a sparsity outside [0, 1), for a run that does not divide a row, and where the share of it is
+    no whole number of weights.
+    """
+    if not 0 <= sparsity < 1:
+        raise Unsupported(f"a share of {sparsity} cannot be pruned; expected 0 <= sparsity < 1")
+    if run is None:
+        return
+    if misfits := [width for width in in_features if run < 1 or width % run]:
+        raise Unsupported(f"run {run} does not divide in_features {misfits[0]}; expected a divisor, such as 4")
+    if round(sparsity * run) != sparsity * run:
+        raise Unsupported(f"sparsity {sparsity} of {run} weights is {sparsity * run:g}; expected a whole number")
 
 
 def lowest(scores: torch.Tensor, share: float) -> torch.Tensor:
