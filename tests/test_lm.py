@@ -11,6 +11,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from tokenizers import processors
 from torch import nn
 
 from squeeze.errors import SqueezeError
@@ -78,10 +79,17 @@ def test_scores_are_those_of_lm_evals_own_model(
     assert np.abs(np.subtract([value for value, _ in found], [value for value, _ in expected])).max() < 1e-3
 
 
-def test_scores_of_a_second_beginning_of_text_are_not_asked_for(llama: Subject) -> None:
-    """HFLM adds no BOS to a text that has one; with a tokenizer that adds it, we do as it does."""
-    lm = SubjectLM(llama, Windows(1, 1, 1), token_budget=64)
-    assert lm.tok_encode(f"{llama.tokenizer.bos_token}a") == [llama.tokenizer.bos_token_id, *lm.tok_encode("a")]
+def test_a_text_begins_once_where_the_tokenizer_adds_a_bos(llama: Subject, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    bos = llama.tokenizer.bos_token
+    llama.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, llama.tokenizer.bos_token_id)]
+    )
+    requests = [instance("Who?", " me"), instance(f"{bos}Who?", " me"), instance("", "Who?"), instance(bos, "Who?")]
+    expected = HFLM(pretrained=llama.model, tokenizer=llama.tokenizer, batch_size=1).loglikelihood(requests)
+    found = score(llama, requests)
+    np.testing.assert_allclose([value for value, _ in found], [value for value, _ in expected], atol=1e-3)
+    assert found[0][0] == pytest.approx(found[1][0])
 
 
 def test_a_continuation_longer_than_the_model_is_refused(llama: Subject) -> None:

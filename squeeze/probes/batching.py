@@ -9,9 +9,7 @@ from squeeze.scoring import Row, predict
 
 TEXT = 32  # tokens whose hidden states are watched
 CONTEXTS = 3  # different texts that stand beside them
-NEARER = (
-    0.3  # than the same tokens as one text; bfloat16 rounding gives 0.06, or 0.15 where two bits are left of a weight
-)
+NEARER = 0.3  # of the distance that counts as wrong; bfloat16 rounding gives 0.06, and 0.15 with weights of two bits
 
 
 def batch_dependent(model: nn.Module) -> bool:
