@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from squeeze import assets, corpora, rounds
+from squeeze import assets, corpora, rounds, tasks
 from squeeze.cache import sealed
 from squeeze.cell import Cell, digest
 from squeeze.errors import IntegrityError, SqueezeError
@@ -26,7 +26,7 @@ from squeeze.record import Status
 from squeeze.workshop import Workshop
 
 BUILD_INFO = "build.json"
-SCORING = ("squeeze.probes.quality", "squeeze.probes.divergence")
+SCORING = ("squeeze.probes.quality", "squeeze.probes.divergence", "squeeze.tasks.data")
 START_UP = frozenset({"start", "imports", "collect"})  # stages of a measuring process that are no model work
 
 Values = dict[str, Any]
@@ -119,6 +119,7 @@ def quality_key(member: Member, baseline: Member | None) -> str:
         {
             "artifacts": [[each.built.key, each.built.hash] for each in (member, baseline) if each],
             "protocol": {name: protocol[name] for name in ("perplexity", "tasks", "items", "token_budget", "seed")},
+            "tasks": tasks.content_hash(),
             "runtime": {name: value for name, value in runtime.items() if name != "name"},
             "code": [code_version(SCORING), sha256(benches() / "test_quality.py")],
             "libraries": library_versions(SCORING),

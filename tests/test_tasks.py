@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
@@ -115,3 +116,14 @@ def test_real_questions_are_as_published(task: str) -> None:
     assert asked(loaded) == pairs([item for item in published if item["doc_id"] < 20])
     assert [item["doc_id"] for item in published] == sorted(item["doc_id"] for item in published)
     assert all(0 <= doc["gold"] < len(doc["contexts"]) for doc in loaded.eval_docs)
+
+
+def test_the_hash_of_all_tasks_changes_with_any_definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tasks.content_hash()
+    assert before == tasks.content_hash()
+    copied = shutil.copytree(tasks.FOLDER, tmp_path / "tasks")
+    monkeypatch.setattr(tasks, "FOLDER", copied)
+    assert tasks.content_hash() == before
+    shared = copied / "_multiple_choice.yml"
+    shared.write_text(shared.read_text().replace('target_delimiter: ""', 'target_delimiter: " "'))
+    assert tasks.content_hash() != before

@@ -1,5 +1,6 @@
 """lm-eval tasks over local data: one YAML each, and the loader that reads the pinned packages."""
 
+import hashlib
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -8,3 +9,9 @@ FOLDER = Path(__file__).resolve().parent
 def names() -> list[str]:
     """The tasks and perplexity texts that a protocol may name."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def content_hash() -> str:
+    """sha256 over the definitions of all tasks: results that outlive a change of them answer another question."""
+    definitions = sorted(path for path in FOLDER.iterdir() if path.suffix in {".yaml", ".yml"})
+    return hashlib.sha256(b"\0".join(path.name.encode() + path.read_bytes() for path in definitions)).hexdigest()
