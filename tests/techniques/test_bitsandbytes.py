@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from squeeze import architecture, artifact
@@ -49,6 +50,26 @@ def test_nf4_has_sixteen_levels_in_each_block_of_64() -> None:
     assert all(len(row.unique()) <= 16 for row in weight)
     original = architecture.weight(next(iter(architecture.block_linears(tiny_model("llama", "bfloat16")).values())))
     assert (weight - original).norm() < 0.12 * original.norm()
+
+
+def test_double_quantization_stores_8_bit_scales(tmp_path: Path) -> None:
+    """Each block of 64 weights has one scale, of 32 bits or of 8."""
+    weights = sum(layer.weight.numel() for layer in architecture.block_linears(tiny_model("llama")).values())
+    scales = {}
+    for double in (False, True):
+        artifact.save(Float4("nf4", double).apply(tiny_subject("llama", "bfloat16"), NO_DATA), tmp_path / str(double))
+        stored = load_file(tmp_path / str(double) / "model.safetensors")
+        scales[double] = {name: tensor for name, tensor in stored.items() if name.endswith("weight.absmax")}
+    assert sum(tensor.numel() for tensor in scales[False].values()) == weights // 64
+    assert {tensor.dtype for tensor in scales[False].values()} == {torch.float32}
+    assert {tensor.dtype for tensor in scales[True].values()} == {torch.uint8}
+
+
+def test_the_threshold_is_the_one_asked_for(tmp_path: Path) -> None:
+    artifact.save(LLMInt8(3.5).apply(tiny_subject("llama", "bfloat16"), NO_DATA), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]["llm_int8_threshold"] == 3.5
+    layer = next(iter(architecture.block_linears(artifact.load(tmp_path).model).values()))
+    assert layer.state.threshold == 3.5
 
 
 def test_weights_in_memory_are_what_is_quantized() -> None:

@@ -11,7 +11,9 @@ from squeeze.techniques.kernels import Int4Layout, Int8Layout
 from squeeze.techniques.quantized import QuantizedLinear
 
 IN, OUT = 192, 80  # 80 rows: not a whole number of a kernel's blocks
-GRIDS = [(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, 48, 64, IN) for symmetric in (True, False)]
+GRIDS = [
+    (bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, 48, 64, 96, IN) for symmetric in (True, False)
+]
 
 
 def made(bits: int, group_size: int, symmetric: bool, dtype: torch.dtype, bias: bool = True) -> QuantizedLinear:
