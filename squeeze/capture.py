@@ -19,8 +19,8 @@ from squeeze.architecture import base_model, linears, named_blocks, weight
 from squeeze.errors import SqueezeError
 from squeeze.torch_settings import bfloat16_products
 
-BATCH = 8192  # tokens that go through a block at a time
-PANEL = 512  # rows of a Hessian computed at a time; it is symmetric, so each panel starts at its diagonal
+BATCH = 2048  # tokens that go through a block at a time: few enough to stay in the cache, enough for fast products
+PANEL = 256  # rows of a Hessian computed at a time; it is symmetric, so each panel starts at its diagonal
 
 
 @dataclass(frozen=True)

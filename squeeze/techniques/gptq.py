@@ -33,10 +33,11 @@ class GPTQ:
     """Quantize all linear layers of the blocks; embeddings, head and norms stay as they are.
 
     bits: 8, 4, 3 or 2. group_size, symmetric: the grid, as for ``rtn``.
-    act_order: take the columns in falling order of their inputs' energy H_jj: those that matter most are rounded while
-        all others can still make up for it. Grids are then fitted before any update ("static groups"), so that groups
-        stay neighbours in storage and no order is stored. Otherwise columns go from first to last, and a group's grid
-        is fitted to the updated weights when its first column is reached.
+    act_order: whether to take the columns in falling order of their inputs' energy H_jj, so that those that matter most
+        are rounded while all others can still make up for it; otherwise from first to last.
+    static_groups: whether all grids are fitted before any update. Groups then stay neighbours in any order, and none is
+        stored: act_order needs it. Otherwise a group's grid is fitted to its updated weights when its first column is
+        reached, as in the paper.
     damping: by which share each element of the Hessian's diagonal grows, as if every input carried independent noise
         of that variance, relative to its own energy. The paper adds the same to all, 1 % of the mean; here a few inputs
         of the first token make that mean, and other channels are swamped.
@@ -48,13 +49,16 @@ class GPTQ:
     group_size: int | None
     symmetric: bool
     act_order: bool
+    static_groups: bool
     damping: float
     sequential: bool
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
-        """Raises Unsupported for other bits and for a group size that does not divide each layer's width."""
+        """Raises Unsupported for other bits, act_order without static_groups, and a group size that does not fit."""
         if self.bits not in BITS:
             raise Unsupported(f"gptq has no {self.bits}-bit codes; bits that work: {', '.join(map(str, BITS))}")
+        if self.act_order and not self.static_groups:
+            raise Unsupported("gptq cannot order columns across groups whose grids follow; set static_groups: true")
         layers = float_linears(subject.model)
         affine.check_group_size(self.group_size, [architecture.weight(layer).shape[1] for layer in layers.values()])
         for block, _, inputs in calibration.input_statistics(subject.model, sequential=self.sequential):
@@ -96,7 +100,7 @@ class GPTQ:
                 errors = torch.empty_like(w[start:stop])
                 for i in range(start, stop):
                     group, column = divmod(int(order[i]), group_size)
-                    if not self.act_order and column == 0:
+                    if not self.static_groups and column == 0:
                         ahead = w[i : i + group_size].T.to(weight.dtype)
                         grids[group] = affine.fit(ahead, self.bits, group_size, self.symmetric)
                     code = grids[group].quantize(w[i, :, None])

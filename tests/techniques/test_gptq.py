@@ -18,7 +18,8 @@ CALIBRATION = Calibration(TOKEN_IDS)
 
 def gptq(**fields) -> GPTQ:
     defaults = {"bits": 4, "group_size": 16, "symmetric": True, "act_order": True, "damping": 0.01, "sequential": True}
-    return GPTQ(**{**defaults, **fields})
+    chosen = {**defaults, **fields}
+    return GPTQ(**{"static_groups": chosen["act_order"], **chosen})
 
 
 def problem(outputs: int = 24, inputs: int = 64, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,7 +84,7 @@ def optimal_brain_quantizer(technique: GPTQ, weight: torch.Tensor, hessian: torc
     w, result = weight.double().clone(), torch.empty_like(weight)
     for column in order.tolist():
         group = column // size
-        if technique.act_order:
+        if technique.static_groups:
             grid = affine.fit(weight[:, group * size : (group + 1) * size], technique.bits, size, technique.symmetric)
         elif column % size == 0:
             grid = affine.fit(w[:, column : column + size].float(), technique.bits, size, technique.symmetric)
@@ -94,12 +95,13 @@ def optimal_brain_quantizer(technique: GPTQ, weight: torch.Tensor, hessian: torc
     return result
 
 
-@pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize(("act_order", "static"), [(True, True), (False, True), (False, False)])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group_size", [8, 48, 96])
-def test_it_is_the_papers_recursion(group_size, symmetric, act_order):
+def test_it_is_the_papers_recursion(group_size, symmetric, act_order, static):
     weight, hessian = problem(8, 192)
-    technique = gptq(bits=3, group_size=group_size, symmetric=symmetric, act_order=act_order)
+    fields = {"bits": 3, "group_size": group_size, "symmetric": symmetric}
+    technique = gptq(**fields, act_order=act_order, static_groups=static)
     expected = optimal_brain_quantizer(technique, weight, hessian)
     same = (rounded(technique, weight, hessian) - expected).abs() < 1e-6
     assert same.float().mean() > 0.99  # in float32, a weight half way between two codes may fall to the other side
@@ -191,6 +193,7 @@ def test_sequential_hessians_see_the_quantized_predecessors():
     [
         ({"bits": 5}, "no 5-bit codes; bits that work: 8, 4, 3, 2"),
         ({"group_size": 48}, "group_size 48 does not divide in_features 64"),
+        ({"static_groups": False}, "set static_groups: true"),
     ],
 )
 def test_what_it_cannot_do_is_refused_before_any_work(fields, message):
