@@ -4,6 +4,7 @@ import pytest
 
 from squeeze import corpora
 from squeeze.job import Job
+from squeeze.probes import memory
 from squeeze.samples import Samples
 from squeeze.subject import Subject
 
@@ -18,7 +19,11 @@ def test_quality(job: Job, subject: Subject, samples: Samples) -> None:
         from squeeze.probes import quality  # lm-eval: seconds that no other bench should wait for
 
     protocol, runtime = job.cell.protocol, job.cell.runtime
-    quality.measure_quality(subject, protocol, samples, job.baseline, job.baseline_artifact)
+    _, usage = memory.measured(
+        lambda: quality.measure_quality(subject, protocol, samples, job.baseline, job.baseline_artifact),
+        runtime["device"],
+    )
+    samples.put_all(usage.figures("quality"))
     samples.put("scored_as", "eager" if runtime["compile"] else "itself")
     if runtime["compile"]:
         token_ids = corpora.tokens(protocol["perplexity"]["corpus"], subject.tokenizer, COMPARED)

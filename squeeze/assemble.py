@@ -56,6 +56,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
     estimates = {
         **figures.sizes(weighed),
         **figures.memory(candidate.timings),
+        **figures.memory([scored], ("quality",)),
         **figures.speeds(candidate.timings, baseline.timings),
         **figures.scores(scored),
         **_building(candidate),

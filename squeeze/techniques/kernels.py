@@ -25,7 +25,7 @@ from squeeze.techniques.affine import AffineGrid
 #   dense product           67   93  116  173  265 1050
 #   int4 kernel             17   66  125  264  480 3900
 #   int8 kernel             15   70  131  264  555 3330
-# Dequantizing takes about 280 (int4) or 110 (int8) before a dense product. In float16 and float32 neither kernel is
+# Dequantizing takes about 300 (int4) or 150 (int8) before a dense product. In float16 and float32 neither kernel is
 # vectorised: 690 and 310 for a single row, ten times the dense product, so they are used for bfloat16 alone.
 MOST_ROWS = 32
 INT4_GROUPS = (256, 128, 64, 32)
@@ -130,7 +130,7 @@ class Int4Layout:
         codes, *high = (_deinterleave(plane, start, stop) for plane in self.planes)
         for plane in high:
             codes |= plane << 4
-        scales = self.grids[0][:, start:stop, 0]
+        scales = self.grids[0][:, start:stop, 0].contiguous()  # strided, each product takes three times as long
         zeros = self.zeros if isinstance(self.zeros, int) else self.zeros[:, None, start:stop]
         steps = codes.reshape(len(scales), self.group_size, -1).to(scales.dtype).sub_(zeros)
         return steps.mul_(scales[:, None]).flatten(0, 1).T

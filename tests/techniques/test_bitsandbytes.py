@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -110,11 +109,3 @@ def test_where_the_library_is_missing_it_says_how_to_get_it(
     monkeypatch.setattr(bitsandbytes, "find_spec", lambda _: None)
     with pytest.raises(Unsupported, match="pip install bitsandbytes"):
         technique.apply(tiny_subject("llama"), NO_DATA)
-
-
-def test_nothing_global_is_left_behind() -> None:
-    library = logging.getLogger("bitsandbytes")
-    before = library.level
-    Float4("nf4", False).apply(tiny_subject("llama", "bfloat16"), NO_DATA)
-    assert library.level == before
-    assert bitsandbytes.transformers_logging.is_progress_bar_enabled()
