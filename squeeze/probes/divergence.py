@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from squeeze import artifact
 from squeeze.architecture import head
 from squeeze.errors import IntegrityError, SqueezeError
-from squeeze.scoring import HEAD_ROWS
+from squeeze.scoring import HEAD_ROWS, SOFTMAX_ROWS
 
 FILE_NAME = "hidden.safetensors"
 TENSOR = "hidden"
@@ -78,9 +78,11 @@ class Divergence:
         baseline = _read(self.folder, self.compared, self.compared + len(hidden)).to(hidden.device)
         for start in range(0, len(hidden), HEAD_ROWS):
             part = slice(start, start + HEAD_ROWS)
-            kl, top1 = divergence(self.baseline_head(baseline[part]), self.head(hidden[part]))
-            self.kl.append(kl.cpu())
-            self.top1.append(top1.cpu())
+            expected, found = self.baseline_head(baseline[part]), self.head(hidden[part])
+            for few in zip(torch.split(expected, SOFTMAX_ROWS), torch.split(found, SOFTMAX_ROWS), strict=True):
+                kl, top1 = divergence(*few)
+                self.kl.append(kl.cpu())
+                self.top1.append(top1.cpu())
         self.compared += len(hidden)
 
 
