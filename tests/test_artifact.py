@@ -79,6 +79,7 @@ def test_a_missing_tensor_is_refused(saved: Path, tmp_path: Path) -> None:
         artifact.load(saved)
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize("target", ["os.system", "squeeze.techniques.packing.torch.nn.Linear", "torch.nn.Linear"])
 def test_only_our_own_layers_are_made(saved: Path, target: str) -> None:
     _edit(saved, layers={"model.layers.0.mlp.up_proj": {"_target_": target}})
@@ -86,6 +87,7 @@ def test_only_our_own_layers_are_made(saved: Path, target: str) -> None:
         artifact.load(saved)
 
 
+@pytest.mark.promise(15)
 def test_only_transformers_models_are_made(saved: Path) -> None:
     _edit(saved, architecture="AutoConfig")
     with pytest.raises(IntegrityError, match="architecture"):

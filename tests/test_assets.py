@@ -61,6 +61,7 @@ def test_a_wrong_source_is_one_clear_line(source: dict[str, Any], said: str) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pkl", "model.ckpt"])
 def test_pickled_weights_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text("{}")

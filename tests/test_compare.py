@@ -1,8 +1,10 @@
+import copy
 import io
 
 import numpy as np
 import pytest
 
+from squeeze import environment
 from squeeze.compare import explain
 from squeeze.errors import IntegrityError, SqueezeError
 from squeeze.record import Estimate, Status
@@ -111,6 +113,7 @@ UNLIKE = {
 }
 
 
+@pytest.mark.promise(14)
 @pytest.mark.parametrize(("named", "changes"), UNLIKE.items(), ids=("torch", "rounds", "model"))
 def test_promise_14_unlike_rows_are_refused_with_the_field_named_or_shown_apart(store, capsys, named, changes):
     keep(store, 4, samples(1.5, 0.3))
@@ -124,6 +127,27 @@ def test_promise_14_unlike_rows_are_refused_with_the_field_named_or_shown_apart(
     assert named in apart
     assert apart.count("decode_speedup: 1.5 (95 % interval 1.4 to 1.6)") == 2
     assert "times as fast" not in apart
+
+
+@pytest.mark.promise(14)
+def test_a_change_of_any_field_of_this_machine_is_refused_with_the_field_named(tmp_path, figure):
+    here, named = environment.describe(), []
+    for part in ("hardware", "software"):
+        for name, value in here[part].items():
+            field = (name, next(iter(value))) if isinstance(value, dict) and value else (name,)
+            other = copy.deepcopy(here)
+            innermost = other[part] if len(field) == 1 else other[part][name]
+            innermost[field[-1]] = "something else"
+            store = RecordStore(tmp_path / name)
+            store.prepare()
+            keep(store, 4, samples(1.5, 0.3), environment=here)
+            keep(store, 8, samples(1.0, 0.0), environment=other, fingerprint="a" * 64)
+            with pytest.raises(SqueezeError) as refusal:
+                explain(store.results, RTN4, RTN8)
+            named.append(".".join((part, *field)))
+            assert named[-1] in str(refusal.value)
+    assert len(named) > 15
+    figure(f"{len(named)} fields of this machine's fingerprint changed one by one: {len(named)} ratios refused, each named")
 
 
 def test_rows_are_found_by_label_key_and_attempt(store, capsys):

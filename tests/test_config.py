@@ -127,6 +127,7 @@ def test_deep_overrides_reach_every_group(own):
     assert len(planned(own, "protocol.rounds=3,5,7")) == 3
 
 
+@pytest.mark.promise(3)
 def test_keys_depend_on_values_and_not_on_the_order_of_a_file(own):
     (before,) = planned(own, "technique=round")
     path = own / "technique" / "round.yaml"
@@ -167,6 +168,7 @@ def test_a_sweep_unites_its_grids_and_the_command_line_wins(own):
     assert cell.protocol["name"] == "paper"
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
@@ -250,6 +252,7 @@ def test_a_mistake_is_one_line_that_names_field_value_and_what_is_allowed(own, m
     assert "hunter2" not in message
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from squeeze import samples
+from squeeze.build import INFO
 from squeeze.cache import sealed
 from squeeze.cell import Cell
 from squeeze.corpora import corpus_hash
@@ -110,18 +111,28 @@ def test_a_repeated_run_has_nothing_to_do(results: Path) -> None:
     assert len(list((results / "records").glob("*.json"))) == 2
 
 
+@pytest.mark.promise(13)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_forked_and_fresh_processes_give_the_same_numbers(results: Path, cache: Path, tmp_path: Path) -> None:
-    """Promise 13, and that forking changes nothing: the same tokens, the same losses, bit for bit."""
-    artifact = cache / "artifacts" / artifact_key(cell(RTN)) / "artifact"
-    assert artifact.is_dir()
-    found = []
-    for command in ((*WORKER, "--fork"), WORKER):
-        with Launcher(tmp_path / "worker.log", worker_variables(RUNTIME), command) as launcher:
-            out = tmp_path / f"out{len(found)}"
-            job = Job(cell(RTN), artifact, "quality", out)
-            (tmp_path / "job.json").write_text(json.dumps(job.to_json()))
-            end = launcher.run(tmp_path / "job.json", tmp_path / "log", Limits(**LIMIT))
-            assert end.code == 0, (tmp_path / "log").read_text()
-            found.append(samples.read(out).arrays["token_nll"])
-    assert np.array_equal(found[0], found[1])
+def test_three_processes_give_the_same_numbers(
+    results: Path, cache: Path, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    """Two forked ones and a fresh interpreter: the same artifact, the same tokens, the same losses, bit for bit."""
+    official = cache / "artifacts" / artifact_key(cell(RTN)) / "artifact"
+    hashes, losses = {json.loads((official / INFO).read_text())["content_hash"]}, []
+    with (
+        Launcher(tmp_path / "forks.log", worker_variables(RUNTIME), (*WORKER, "--fork")) as forks,
+        Launcher(tmp_path / "spawns.log", worker_variables(RUNTIME), WORKER) as spawns,
+    ):
+        for number, launcher in enumerate((forks, forks, spawns)):
+            artifact, out = tmp_path / f"artifact{number}", tmp_path / f"out{number}"
+            for stage in ("build", "quality"):
+                job = Job(cell(RTN), artifact, stage, out)
+                (tmp_path / "job.json").write_text(json.dumps(job.to_json()))
+                end = launcher.run(tmp_path / "job.json", tmp_path / "log", Limits(**LIMIT))
+                assert end.code == 0, (tmp_path / "log").read_text()
+            hashes.add(json.loads((artifact / INFO).read_text())["content_hash"])
+            losses.append(samples.read(out).arrays["token_nll"])
+    assert len(hashes) == 1
+    assert np.array_equal(losses[0], losses[1])
+    assert np.array_equal(losses[0], losses[2])
+    figure(f"built and scored in 3 processes of their own: {losses[0].size:,} token losses and the artifact identical")

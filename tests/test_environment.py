@@ -5,6 +5,7 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,26 @@ def changed(value: dict[str, Any], path: str, new: Any) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize(
-    "path", ["hardware.cpu_model", "hardware.affinity", "software.kernel", "software.versions.torch"]
-)
-def test_each_field_changes_the_fingerprint_and_is_named(here: dict[str, Any], path: str) -> None:
-    other = changed(here, path, "something else")
-    assert environment.fingerprint(other, cell()) != environment.fingerprint(here, cell())
-    assert environment.differences(here, other) == [path]
+def leaves(value: dict[str, Any], path: str) -> Iterator[str]:
+    for name, item in value.items():
+        if isinstance(item, dict):
+            yield from leaves(item, f"{path}.{name}")
+        else:
+            yield f"{path}.{name}"
 
 
+@pytest.mark.promise(14)
+def test_each_field_of_this_machine_changes_the_fingerprint_and_is_named() -> None:
+    found = environment.describe()
+    paths = [path for part in ("hardware", "software") for path in leaves(found[part], part)]
+    assert len(paths) > 25
+    for path in paths:
+        other = changed(found, path, "something else")
+        assert environment.fingerprint(other, cell("cuda:0")) != environment.fingerprint(found, cell("cuda:0"))
+        assert environment.differences(found, other) == [path]
+
+
+@pytest.mark.promise(14)
 def test_a_library_on_one_side_only_is_a_difference(here: dict[str, Any]) -> None:
     other = changed(here, "software.versions", {"torch": "2.13.0"})
     assert environment.differences(here, other) == ["software.versions.numpy"]

@@ -63,6 +63,7 @@ def test_without_the_repair_they_are_not(source: tuple[Path, dict[str, np.ndarra
     assert "Ġ1" in tokenizer.convert_ids_to_tokens(tokenizer("a 11 b")["input_ids"])
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize(
     "content",
     [
@@ -82,6 +83,7 @@ def test_what_is_no_gguf_is_refused_at_once(tmp_path: Path, content: bytes) -> N
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize("element", [0, 8, 9], ids=["bytes", "strings", "arrays"])
 def test_an_array_without_an_end_does_not_hang_the_reader(tmp_path: Path, element: int) -> None:
     path = tmp_path / "model.gguf"
@@ -91,6 +93,7 @@ def test_an_array_without_an_end_does_not_hang_the_reader(tmp_path: Path, elemen
         gguf_source.convert(path, tmp_path / "out")
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize("kept", [0.05, 0.5, 0.99])
 def test_a_truncated_gguf_is_refused(tmp_path: Path, source: tuple[Path, dict[str, np.ndarray]], kept: float) -> None:
     whole = source[0].read_bytes()

@@ -57,6 +57,7 @@ def test_only_a_full_commit_is_a_revision(revision: str) -> None:
         hub.snapshot("openai-community/gpt2", revision)
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize("repository", ["../gpt2", "a/b/c", "/etc", "gpt2;ls"])
 def test_only_a_repository_name_is_asked_for(repository: str) -> None:
     with pytest.raises(SqueezeError, match="ORGANISATION/REPOSITORY"):

@@ -74,6 +74,7 @@ def test_the_same_records_give_the_same_bytes_in_another_clone(results, tmp_path
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum", "\t=1", "\r=1", '=cmd|"/c calc"!A1'])
 def test_promise_15_no_cell_of_the_csv_is_a_formula(tmp_path, text):
     hostile = record(cell(text, text, {}, model={"name": text, "dtype": text}), reason=text, flags=(text,))
@@ -89,6 +90,7 @@ def test_negative_numbers_stay_numbers(tmp_path):
     assert rows(tmp_path / "leaderboard.csv")[0]["perplexity_delta"] == "-0.25"
 
 
+@pytest.mark.promise(15)
 def test_a_foreign_family_names_no_file_outside(tmp_path):
     hostile = record(cell("rtn", "../../evil/x", {}))
     collate(written([hostile], tmp_path / "results"), tmp_path / "out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -137,6 +138,7 @@ def plain_loop(model: nn.Module, ids: list[int], windows: Windows) -> list[float
     return losses
 
 
+@pytest.mark.promise(12)
 @pytest.mark.parametrize("windows", [Windows(150, 32, 32), Windows(150, 32, 8)])
 @pytest.mark.parametrize("token_budget", [0, 100])
 def test_perplexity_is_that_of_a_plain_loop(subject: Subject, windows: Windows, token_budget: int) -> None:
@@ -149,6 +151,18 @@ def test_perplexity_is_that_of_a_plain_loop(subject: Subject, windows: Windows, 
     assert lm.scores.window.tolist() == [
         number for number, (_, first, end) in enumerate(windows.spans()) for _ in range(first, end)
     ]
+
+
+@pytest.mark.promise(12)
+def test_the_difference_from_a_plain_loop_is_rounding(figure: Callable[[str], None]) -> None:
+    windows, errors = Windows(400, 100, 50), []
+    for subject in map(tiny_subject, CAUSAL):
+        lm = SubjectLM(subject, windows, token_budget=200)
+        lm.loglikelihood_rolling([instance(TEXT)])
+        losses = plain_loop(subject.model, subject.tokenizer.encode(TEXT, add_special_tokens=False), windows)
+        errors.append(abs(lm.scores.perplexity / math.exp(sum(losses) / len(losses)) - 1))
+    assert max(errors) < 1e-4
+    figure(f"token perplexity of {len(errors)} architectures: within {max(errors):.0e} of an independent loop's")
 
 
 def test_bits_per_byte_counts_the_text_of_scored_tokens_only(llama: Subject) -> None:

@@ -1,6 +1,7 @@
 """What the statistics would say of equal and of unequal models: simulated false alarms and detections."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tests.losses import board, token_losses
 
 ROUNDS = 5
 PROCESS_NOISE = 0.02
-TRIALS = 1000
+TRIALS = int(os.environ.get("SQUEEZE_TEST_TRIALS", "1000"))
 
 
 def block_of_rounds(rng, slowdowns):
@@ -51,16 +52,23 @@ def assert_at_most_five_per_cent(alarms):
     assert stats.binomtest(int(alarms.sum()), alarms.size, ALPHA, alternative="greater").pvalue > 0.01, alarms.mean()
 
 
-def test_promise_5_no_false_winners_in_pairs_of_equal_processes():
-    assert_at_most_five_per_cent(called_different(candidates=1, slowdown=0.0))
+@pytest.mark.promise(5)
+def test_promise_5_no_false_winners_in_pairs_of_equal_processes(figure):
+    alarms = called_different(candidates=1, slowdown=0.0)
+    assert_at_most_five_per_cent(alarms)
+    figure(f"{TRIALS:,} simulated A/A pairs with process noise and drift: {alarms.mean():.1%} called different")
 
 
-def test_promise_5_no_false_winners_in_blocks_that_share_a_baseline():
+@pytest.mark.promise(5)
+def test_promise_5_no_false_winners_in_blocks_that_share_a_baseline(figure):
     assert_at_most_five_per_cent(called_different(candidates=4, slowdown=0.0)[:, 0])
-    assert_at_most_five_per_cent(called_different(candidates=4, slowdown=0.0, corrected=True).any(axis=1))
+    sweeps = called_different(candidates=4, slowdown=0.0, corrected=True).any(axis=1)
+    assert_at_most_five_per_cent(sweeps)
+    figure(f"{TRIALS:,} simulated A/A sweeps that share a baseline: {sweeps.mean():.1%} show any difference (Holm)")
 
 
-def test_promise_5_the_simulation_can_fail():
+@pytest.mark.promise(5)
+def test_promise_5_the_simulation_can_fail(figure):
     """Tests that take a process's tokens for independent, or rounds that are not balanced, are caught by it."""
     rng = np.random.default_rng(0)
     pooled, unbalanced = [], []
@@ -74,17 +82,25 @@ def test_promise_5_the_simulation_can_fail():
     for alarms in (pooled, unbalanced):
         with pytest.raises(AssertionError):
             assert_at_most_five_per_cent(alarms)
+    figure(
+        f"the same with tokens taken for independent: {np.mean(pooled):.0%}, with all of one before all of the other: "
+        f"{np.mean(unbalanced):.0%}"
+    )
 
 
-def test_promise_6_real_differences_are_found():
+@pytest.mark.promise(6)
+def test_promise_6_real_differences_are_found(figure):
     found = {slowdown: called_different(1, slowdown).mean() for slowdown in (0.02, 0.05, 0.10)}
     assert 0.10 < found[0.02] < found[0.05] < found[0.10]
     assert found[0.05] > 0.5
     assert found[0.10] >= 0.95
+    curve = ", ".join(f"{slowdown:.0%} in {share:.1%}" for slowdown, share in found.items())
+    figure(f"a slow-down planted in {TRIALS:,} simulated pairs of {ROUNDS} rounds is found: of {curve}")
 
 
+@pytest.mark.promise(5)
 @pytest.mark.parametrize("tokens", [512, 2048])
-def test_equal_models_are_called_different_in_five_per_cent_of_texts(tokens):
+def test_equal_models_are_called_different_in_five_per_cent_of_texts(tokens, figure):
     """Both the interval and the p-value keep it; each trial is another text."""
     rng = np.random.default_rng(1)
     intervals, tests = [], []
@@ -95,6 +111,7 @@ def test_equal_models_are_called_different_in_five_per_cent_of_texts(tokens):
         tests.append(estimate.p_value <= ALPHA)
     assert_at_most_five_per_cent(intervals)
     assert_at_most_five_per_cent(tests)
+    figure(f"equal perplexities on {tokens:,} tokens of 300 simulated texts: {np.mean(tests):.1%} called different")
 
 
 def test_retained_accuracy_is_a_bound_that_holds_in_95_per_cent_of_samples():
@@ -111,12 +128,35 @@ def test_retained_accuracy_is_a_bound_that_holds_in_95_per_cent_of_samples():
     assert np.mean(exceeded) > 0.02  # a bound that never errs is too cautious
 
 
+@pytest.mark.promise(5)
 def test_equal_rows_are_seldom_ranked_apart():
     rng = np.random.default_rng(0)
     assert_at_most_five_per_cent([(ranks(board(rng, 6, 0.0)) > 1).any() for _ in range(300)])
 
 
+@pytest.mark.promise(8)
 @pytest.mark.parametrize(("count", "noise"), [(5, 0.02), (32, 0.04), (64, 0.05)])
-def test_promise_8_mild_noise_passes_nearly_always(count, noise):
+def test_promise_8_mild_noise_passes_nearly_always(count, noise, figure):
     rng = np.random.default_rng(0)
-    assert np.mean([steady(1 + noise * rng.standard_normal(count)) for _ in range(500)]) > 0.98
+    passed = np.mean([steady(1 + noise * rng.standard_normal(count)) for _ in range(500)])
+    assert passed > 0.98
+    figure(f"{count} times with {noise:.0%} noise: {passed:.1%} pass")
+
+
+RESTLESS = {
+    "a ramp of 25 %": np.linspace(1, 1.25, 32),
+    "a spike": np.where(np.arange(32) == 20, 5.0, 1.0),
+    "two modes": np.where(np.arange(32) % 2, 1.25, 1.0),
+    "a staircase": 1 + 0.1 * (np.arange(32) // 8),
+}
+
+
+@pytest.mark.promise(8)
+def test_promise_8_restless_times_are_told_nearly_always(figure):
+    rng = np.random.default_rng(0)
+    told = {
+        name: np.mean([not steady(times * (1 + 0.02 * rng.standard_normal(times.size))) for _ in range(500)])
+        for name, times in RESTLESS.items()
+    }
+    assert min(told.values()) > 0.98, told
+    figure("flagged, of 500 simulated each: " + ", ".join(f"{name} {share:.1%}" for name, share in told.items()))

@@ -236,11 +236,13 @@ UNSTEADY = {
 }
 
 
+@pytest.mark.promise(8)
 @pytest.mark.parametrize("values", UNSTEADY.values(), ids=UNSTEADY)
 def test_promise_8_unsteady_times_are_told(values):
     assert not steady(values)
 
 
+@pytest.mark.promise(8)
 @pytest.mark.parametrize("values", [[1.0] * 5, [0.03] * 64, noisy([1.0] * 5), noisy([1.0] * 32, 0.03)])
 def test_promise_8_steady_times_pass(values):
     assert steady(values)

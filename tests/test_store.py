@@ -6,9 +6,12 @@ import errno
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -73,6 +76,7 @@ def test_changed_or_missing_samples_are_noticed(records: RecordStore) -> None:
         records.samples(written)
 
 
+@pytest.mark.promise(15)
 def test_samples_are_looked_for_in_the_records_folder_only(records: RecordStore, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"")
     foreign = record(CELL, samples={"file": "../../secret", "sha256": "0" * 64})
@@ -80,6 +84,7 @@ def test_samples_are_looked_for_in_the_records_folder_only(records: RecordStore,
         records.samples(foreign)
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize("content", [b"", b"{", b'{"schema": 1}', b"[]", b"\x00\xff", b'{"schema": 99}', b"[" * 99_999])
 def test_foreign_and_truncated_files_are_passed_over_and_kept(records: RecordStore, content: bytes) -> None:
     written = records.write(record(CELL))
@@ -91,6 +96,7 @@ def test_foreign_and_truncated_files_are_passed_over_and_kept(records: RecordSto
     assert foreign.read_bytes() == content
 
 
+@pytest.mark.promise(1)
 def test_any_truncation_is_noticed(records: RecordStore) -> None:
     written = records.write(record(CELL, {"perplexity": Estimate(13.5)}))
     (path,) = records.folder.glob("*.json")
@@ -108,6 +114,7 @@ def test_a_results_folder_that_cannot_be_written_is_refused_before_any_work(tmp_
         RecordStore(tmp_path / "results").prepare()
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize("fails_at", [1, 2], ids=["samples", "record"])
 def test_a_full_disk_leaves_nothing_torn(records: RecordStore, monkeypatch: pytest.MonkeyPatch, fails_at: int) -> None:
     before = records.write(record(CELL), b"raw samples")
@@ -125,6 +132,31 @@ def test_a_full_disk_leaves_nothing_torn(records: RecordStore, monkeypatch: pyte
     assert not list(records.folder.glob(".*"))
 
 
+@contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """Let the kernel refuse, in the middle of a write, whatever would make a file larger."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize(
+    ("samples", "room"), [(20_000, 0), (20_000, 1), (20_000, 8_192), (20_000, 19_999), (10, 10), (10, 400)]
+)
+def test_a_write_that_the_kernel_cuts_short_leaves_nothing_torn(records: RecordStore, samples: int, room: int) -> None:
+    before = records.write(record(CELL), b"raw samples")
+    with no_file_beyond(room), pytest.raises(SqueezeError, match=r"File too large.*free some space"):
+        records.write(record(CELL, attempt="f" * 32), bytes(samples))
+    assert read_all(records) == ([before], {})
+    assert not list(records.folder.glob(".*"))
+    after = records.write(record(CELL, attempt="f" * 32), bytes(samples))
+    assert {each.attempt for each in read_all(records)[0]} == {before.attempt, after.attempt}
+
+
 def test_a_record_is_small_and_finite() -> None:
     with pytest.raises(ValueError, match="8192"):
         store.encode(record(CELL, block_nll=(1.23456,) * 2000))
@@ -140,6 +172,7 @@ def test_file_names_are_safe() -> None:
     assert name.endswith("-a1")
 
 
+@pytest.mark.promise(1)
 def test_many_writers_share_a_folder(records: RecordStore) -> None:
     writers = [start_writer(records, f"w{number}", 25) for number in range(4)]
     for writer in writers:
@@ -149,11 +182,15 @@ def test_many_writers_share_a_folder(records: RecordStore) -> None:
     assert passed_over == {}
 
 
-def test_killed_writers_lose_nothing_that_they_acknowledged(records: RecordStore) -> None:
-    """Promise 1: SQUEEZE_TEST_KILLS=200 repeats this with 200 kills."""
+@pytest.mark.promise(1)
+def test_killed_writers_lose_nothing_that_they_acknowledged(
+    records: RecordStore, figure: Callable[[str], None]
+) -> None:
+    """SQUEEZE_TEST_KILLS=200 repeats this with 200 kills."""
     rng = random.Random(0)
     acknowledged: list[str] = []
-    for number in range(int(os.environ.get("SQUEEZE_TEST_KILLS", KILLS))):
+    kills = int(os.environ.get("SQUEEZE_TEST_KILLS", KILLS))
+    for number in range(kills):
         writer = start_writer(records, f"k{number}", 10**6)
         assert writer.stdout is not None
         acknowledged += [writer.stdout.readline().decode().strip() for _ in range(rng.randrange(1, 4))]
@@ -167,6 +204,7 @@ def test_killed_writers_lose_nothing_that_they_acknowledged(records: RecordStore
     assert set(acknowledged) <= {each.attempt for each in found}
     for each in found:
         assert records.samples(each).read_bytes().startswith(b"samples of " + each.attempt.encode())
+    figure(f"{kills} SIGKILLs of writers at work: {len(acknowledged):,} records acknowledged, 0 lost, 0 unreadable")
 
 
 def test_ten_thousand_records_are_read_in_time(records: RecordStore) -> None:

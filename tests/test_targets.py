@@ -77,6 +77,7 @@ def test_a_check_imports_nothing(techniques):
     assert not techniques()
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
@@ -108,6 +109,7 @@ def test_only_techniques_of_our_own_pass_and_nothing_is_imported_to_find_out(tec
     assert not techniques()
 
 
+@pytest.mark.promise(15)
 def test_a_name_that_the_module_gives_to_something_else_is_refused_and_not_called(techniques):
     with pytest.raises(SqueezeError, match="is refused: not a technique that is defined in"):
         resolve_step(step("Swapped"))

@@ -17,6 +17,7 @@ def test_plain_data_passes_with_interpolations_left_alone(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -68,12 +68,14 @@ def test_an_absent_member_says_which_was_meant(wheel_sha256: str) -> None:
         wheels.member(REQUIREMENT, wheel_sha256, "toy/texte.txt", None)
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize("name", ["../secret", "toy/../../secret", "/etc/passwd", "toy\\..\\secret", ""])
 def test_a_member_outside_the_wheel_is_refused(name: str) -> None:
     with pytest.raises(SqueezeError, match="points outside"):
         wheels.member(REQUIREMENT, OTHER, name, None)
 
 
+@pytest.mark.promise(15)
 def test_a_wheel_that_climbs_out_of_its_folder_is_refused(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -58,22 +58,29 @@ def test_the_exit_code_is_reported(launcher: Launcher, tmp_path: Path, fault: st
     assert start(launcher, "good", tmp_path)[0].code == 0  # and the worker goes on
 
 
-def test_a_deaf_job_is_gone_within_five_seconds_of_its_limit(launcher: Launcher, tmp_path: Path) -> None:
+@pytest.mark.promise(4)
+def test_a_deaf_job_is_gone_within_five_seconds_of_its_limit(
+    launcher: Launcher, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
     """It ignores SIGTERM and has two children that do, one of which has left its process group."""
     start(launcher, "good", tmp_path)
     began = time.monotonic()
     end, _ = start(launcher, "hang", tmp_path, Limits(seconds=1.5, bytes=2**30))
+    after = time.monotonic() - began - 1.5
     assert end.breach == "seconds"
-    assert 1.5 <= time.monotonic() - began < 1.5 + 5
+    assert 0 <= after < 5
     assert not [process for process in ours(os.environ[JOBS]) if "time.sleep(600)" in " ".join(process.cmdline())]
+    figure(f"a job that ignores SIGTERM, with two children that do: all gone {after:.1f} s after its limit")
 
 
+@pytest.mark.promise(4)
 def test_memory_is_watched(launcher: Launcher, tmp_path: Path) -> None:
     end, _ = start(launcher, "hog", tmp_path, Limits(seconds=60, bytes=300 * 2**20))
     assert end.breach == "bytes" or end.code == 1  # the watch, or the resource limit at twice the bound
     assert end.bytes < 2 * 300 * 2**20 + 50 * 2**20
 
 
+@pytest.mark.promise(4)
 def test_what_a_job_leaves_running_is_ended(launcher: Launcher, tmp_path: Path) -> None:
     assert start(launcher, "leave_children", tmp_path)[0].code == 0
     assert not [process for process in ours(os.environ[JOBS]) if "time.sleep(600)" in " ".join(process.cmdline())]
@@ -85,6 +92,7 @@ def test_a_worker_that_dies_takes_its_job_along_and_is_replaced(launcher: Launch
     assert start(launcher, "good", tmp_path)[0].code == 0
 
 
+@pytest.mark.promise(4)
 def test_closing_the_launcher_ends_a_running_job(launcher: Launcher, tmp_path: Path) -> None:
     interrupted = signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 1.5)
@@ -98,6 +106,7 @@ def test_closing_the_launcher_ends_a_running_job(launcher: Launcher, tmp_path: P
     assert not ours(os.environ[JOBS])
 
 
+@pytest.mark.promise(10)
 def test_waiting_costs_no_processor_time(launcher: Launcher, tmp_path: Path) -> None:
     """Promise 10 in small: a parent that waits busily would slow its child."""
     start(launcher, "good", tmp_path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from tests.faults.sweeps import (
 
 ROUNDS = PROTOCOL["rounds"]
 
+pytestmark = pytest.mark.promise(3)
+
 
 def test_a_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
     cells = [cell("a"), cell("b")]
@@ -50,7 +54,7 @@ def test_only_what_is_missing_is_measured(tmp_path: Path) -> None:
     assert done["latency"] == (2 + 1) * ROUNDS  # the two, and the baseline anew: a timing never leaves its block
 
 
-def test_a_killed_run_loses_only_its_block(tmp_path: Path) -> None:
+def test_a_killed_run_loses_only_its_block(tmp_path: Path, figure: Callable[[str], None]) -> None:
     """Killed after the first block of four; the second runner measures the other five."""
     cells = [cell(f"t{number}") for number in range(9)]
     results = tmp_path / "results"
@@ -58,12 +62,14 @@ def test_a_killed_run_loses_only_its_block(tmp_path: Path) -> None:
     assert wait_until(lambda: len(list((results / "records").glob("*.json"))) >= 4, 60)
     runner.send_signal(signal.SIGKILL)
     runner.wait()
-    kept = records(results)
-    run_made_up(cells, results)
-    found = records(results)
+    kept, before = records(results), jobs()
+    found = run_made_up(cells, results)
     assert set(found) == {each.technique["name"] for each in cells}
+    missing = len(cells) - len(kept)
+    assert (jobs() - before)["latency"] == (missing + math.ceil(missing / PROTOCOL["block"])) * ROUNDS
     assert {name: found[name] for name in kept} == kept
     assert len(list((results / "records").glob("*.json"))) == len(cells)
+    figure(f"killed after {len(kept)} of {len(cells)} cells: the resumed run timed the {missing} that were missing")
 
 
 @pytest.mark.parametrize(("signal_number"), [signal.SIGINT, signal.SIGTERM])

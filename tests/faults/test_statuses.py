@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,9 @@ TABLE = {
 }
 
 
+pytestmark = pytest.mark.promise(2)
+
+
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
     """One sweep of all rows: the failures of some must not touch the others."""
@@ -52,6 +57,14 @@ def test_status(outcome: dict[str, Record], name: str) -> None:
     assert (record.status, record.stage) == (status, stage)
     assert reason in record.reason
     assert "\n" not in record.reason
+
+
+def test_each_cell_has_one_record(outcome: dict[str, Record], figure: Callable[[str], None]) -> None:
+    assert outcome.keys() == TABLE.keys()
+    counts = Counter(str(record.status) for record in outcome.values())
+    assert counts.keys() == set(Status)
+    words = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    figure(f"{len(TABLE)} cells, most of which go wrong in a way of their own: {len(outcome)} records, {words}")
 
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row[0] not in (Status.OK, Status.DIVERGED)])

@@ -1,5 +1,6 @@
 """Promise 11: compression is real. What a technique says and what it left are counted apart."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def test_an_uncompressed_model_is_dense(name: str, tmp_path: Path) -> None:
     assert mismatches == []
 
 
+@pytest.mark.promise(11)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_quantized_weights_take_the_bits_that_they_claim(name: str, bits: int, tmp_path: Path) -> None:
@@ -45,20 +47,29 @@ def test_quantized_weights_take_the_bits_that_they_claim(name: str, bits: int, t
     assert mismatches == []
 
 
-def test_zeros_are_counted_in_the_saved_weights(tmp_path: Path) -> None:
+@pytest.mark.promise(11)
+def test_zeros_are_counted_in_the_saved_weights(tmp_path: Path, figure: Callable[[str], None]) -> None:
     subject = Magnitude(0.5).apply(tiny_subject("llama", "bfloat16"), NO_DATA)
     found, mismatches = counted(subject, tmp_path)
     assert found.sparsity == pytest.approx(0.5, abs=1e-4)
     assert found.effective_bits == pytest.approx(1 + 8, rel=1e-3)
     assert mismatches == []
+    figure(
+        f"half the weights pruned: {found.sparsity:.1%} zeros in the saved file, {found.effective_bits:.2f} bits a weight"
+    )
 
 
-def test_a_technique_that_does_nothing_is_caught(tmp_path: Path) -> None:
+@pytest.mark.promise(11)
+def test_a_technique_that_does_nothing_is_caught(tmp_path: Path, figure: Callable[[str], None]) -> None:
     _, mismatches = counted(tiny_subject("llama", "bfloat16").claiming(bits=4, sparsity=0.5), tmp_path)
     assert mismatches == ["claimed 4 bits, stored 16.00 a weight (100% left dense)", "claimed 50.0% zeros, found 0.0%"]
+    figure(f"caught, a technique that does nothing: {'; '.join(mismatches)}")
 
 
-def test_a_technique_that_leaves_half_the_layers_dense_is_caught(tmp_path: Path) -> None:
+@pytest.mark.promise(11)
+def test_a_technique_that_leaves_half_the_layers_dense_is_caught(
+    tmp_path: Path, figure: Callable[[str], None]
+) -> None:
     half = tiny_subject("llama", "bfloat16")
     whole = RoundToNearest(4, 32, symmetric=True).apply(tiny_subject("llama", "bfloat16"), NO_DATA)
     for name, layer in matrices(whole.model):
@@ -68,12 +79,15 @@ def test_a_technique_that_leaves_half_the_layers_dense_is_caught(tmp_path: Path)
     assert found.compressed_share == 0.5
     assert found.effective_bits == (4.5 + 16) / 2
     assert mismatches == ["claimed 4 bits, stored 10.25 a weight (50% left dense)"]
+    figure(f"caught, one that leaves half the layers dense: {mismatches[0]}")
 
 
-def test_too_few_zeros_are_caught(tmp_path: Path) -> None:
+@pytest.mark.promise(11)
+def test_too_few_zeros_are_caught(tmp_path: Path, figure: Callable[[str], None]) -> None:
     subject = Magnitude(0.45).apply(tiny_subject("llama", "bfloat16"), NO_DATA)
     _, mismatches = counted(subject.claiming(sparsity=0.5), tmp_path)
     assert mismatches == ["claimed 50.0% zeros, found 45.0%"]
+    figure(f"caught, one that falls short: {mismatches[0]}")
 
 
 class Foreign(nn.Linear):

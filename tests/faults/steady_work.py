@@ -1,0 +1,46 @@
+"""A worker whose one job is a fixed piece of work, timed step by step; ``--alone JOB`` does the job without a runner.
+
+Both ways the job runs in a forked child of a process that has imported and not computed, so that nothing but the runner,
+its worker's watch and its display tells them apart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from squeeze import worker
+from squeeze.job import Job
+
+STEPS, ROWS, COLUMNS = 200, 4096, 2048  # a step reads 32 MB, as decoding a token of a small model does
+FILE = "steps.json"
+
+
+def perform(path: Path) -> int:
+    job = Job.read(path)
+    weight, state = np.ones((ROWS, COLUMNS), np.float32), np.ones(COLUMNS, np.float32)
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        weight @ state
+        times.append(time.perf_counter() - start)
+    job.out.mkdir(exist_ok=True)
+    (job.out / FILE).write_text(json.dumps(times))
+    return 0
+
+
+def alone(path: Path) -> int:
+    if (child := os.fork()) == 0:
+        os._exit(perform(path))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--alone"]:
+        sys.exit(alone(Path(sys.argv[2])))
+    worker.main(perform, preloaded=("numpy",))

@@ -1,0 +1,63 @@
+"""Promise 10: a process is as fast under the runner, its worker and its display as it is alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from squeeze.display import Display
+from squeeze.job import Job
+from squeeze.launcher import environment_with
+from squeeze.rounds import order
+from squeeze.statistics import ratio
+from squeeze.workshop import Workshop, worker_variables
+from tests.faults.steady_work import FILE
+from tests.faults.sweeps import RUNTIME, cell
+
+WORK = (sys.executable, str(Path(__file__).with_name("steady_work.py")))
+PAIRS = 40
+ALL_CORES = {**RUNTIME, "threads": len(os.sched_getaffinity(0))}  # no core is left over for whoever watches
+
+pytestmark = [
+    pytest.mark.promise(10),
+    pytest.mark.skipif("'promise' not in config.option.markexpr", reason="needs a quiet machine: nox -s trust"),
+]
+
+
+def test_a_process_is_as_fast_under_the_runner_as_alone(tmp_path: Path, figure: Callable[[str], None]) -> None:
+    job = Job(cell(runtime=ALL_CORES), tmp_path / "artifact", "build", tmp_path / "out")
+    medians: dict[str, list[float]] = {"alone": [], "under the runner": []}
+    with open(os.devnull, "w") as terminal:
+        display = Display(1, 2 * PAIRS, Console(file=terminal, force_terminal=True))
+        with display, Workshop(tmp_path, display, WORK) as shop:
+            ways = {
+                "alone": lambda: _alone(job, tmp_path / "job.json"),
+                "under the runner": lambda: shop.run(job, tmp_path / "log", "steady work"),
+            }
+            for number in range(PAIRS):
+                for way in order(list(ways), number):
+                    ways[way]()
+                    medians[way].append(float(np.median(json.loads((job.out / FILE).read_text()))))
+    alone, under = medians.values()
+    paired = ratio(under, alone)
+    found = float(np.median(under) / np.median(alone))
+    figure(
+        f"{PAIRS} pairs of processes on all cores, under the runner and alone: medians of {1000 * np.median(under):.3f} "
+        f"and {1000 * np.median(alone):.3f} ms a step, ratio {found:.4f}; mean of the pairs {paired.value:.4f} "
+        f"(95 % interval {paired.low:.4f} to {paired.high:.4f})"
+    )
+    assert abs(found - 1) < 0.01
+
+
+def _alone(job: Job, path: Path) -> None:
+    path.write_text(json.dumps(job.to_json()))
+    environment = environment_with(worker_variables(job.cell.runtime))
+    subprocess.run([*WORK, "--alone", str(path)], env=environment, check=True)
