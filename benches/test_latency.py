@@ -7,7 +7,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from squeeze.cell import Cell
-from squeeze.probes import latency
+from squeeze.probes import energy, latency
 from squeeze.probes.latency import Generation
 from squeeze.samples import Samples
 from squeeze.statistics import steady
@@ -48,7 +48,10 @@ def test_decode(
         generation = begin()
         generation.prefill(prompt)
     with samples.stage("timed"):
+        joules = energy.started(cell.runtime["device"])
         benchmark.pedantic(generation.decode, rounds=protocol["decode_tokens"])
+        spent = joules()
+    samples.put_entry("energy_j_per_token", str(batch), spent and spent / protocol["decode_tokens"] / batch)
     keep(samples, "token_s", batch, benchmark, warm)
     samples.put_entry("generated", str(batch), generation.token_ids())
 

@@ -23,6 +23,7 @@ REALISED = (
     *("scored_as", "scored_difference", "mismatches"),
 )
 UNSTEADY, GRID_FLATTERED, NOT_REALISED = "unsteady", "grid_flattered", "claimed != realised"
+NOT_AVAILABLE = "not available"
 BLOCKS = 128  # of mean token losses in a record: what ranking needs of them, in a kilobyte
 
 Values = dict[str, Any]
@@ -58,6 +59,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
         **figures.memory(candidate.timings),
         **figures.memory([scored], ("quality",)),
         **figures.speeds(candidate.timings, baseline.timings),
+        **figures.energy(candidate.timings),
         **figures.scores(scored),
         **_building(candidate),
     }
@@ -73,7 +75,12 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
         stage="quality" if diverged else "",
         estimates=figures.known(estimates),
         claimed=candidate.built.info["claims"],
-        realised={**found, "dtype": candidate.built.dtype, "speed_baseline": baseline.cell.model["dtype"]},
+        realised={
+            **found,
+            "dtype": candidate.built.dtype,
+            "speed_baseline": baseline.cell.model["dtype"],
+            "energy": "counted" if "energy_j_per_token" in estimates else NOT_AVAILABLE,
+        },
         block_nll=() if diverged else _block_nll(arrays),
         flags=tuple(_flags(attempt, weighed)),
     )

@@ -70,6 +70,16 @@ def speeds(rounds: Sequence[Values], baseline: Sequence[Values]) -> Estimates:
     return found
 
 
+def energy(rounds: Sequence[Values]) -> Estimates:
+    """Joules for each decoded token, where the machine counts them in every round."""
+    found = {}
+    for batch in rounds[0].get("energy_j_per_token", {}):
+        joules = [values["energy_j_per_token"][batch] for values in rounds]
+        if None not in joules:
+            found[f"energy_j_per_token{suffix(batch)}"] = _spread(joules)
+    return found
+
+
 def utilisation(rounds: Sequence[Values], machine: Machine) -> Estimates:
     """Of batch size 1: decoding as a share of the machine's read bandwidth, prefill of its matrix-product peak.
 

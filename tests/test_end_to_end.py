@@ -99,6 +99,13 @@ def test_speed_and_memory_were_measured(records: dict[str, Record]) -> None:
         assert record.realised["speed_baseline"] in ("float32", "bfloat16")
 
 
+def test_energy_is_counted_or_said_not_to_be(records: dict[str, Record]) -> None:
+    for record in records.values():
+        figure = record.estimates.get("energy_j_per_token")
+        assert record.realised["energy"] == ("not available" if figure is None else "counted")
+        assert figure is None or figure.value > 0
+
+
 def test_little_time_passes_outside_model_work(records: dict[str, Record]) -> None:
     """2 s a measuring process is the aim; 8 s the bound, on whatever machine runs this."""
     assert all(record.estimates["process_overhead_seconds"].value < 8 for record in records.values())

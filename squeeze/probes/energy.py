@@ -1,0 +1,75 @@
+"""Energy that this machine's own counters saw pass: RAPL of the processor packages, NVML of a CUDA device.
+
+RAPL is read from Linux's powercap files, which most systems let only root read; NVML through nvidia-ml-py (the extra
+``energy``). Both count the whole package or board, whoever uses it: on a busy machine the figure is an upper bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+POWERCAP = Path("/sys/class/powercap")
+PACKAGES = "intel-rapl:[0-9]*"  # AMD's processors, too, are found under this name
+
+Counter = Callable[[], float]  # joules since the call before
+
+
+def started(device: str) -> Callable[[], float | None]:
+    """Begin to count; calling what is returned gives the joules since, or None where this machine counts none.
+
+    On CUDA it is the device's energy alone, else that of all processor packages.
+    """
+    counters = list(_gpu(device) if device.startswith("cuda") else _packages())
+    for counter in counters:
+        counter()
+    return lambda: sum(counter() for counter in counters) if counters else None
+
+
+def _packages() -> Iterator[Counter]:
+    """One counter for each package whose file may be read."""
+    for zone in sorted(POWERCAP.glob(PACKAGES)):
+        if zone.name.count(":") == 1:  # the package; its parts (core, dram) are in it
+            try:
+                yield _package(zone)
+            except OSError:
+                continue
+
+
+def _package(zone: Path) -> Counter:
+    """Microjoules that wrap around at the zone's range. Raises OSError when they may not be read."""
+    energy = zone / "energy_uj"
+    span = int((zone / "max_energy_range_uj").read_text()) + 1
+    before = int(energy.read_text())
+
+    def joules() -> float:
+        nonlocal before
+        now = int(energy.read_text())
+        passed, before = (now - before) % span, now
+        return passed / 1e6
+
+    return joules
+
+
+def _gpu(device: str) -> Iterator[Counter]:
+    """Millijoules since the driver was loaded (Volta and later); nothing without nvidia-ml-py."""
+    try:
+        import pynvml
+    except ImportError:
+        return
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        before = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except pynvml.NVMLError:
+        return
+
+    def joules() -> float:
+        nonlocal before
+        now = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        passed, before = now - before, now
+        return float(passed) / 1e3
+
+    yield joules
