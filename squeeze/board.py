@@ -13,6 +13,7 @@ from rich.text import Text
 
 from squeeze import excerpt
 from squeeze.cell import Cell
+from squeeze.drift import Drift, drifts
 from squeeze.errors import SqueezeError
 from squeeze.store import RecordStore
 from squeeze.table import read, report
@@ -21,7 +22,7 @@ PIPE_WIDTH = 120  # columns when the output is no terminal
 
 
 def show(results: Path, costs: bool = False) -> None:
-    """Print the boards of a results folder or, with ``costs``, the seconds that each cell's stages took.
+    """Print the boards of a results folder or, with ``costs``, the seconds that each cell's stages took and the drift.
 
     Raises SqueezeError when there is no record.
     """
@@ -30,6 +31,9 @@ def show(results: Path, costs: bool = False) -> None:
         console.width = max(console.width, PIPE_WIDTH)
     if costs:
         console.print(_costs(results))
+        store = RecordStore(results)
+        for drift in drifts(store, store.records(report)):
+            console.print(Text(_in_words(drift), style="dim"), soft_wrap=True)
         return
     for board in excerpt.boards(read(results)):
         _print(console, board)
@@ -49,6 +53,14 @@ def _print(console: Console, board: pd.DataFrame) -> None:
     for _, row in failed.iterrows():
         console.print(Text(excerpt.failure(row), style="yellow"))
     console.print()
+
+
+def _in_words(drift: Drift) -> str:
+    change, low, high = (100 * (value or 0.0) for value in (drift.change.value, drift.change.low, drift.change.high))
+    return (
+        f"{drift.baseline}: {drift.change.n} control runs, {change:+.1f} % slower at the end than at the beginning "
+        f"(95 % interval {low:+.1f} to {high:+.1f} %), {100 * drift.spread:.1f} % spread about that"
+    )
 
 
 def _costs(results: Path) -> Table:

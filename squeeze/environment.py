@@ -52,6 +52,7 @@ VARIABLE_PREFIXES = (
     "MALLOC_",
     "CUDA_VISIBLE",
 )
+CPUS, CGROUP = Path("/sys/devices/system/cpu"), Path("/sys/fs/cgroup")
 CODE_FOLDERS = ("squeeze", "conf", "benches")
 GPU_FIELDS = ("name", "uuid", "driver_version", "memory.total", "clocks.max.sm", "power.limit")
 GPU_STATE_FIELDS = ("clocks.sm", "temperature.gpu", "clocks_throttle_reasons.active")
@@ -73,9 +74,9 @@ def hardware() -> dict[str, Any]:
         "cores_physical": psutil.cpu_count(logical=False),
         "cores_logical": psutil.cpu_count(),
         "affinity": affinity,
-        "cpu_quota": _line(Path("/sys/fs/cgroup/cpu.max")),
-        "memory_limit": _line(Path("/sys/fs/cgroup/memory.max")),
-        "governor": _line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "cpu_quota": _line(CGROUP / "cpu.max"),
+        "memory_limit": _line(CGROUP / "memory.max"),
+        "governor": _line(CPUS / "cpu0" / "cpufreq" / "scaling_governor"),
         "ram_gib": round(psutil.virtual_memory().total / 2**30),
         "gpus": _nvidia_smi(GPU_FIELDS),
     }
@@ -106,9 +107,10 @@ def code() -> dict[str, Any]:
 
 
 def state() -> dict[str, Any]:
-    """Load averages (1, 5, 15 minutes), available memory and the GPUs' clocks, temperatures and throttling, now."""
+    """Load averages (1, 5, 15 minutes), available memory, throttling, and the GPUs' clocks and temperatures, now."""
     return {
         "load": [round(value, 2) for value in psutil.getloadavg()],
+        "throttled": _throttled(),
         "available_gib": round(psutil.virtual_memory().available / 2**30, 1),
         "gpus": _nvidia_smi(GPU_STATE_FIELDS),
     }
@@ -165,6 +167,16 @@ def _cpuinfo() -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in first.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _throttled() -> dict[str, int | None]:
+    """How often, so far, the cores were slowed down for heat, and this control group halted for its quota."""
+    heat = [_line(path) for path in CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
+    quota = dict(line.split() for line in (_line(CGROUP / "cpu.stat") or "").splitlines())
+    return {
+        "heat": sum(map(int, filter(None, heat))) if heat else None,
+        "quota": int(quota["nr_throttled"]) if "nr_throttled" in quota else None,
+    }
 
 
 def _distribution() -> str | None:

@@ -116,6 +116,17 @@ def test_torch_is_not_imported() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
+def test_throttling_is_counted_where_the_kernel_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "CPUS", tmp_path)
+    monkeypatch.setattr(environment, "CGROUP", tmp_path)
+    assert environment.state()["throttled"] == {"heat": None, "quota": None}
+    for core, count in (("cpu0", 3), ("cpu1", 4)):
+        (tmp_path / core / "thermal_throttle").mkdir(parents=True)
+        (tmp_path / core / "thermal_throttle" / "core_throttle_count").write_text(f"{count}\n")
+    (tmp_path / "cpu.stat").write_text("usage_usec 12\nnr_periods 9\nnr_throttled 5\n")
+    assert environment.state()["throttled"] == {"heat": 7, "quota": 5}
+
+
 def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = tmp_path / "nvidia-smi"
     fake.write_text(

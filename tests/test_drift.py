@@ -1,0 +1,73 @@
+"""A sweep's own control runs tell how the machine moved meanwhile."""
+
+import io
+
+import numpy as np
+import pytest
+
+from squeeze.board import show
+from squeeze.drift import drifts, trend
+from squeeze.store import RecordStore
+from tests.records import cell, record
+
+BLOCKS, ROUNDS, SHARED = 6, 5, 4
+
+
+def sweep(results, drift, noise=0.01):
+    """Blocks of four records that share their control runs; the machine gets slower by ``drift`` in all."""
+    store = RecordStore(results)
+    store.prepare()
+    rng = np.random.default_rng(0)
+    runs = (
+        0.04 * (1 + drift) ** np.linspace(0, 1, BLOCKS * ROUNDS) * np.exp(noise * rng.standard_normal(BLOCKS * ROUNDS))
+    )
+    for number in range(BLOCKS * SHARED):
+        block = number // SHARED
+        times = runs[block * ROUNDS : (block + 1) * ROUNDS, None] * np.ones((1, 8))
+        buffer = io.BytesIO()
+        np.savez(buffer, baseline_token_s_b1=times)
+        moment = f"2026-01-01T{block:02}:00:00+00:00"
+        kept = record(
+            cell("rtn", "quantization", {"bits": 4}, replicate=number),
+            started=moment,
+            realised={"speed_baseline": "bfloat16"},
+            stages={"latency": 1.0},
+        )
+        store.write(kept, buffer.getvalue())
+    return store
+
+
+def found(store):
+    return list(drifts(store, store.records(lambda _, why: pytest.fail(why))))
+
+
+def test_a_drift_is_found_in_the_order_of_time(tmp_path):
+    [drift] = found(sweep(tmp_path, 0.10))
+    assert drift.baseline == "smollm2_135m-none-bfloat16"
+    assert drift.change.n == BLOCKS * ROUNDS  # each run once, though four records hold it
+    assert drift.change.low < 0.10 < drift.change.high
+    assert drift.change.p_value < 1e-6
+    assert drift.spread == pytest.approx(0.01, rel=0.4)
+
+
+def test_a_calm_machine_shows_none(tmp_path):
+    [drift] = found(sweep(tmp_path, 0.0))
+    assert drift.change.low < 0 < drift.change.high
+
+
+def test_a_getting_faster_is_negative():
+    assert trend("x", 0.04 * 0.9 ** np.linspace(0, 1, 20)).change.value == pytest.approx(-0.1)
+
+
+def test_too_few_runs_and_lost_samples_say_nothing(tmp_path):
+    store = sweep(tmp_path, 0.10)
+    for path in store.folder.glob("*.npz"):
+        path.unlink()
+    assert found(store) == []
+
+
+def test_the_board_shows_it_with_the_costs(tmp_path, capsys):
+    show(sweep(tmp_path, 0.10).results, costs=True)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "control runs" in line)
+    assert line.startswith("smollm2_135m-none-bfloat16: 30 control runs, ")
+    assert "slower at the end" in line
