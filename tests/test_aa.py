@@ -1,0 +1,94 @@
+"""A/A sweeps are read from records as they were measured, and their false alarms counted."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from squeeze.aa import blocks, called_different, describe, different_pairs, false_alarms
+from squeeze.errors import SqueezeError
+from squeeze.record import Status
+from squeeze.statistics import ALPHA
+from squeeze.store import RecordStore
+from tests.records import MODEL, cell, record
+
+PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "aa"
+REPLICATES, ROUNDS, TOKENS, PER_BLOCK = 12, 5, 32, 4
+
+
+def times(rng, pace=1.0, rounds=ROUNDS):
+    """Seconds a token (rounds, tokens): 2 % noise between processes, 0.5 % within."""
+    return 0.04 * pace * np.exp(0.02 * rng.standard_normal((rounds, 1)) + 0.005 * rng.standard_normal((rounds, TOKENS)))
+
+
+def keep(store, replicate, own, baseline, **changes):
+    buffer = io.BytesIO()
+    np.savez(buffer, token_s_b1=own, baseline_token_s_b1=baseline)
+    fields = {"realised": {"speed_baseline": MODEL["dtype"]}, **changes}
+    store.write(record(cell("none", "baseline", {}, replicate=replicate), **fields), buffer.getvalue())
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = RecordStore(tmp_path)
+    store.prepare()
+    return store
+
+
+def measured(store, pace=1.0, rounds=ROUNDS):
+    """A sweep whose last replicate takes ``pace`` times as long."""
+    rng = np.random.default_rng(0)
+    for replicate in range(REPLICATES):
+        if replicate % PER_BLOCK == 0:
+            baseline = times(rng, rounds=rounds)
+        keep(store, replicate, times(rng, pace if replicate == REPLICATES - 1 else 1.0, rounds), baseline)
+    return store.results
+
+
+def test_replicates_that_shared_a_baseline_make_a_block(store):
+    found = blocks(measured(store))
+    assert [block.shape for block in found] == [(1 + PER_BLOCK, ROUNDS)] * 3
+    assert np.concatenate(found).mean() == pytest.approx(0.04, rel=0.02)
+
+
+def test_equal_replicates_raise_few_false_alarms(store):
+    sweep = blocks(measured(store))
+    assert called_different(sweep) == 0
+    assert stats.binomtest(false_alarms(sweep, 400), 400, ALPHA, alternative="greater").pvalue > 0.01
+    assert different_pairs(sweep)[1] == 3 * 10
+
+
+def test_a_planted_difference_is_counted(store):
+    sweep = blocks(measured(store, pace=1.3))
+    assert called_different(sweep) == 1
+    assert different_pairs(sweep)[0] >= PER_BLOCK
+    assert next(describe(sweep, 1)) == "12 real replicates in 3 blocks: 1 called different (Holm)"
+
+
+def test_what_is_no_replicate_of_its_baseline_is_left_out(store):
+    rng = np.random.default_rng(0)
+    others = [
+        {"realised": {"speed_baseline": "float32"}},
+        {"isolation": "shared"},
+        {"status": Status.CRASHED},
+        {"cell": cell("rtn", "quantization", {"bits": 4}).to_json()},
+    ]
+    for number, changes in enumerate(others):
+        keep(store, number, times(rng), times(rng), attempt=f"{number}" * 32, **changes)
+    with pytest.raises(SqueezeError, match="no A/A sweep of 5 rounds"):
+        blocks(store.results)
+
+
+def test_four_rounds_support_no_verdict(store):
+    with pytest.raises(SqueezeError, match="no A/A sweep of 5 rounds"):
+        blocks(measured(store, rounds=4))
+
+
+@pytest.mark.promise(5)
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="no A/A sweep is published")
+def test_the_published_sweep_raises_few_false_alarms(figure):
+    sweep = blocks(PUBLISHED)
+    assert false_alarms(sweep, 200) <= ALPHA * 200
+    figure("; ".join(describe(sweep, 200)))
