@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from squeeze import assets, cache, gguf_source, tiny
 from squeeze.errors import IntegrityError, SqueezeError
@@ -61,6 +63,7 @@ def _folder(model: Mapping[str, Any]) -> Path:
 
 
 def _read(folder: Path, kind: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    _refuse_weights_elsewhere(folder)
     try:
         with quiet():
             model, report = KINDS[kind].from_pretrained(
@@ -69,9 +72,10 @@ def _read(folder: Path, kind: str, dtype: str) -> tuple[PreTrainedModel, PreTrai
                 attn_implementation="sdpa",
                 local_files_only=True,
                 use_safetensors=True,
+                trust_remote_code=False,
                 output_loading_info=True,
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         message = " ".join(str(error).split())[:200]
         raise IntegrityError(
@@ -81,3 +85,16 @@ def _read(folder: Path, kind: str, dtype: str) -> tuple[PreTrainedModel, PreTrai
     if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
         raise IntegrityError(f"{folder.name}: {len(missing)} weights are missing, {missing[0]} among them")
     return model, tokenizer
+
+
+def _refuse_weights_elsewhere(folder: Path) -> None:
+    """Raise IntegrityError where the index of a model in several files names one outside its folder."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
+        return
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise IntegrityError(f"{folder.name}: {index.name} is no index of weights ({error!r})") from error
+    if outside := sorted(str(name) for name in names if Path(str(name)).name != name):
+        raise IntegrityError(f"{folder.name}: {index.name} names {outside[0]}, expected files of its own folder only")
