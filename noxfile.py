@@ -48,7 +48,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def trust(session: nox.Session) -> None:
-    """Show that the promises hold, with full counts, and write docs/trust.md: ten minutes, on a quiet machine."""
+    """Show that the promises hold, with full counts, and write docs/trust.md: 15 minutes on a quiet machine."""
     install(session, "test")
     report = Path(session.create_tmp()) / "trust.xml"
     counts = {"SQUEEZE_TEST_KILLS": "200", "SQUEEZE_TEST_TRIALS": "10000"}

@@ -1,4 +1,4 @@
-"""Write docs/trust.md: what squeeze promises, and what the tests that ``nox -s trust`` has run found of each promise."""
+"""Write docs/trust.md: what squeeze promises, and what the tests that ``nox -s trust`` runs found."""
 
 import argparse
 import sys

@@ -147,7 +147,7 @@ def test_a_change_of_any_field_of_this_machine_is_refused_with_the_field_named(t
             named.append(".".join((part, *field)))
             assert named[-1] in str(refusal.value)
     assert len(named) > 15
-    figure(f"{len(named)} fields of this machine's fingerprint changed one by one: {len(named)} ratios refused, each named")
+    figure(f"{len(named)} fields of this machine's fingerprint changed one by one: each ratio refused, the field named")
 
 
 def test_rows_are_found_by_label_key_and_attempt(store, capsys):

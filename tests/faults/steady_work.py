@@ -1,7 +1,7 @@
 """A worker whose one job is a fixed piece of work, timed step by step; ``--alone JOB`` does the job without a runner.
 
-Both ways the job runs in a forked child of a process that has imported and not computed, so that nothing but the runner,
-its worker's watch and its display tells them apart.
+Both ways the job runs in a forked child of a process that has imported and not computed, so that nothing but the
+runner, its worker's watch and its display tells them apart.
 """
 
 from __future__ import annotations

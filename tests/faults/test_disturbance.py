@@ -50,8 +50,8 @@ def test_a_process_is_as_fast_under_the_runner_as_alone(tmp_path: Path, figure: 
     paired = ratio(under, alone)
     found = float(np.median(under) / np.median(alone))
     figure(
-        f"{PAIRS} pairs of processes on all cores, under the runner and alone: medians of {1000 * np.median(under):.3f} "
-        f"and {1000 * np.median(alone):.3f} ms a step, ratio {found:.4f}; mean of the pairs {paired.value:.4f} "
+        f"{PAIRS} pairs of processes on all cores, under the runner and alone: {1000 * np.median(under):.3f} and "
+        f"{1000 * np.median(alone):.3f} ms a step, ratio {found:.4f}; mean of the pairs {paired.value:.4f} "
         f"(95 % interval {paired.low:.4f} to {paired.high:.4f})"
     )
     assert abs(found - 1) < 0.01

@@ -54,9 +54,7 @@ def test_zeros_are_counted_in_the_saved_weights(tmp_path: Path, figure: Callable
     assert found.sparsity == pytest.approx(0.5, abs=1e-4)
     assert found.effective_bits == pytest.approx(1 + 8, rel=1e-3)
     assert mismatches == []
-    figure(
-        f"half the weights pruned: {found.sparsity:.1%} zeros in the saved file, {found.effective_bits:.2f} bits a weight"
-    )
+    figure(f"half the weights pruned: {found.sparsity:.1%} zeros in the file, {found.effective_bits:.2f} bits a weight")
 
 
 @pytest.mark.promise(11)
@@ -67,9 +65,7 @@ def test_a_technique_that_does_nothing_is_caught(tmp_path: Path, figure: Callabl
 
 
 @pytest.mark.promise(11)
-def test_a_technique_that_leaves_half_the_layers_dense_is_caught(
-    tmp_path: Path, figure: Callable[[str], None]
-) -> None:
+def test_a_technique_that_leaves_half_the_layers_dense_is_caught(tmp_path: Path, figure: Callable[[str], None]) -> None:
     half = tiny_subject("llama", "bfloat16")
     whole = RoundToNearest(4, 32, symmetric=True).apply(tiny_subject("llama", "bfloat16"), NO_DATA)
     for name, layer in matrices(whole.model):
