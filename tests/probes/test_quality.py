@@ -155,6 +155,25 @@ def test_a_baseline_of_another_text_is_refused(baseline: Path, tmp_path: Path) -
         measure(artifact.load(tmp_path / "artifact"), tmp_path / "other", baseline, perplexity=perplexity)
 
 
+def test_a_second_text_is_scored_where_the_protocol_asks_for_it(
+    baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It moves nothing else: the distance from the baseline is that on the first text."""
+    texts = {"wikipedia_eval": data.corpora.text(""), "speeches": "Fellow citizens of the Senate. " * 50}
+    monkeypatch.setattr(data.corpora, "text", texts.__getitem__)
+    ood = {"corpus": "speeches", "tokens": 200, "window": 64, "stride": 64}
+    subject = RoundToNearest(2, 32, symmetric=True).apply(tiny_subject("llama"), Calibration.empty())
+    without = measure(subject, tmp_path / "without", baseline)
+    found = measure(subject, tmp_path / "with", baseline, perplexity_ood=ood)
+    assert found.arrays["token_nll_ood"].shape == (200 - 4,)
+    assert found.values["perplexity_ood"] == pytest.approx(math.exp(found.arrays["token_nll_ood"].mean()), rel=1e-5)
+    assert abs(found.values["perplexity_ood"] - found.values["perplexity"]) > 1
+    for name, array in without.arrays.items():
+        assert np.array_equal(found.arrays[name], array, equal_nan=True), name
+    assert found.values["perplexity"] == without.values["perplexity"]
+    assert "perplexity_ood" not in without.values
+
+
 def test_an_unknown_task_is_refused_with_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(SqueezeError, match=r"unknown task 'sciqq'.*sciq"):
         measure(tiny_subject("llama"), tmp_path, tasks=["sciqq"])
