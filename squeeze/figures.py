@@ -21,7 +21,10 @@ BLOCK = 128  # fewest tokens of a bootstrap block: further apart, token losses h
 BLOCKS = 256  # most blocks: a longer text gets longer ones
 STEPS = ("load", "prefill", "decode")
 MEMORY = ("peak", "rss_anon", "rss_file", "cuda_reserved", "cuda_device")
-SIZES = ("bytes", "bytes_on_disk", "effective_bits", "block_effective_bits", "compression_ratio")
+SIZES = (
+    *("bytes", "bytes_on_disk", "effective_bits", "block_effective_bits", "compression_ratio"),
+    "cache_bytes_per_token",
+)
 SCORES = ("perplexity", "perplexity_ood", "bits_per_byte", "kl_divergence", "top1_agreement")
 TEXTS = {"token_nll": "perplexity_delta", "token_nll_ood": "perplexity_ood_delta"}
 

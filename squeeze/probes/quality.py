@@ -24,6 +24,7 @@ from squeeze.errors import IntegrityError, SqueezeError
 from squeeze.lm import SubjectLM, TokenScores, Windows
 from squeeze.probes.batching import batch_dependent, takes_branches
 from squeeze.probes.divergence import Divergence, HiddenWriter, hidden_writer, stored_head
+from squeeze.probes.key_values import is_quantized, states_of
 from squeeze.probes.latency import compiled
 from squeeze.samples import Samples
 from squeeze.subject import Subject
@@ -45,16 +46,18 @@ def measure_quality(
     baseline: samples folder of the baseline's quality, and baseline_artifact its artifact. With them come kl_divergence
     and top1_agreement, as means and as arrays kl and top1 (scored tokens,). Without, the model is a baseline, and its
     hidden states are kept beside the samples.
+    A subject that claims a quantized cache is scored through it.
     Raises SqueezeError for an unknown task or too short a text; IntegrityError where the baseline's files do not fit.
     """
     windows = _windows(protocol["perplexity"])
     with samples.stage("probe"):
         dependent = batch_dependent(subject.model)
-        packed = not dependent and takes_branches(subject.model)
+        alone = dependent or is_quantized(subject)
+        packed = not alone and takes_branches(subject.model)
     samples.put_all({"batch_dependent": dependent, "packed": packed})
-    # Where a batch changes its own scores, each request is scored alone, as it would be in use.
-    token_budget = 0 if dependent else protocol["token_budget"]
-    how: dict[str, Any] = {"token_budget": token_budget, "packed": packed}
+    # Where a batch changes its own scores, or a cache is filled, each request is scored alone, as it would be in use.
+    token_budget = 0 if alone else protocol["token_budget"]
+    how: dict[str, Any] = {"token_budget": token_budget, "packed": packed, "states": states_of(subject)}
     with _observer(subject, samples.folder, windows.scored, baseline, baseline_artifact) as observe:
         lm = SubjectLM(subject, windows, observe=observe, **how)
         items = run(lm, protocol, samples)

@@ -22,6 +22,7 @@ from squeeze.probes.quality import compiled_difference, measure_quality, standar
 from squeeze.samples import Samples
 from squeeze.subject import Subject
 from squeeze.tasks import data
+from squeeze.techniques.kivi import KIVI
 from squeeze.techniques.rtn import RoundToNearest
 from squeeze.techniques.torch_dynamic import TorchDynamic
 from tests.tiny import tiny_subject
@@ -202,3 +203,15 @@ def test_the_tokenizer_decides_which_tokens_are_the_same(baseline: Path, tmp_pat
     """Two equal runs name the same tokens; that is what joins candidate and baseline."""
     again = measure(replace(tiny_subject("llama")), tmp_path / "again")
     assert again.values["tokens_sha256"] == samples.read(baseline).values["tokens_sha256"]
+
+
+def test_a_quantized_cache_is_scored_through(baseline: Path, tmp_path: Path) -> None:
+    """Two bits of the keys and values, not a bit of the weights: the change can only come from the cache."""
+    subject = KIVI(bits=2, group_size=8).apply(artifact.load(tmp_path / "artifact"), Calibration.empty())
+    found = measure(subject, tmp_path / "cached", baseline)
+    nll, exact = (samples.read(folder).arrays["token_nll"] for folder in (tmp_path / "cached", baseline))
+    first = np.arange(len(nll)) % 63 < 8  # the first group of each window of 64 sees no rounded one
+    assert np.abs(nll - exact)[first].max() < 1e-4
+    assert np.abs(nll - exact)[~first].mean() > 1e-3
+    assert found.values["kl_divergence"] > 0
+    assert found.values["packed"] is False
