@@ -20,7 +20,7 @@ Begin = Callable[[], Generation]
 def begin(subject: Subject, cell: Cell) -> Begin:
     if cell.model["kind"] == "encoder":
         pytest.skip("an encoder generates nothing")
-    return latency.starter(subject.model, cell.runtime, cell.protocol["latency"])
+    return latency.starter(subject, cell.runtime, cell.protocol["latency"])
 
 
 def test_prefill(

@@ -1,9 +1,12 @@
-"""Peak memory of prefill and of decode, at the protocol's largest batch; that of loading is measured where it loads."""
+"""Peak memory of prefill and of decode, at the protocol's largest batch, and what is kept of each token meanwhile.
+
+That of loading is measured where it loads.
+"""
 
 from torch import Tensor
 
 from squeeze.cell import Cell
-from squeeze.probes import latency, memory
+from squeeze.probes import key_values, latency, memory
 from squeeze.samples import Samples
 from squeeze.subject import Subject
 
@@ -17,7 +20,7 @@ def test_memory(subject: Subject, cell: Cell, prompts: Tensor, samples: Samples)
             encode = latency.encoder(subject.model, cell.runtime, cell.protocol["latency"])
             steps = {"prefill": lambda: encode(prompts)}
         else:
-            generation = latency.starter(subject.model, cell.runtime, cell.protocol["latency"])()
+            generation = latency.starter(subject, cell.runtime, cell.protocol["latency"])()
             steps = {
                 "prefill": lambda: generation.prefill(prompts),
                 "decode": lambda: [generation.decode() for _ in range(DECODED)],
@@ -25,3 +28,5 @@ def test_memory(subject: Subject, cell: Cell, prompts: Tensor, samples: Samples)
         for name, step in steps.items():
             _, usage = memory.measured(step, device)
             samples.put_all(usage.figures(name))
+        if cell.model["kind"] != "encoder":
+            samples.put("cache_bytes_per_token", key_values.bytes_per_token(generation.cache))

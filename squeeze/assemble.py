@@ -165,7 +165,7 @@ def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, b
 
 
 def _is_paired(name: str) -> bool:
-    return name == "token_nll" or name.endswith("_correct")
+    return name in figures.TEXTS or name.endswith("_correct")
 
 
 def _compact(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from squeeze.cell import Cell
 from squeeze.corpora import calibration_tokens
 from squeeze.files import write_atomically
 from squeeze.grid import Grid, find_grid, flattered
+from squeeze.identity import artifact_key
 from squeeze.models import load_baseline
 from squeeze.probes.memory import measured
 from squeeze.process import settle
 from squeeze.shared_pass import SharedPass
 from squeeze.steps import resolve_step
 from squeeze.subject import Subject
+from squeeze.training import Workplace
 
 INFO = "build.json"
 
@@ -31,8 +33,9 @@ def build(cell: Cell, folder: Path) -> None:
     """Write the cell's artifact to ``folder``, and what is known of its making to ``build.json`` there.
 
     build.json, which is no part of the artifact's content: content_hash; stages, the seconds of each; seconds_marginal,
-    their sum; seconds, the same as if no earlier build had left its shared pass; peak_bytes of the process, loading
-    included; grid of the baseline's weights, and whether it flatters this artifact; dtype, parameters and claims.
+    their sum; seconds, the same as if no earlier build had left its shared pass or a training to go on with; peak_bytes
+    of the process, loading included; grid of the baseline's weights, and whether it flatters this artifact; dtype,
+    parameters and claims.
     Raises SqueezeError for a step that may not be made, Unsupported when a technique refuses the model, and whatever
     loading the baseline raises.
     """
@@ -40,6 +43,7 @@ def build(cell: Cell, folder: Path) -> None:
     device = str(cell.runtime["device"])
     settle(cell.runtime, int(cell.calibration.get("seed", 0)))
     shared = SharedPass(cache_root() / "calibration")
+    workplaces = _workplaces(cell)
     stages: dict[str, float] = {}
 
     def make() -> Grid | None:
@@ -49,8 +53,8 @@ def build(cell: Cell, folder: Path) -> None:
         with _timed(stages, "calibration"):
             data = calibration(cell.calibration, subject, device, shared)
         with _timed(stages, "compress"):
-            for technique in techniques:
-                subject = technique.apply(subject, data)
+            for technique, workplace in zip(techniques, workplaces, strict=True):
+                subject = technique.apply(subject, replace(data, workplace=workplace))
         with _timed(stages, "save"):
             artifact.save(subject, folder)
         return grid
@@ -61,13 +65,15 @@ def build(cell: Cell, folder: Path) -> None:
         "content_hash": artifact.content_hash(folder),
         "stages": stages,
         "seconds_marginal": sum(stages.values()),
-        "seconds": sum(stages.values()) + shared.reused_seconds,
+        "seconds": sum(stages.values()) + shared.reused_seconds + sum(each.reused_seconds for each in workplaces),
         "peak_bytes": usage.cuda.get("cuda_allocated_bytes", usage.peak),
         "grid": grid and asdict(grid),
         "grid_flattered": flattered(grid, description["claims"]),
         **{name: description[name] for name in ("dtype", "parameters", "claims")},
     }
     write_atomically(folder / INFO, json.dumps(info, indent=1).encode())
+    for workplace in workplaces:
+        workplace.clear()
 
 
 def calibration(request: Mapping[str, Any], subject: Subject, device: str, shared: SharedPass) -> Calibration:
@@ -76,6 +82,14 @@ def calibration(request: Mapping[str, Any], subject: Subject, device: str, share
         return Calibration.empty()
     tokens = calibration_tokens(request, subject.tokenizer)
     return Calibration(tokens.to(device), int(request["seed"]), shared)
+
+
+def _workplaces(cell: Cell) -> list[Workplace]:
+    """Where each step's training keeps its checkpoints: whoever comes to build the same artifact finds them."""
+    if not cell.calibration:
+        return [Workplace(None) for _ in cell.technique["steps"]]
+    folder = cache_root() / "training" / artifact_key(cell)
+    return [Workplace(folder / str(number)) for number in range(len(cell.technique["steps"]))]
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from squeeze.capture import Stop, walk
 from squeeze.shared_pass import SharedPass
+from squeeze.training import Workplace
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,13 @@ class Calibration:
     """token_ids: (samples, window) int64, windows of the calibration corpus. seed: for any choice made from it.
 
     shared: where statistics of a float model's layer inputs are kept for every technique and bit-width; None: nowhere.
+    workplace: where a training keeps what a killed build goes on from.
     """
 
     token_ids: torch.Tensor
     seed: int = 0
     shared: SharedPass | None = None
+    workplace: Workplace = field(default_factory=Workplace)
 
     @classmethod
     def empty(cls) -> Calibration:

@@ -12,6 +12,9 @@ from typing import Any
 # Fields that name a thing for people; two cells that differ only here are the same cell.
 LABELS = frozenset({"name", "family", "title", "description"})
 
+# What a protocol asks beyond the rest where a technique is trained. Rows that differ only here can be compared.
+TRAINED_ONLY = frozenset({"perplexity_ood"})
+
 UNCOMPRESSED: Mapping[str, Any] = {"name": "none", "family": "baseline", "steps": []}
 
 
@@ -52,6 +55,11 @@ class Cell:
     def axis(self, name: str) -> Any:
         """The value of a field (``bits``, ``sparsity``, ...) in the first step that has it, else None."""
         return next((step[name] for step in self.technique["steps"] if name in step), None)
+
+    @property
+    def common_protocol(self) -> dict[str, Any]:
+        """What rows that are compared have in common: the protocol without what trained ones are asked beyond it."""
+        return {name: value for name, value in self.protocol.items() if name not in TRAINED_ONLY}
 
     def baseline(self, dtype: str) -> Cell:
         """The same cell with the uncompressed model, held in ``dtype``."""

@@ -101,8 +101,9 @@ def _side(store: RecordStore, record: Record) -> Side:
 def _unlike(first: Side, second: Side) -> Iterator[str]:
     """The conditions in which two rows differ, with both values."""
     one, other = first.cell, second.cell
-    for name in ("model", "protocol", "runtime"):
-        yield from _differing(name, _conditions(getattr(one, name)), _conditions(getattr(other, name)))
+    for name in ("model", "common_protocol", "runtime"):
+        parts = (_conditions(getattr(cell, name)) for cell in (one, other))
+        yield from _differing(name.removeprefix("common_"), *parts)
     for name in differences(first.record.environment, second.record.environment):
         values = (_field(side.record.environment, name) for side in (first, second))
         yield "{} ({} and {})".format(name, *values)

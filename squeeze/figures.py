@@ -21,8 +21,12 @@ BLOCK = 128  # fewest tokens of a bootstrap block: further apart, token losses h
 BLOCKS = 256  # most blocks: a longer text gets longer ones
 STEPS = ("load", "prefill", "decode")  # those of a latency process
 MEMORY = ("peak", "peak_anon_bound", "rss_anon", "rss_file", "cuda_reserved", "cuda_device")
-SIZES = ("bytes", "bytes_on_disk", "effective_bits", "block_effective_bits", "compression_ratio")
-SCORES = ("perplexity", "bits_per_byte", "kl_divergence", "top1_agreement")
+SIZES = (
+    *("bytes", "bytes_on_disk", "effective_bits", "block_effective_bits", "compression_ratio"),
+    "cache_bytes_per_token",
+)
+SCORES = ("perplexity", "perplexity_ood", "bits_per_byte", "kl_divergence", "top1_agreement")
+TEXTS = {"token_nll": "perplexity_delta", "token_nll_ood": "perplexity_ood_delta"}
 
 Values = Mapping[str, Any]
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -113,11 +117,12 @@ def scores(values: Values) -> Estimates:
 
 
 def changes(arrays: Arrays, baseline: Arrays, seed: int) -> Estimates:
-    """The paired change of perplexity, and McNemar's p-value of each task's change of accuracy."""
+    """The paired change of perplexity on each text, and McNemar's p-value of each task's change of accuracy."""
     found = {}
-    if "token_nll" in arrays:
-        block = max(BLOCK, arrays["token_nll"].size // BLOCKS)
-        found["perplexity_delta"] = perplexity_delta(arrays["token_nll"], baseline["token_nll"], block, seed)
+    for name, change in TEXTS.items():
+        if name in arrays:
+            block = max(BLOCK, arrays[name].size // BLOCKS)
+            found[change] = perplexity_delta(arrays[name], baseline[name], block, seed)
     for name in sorted(name for name in arrays if name.endswith("_correct")):
         own, other = arrays[name], baseline[name]
         flips = mcnemar(own, other)

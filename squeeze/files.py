@@ -3,7 +3,8 @@
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -13,12 +14,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     The bytes go to a temporary file in the same folder, are flushed to the disk and renamed over `path`.
     Raises OSError (folder not writable, disk full) and then leaves no temporary file behind.
     """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new name in the folder of `path`; what the body writes there takes the place of `path` when it ends well.
+
+    Raises OSError (folder not writable, disk full); whatever is raised, no temporary file is left behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("xb") as file:  # with the permissions that the user gives to new files
-            file.write(content)
-            file.flush()
+        yield temporary  # opened by the body: with the permissions that the user gives to new files
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:

@@ -15,6 +15,7 @@ from lm_eval.api.model import TemplateLM
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from squeeze.architecture import last_hidden_state
 from squeeze.errors import SqueezeError
 from squeeze.scoring import Request, Row, batches, by_length, log_probabilities, one_by_one, pack, predict
 from squeeze.subject import Subject
@@ -81,8 +82,9 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
 
     Batches depend on nothing but the requests, the tokenizer, ``token_budget`` and ``packed``, so they are the same for
     all artifacts of a model. A ``token_budget`` of 0 scores one unpadded row at a time; ``packed`` says whether the
-    continuations of a context share its row. observe: called with the hidden states, (n, hidden), from which each next
-    n tokens of a text were predicted, in order. scores: those of the last text.
+    continuations of a context share its row. states: how hidden states come about, as in ``scoring.predict``; all but a
+    plain forward need unpacked rows, one at a time. observe: called with the hidden states, (n, hidden), from which
+    each next n tokens of a text were predicted, in order. scores: those of the last text.
     """
 
     scores: TokenScores
@@ -94,6 +96,7 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         *,
         token_budget: int,
         packed: bool = True,
+        states: Callable[..., Tensor] = last_hidden_state,
         observe: Callable[[Tensor], None] = lambda _: None,
     ) -> None:
         super().__init__()
@@ -102,6 +105,7 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         self.windows = windows
         self.token_budget = token_budget
         self.packed = packed
+        self.states = states
         self.observe = observe
         self.max_length = max_length(subject.model.config, subject.tokenizer)
         # A question's context is encoded once, not once a choice.
@@ -136,7 +140,7 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         total = torch.zeros(len(items), dtype=torch.float64)
         greedy = torch.ones(len(items), dtype=torch.bool)
         for batch in batches(by_length(rows), self.token_budget):
-            predicted = predict(self.model, batch)
+            predicted = predict(self.model, batch, self.states)
             log_probability, chosen = log_probabilities(self.model, predicted)
             total.index_add_(0, predicted.owners, log_probability.double())
             greedy[predicted.owners[~chosen]] = False
@@ -155,7 +159,7 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         ]
         nll, window = [], []
         for batch in batches(rows, self.token_budget):
-            predicted = predict(self.model, batch)
+            predicted = predict(self.model, batch, self.states)
             self.observe(predicted.hidden)
             nll.append(-log_probabilities(self.model, predicted)[0].numpy())
             window.append(predicted.owners.numpy().astype(np.int32))

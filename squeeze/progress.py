@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+LINE_EVERY = 30.0  # seconds between two lines about a training, where nobody watches
+
 Advance = Callable[[int], None]
+Trained = Callable[[int, float], None]
 
 
 @contextmanager
@@ -23,3 +27,32 @@ def progress(title: str) -> Iterator[Advance]:
     with Progress(*columns, console=Console(file=sys.stderr)) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def training(title: str, steps: int) -> Iterator[Trained]:
+    """Show ``title`` while the body trains, which calls the yielded ``trained(steps_so_far, loss)`` after each step."""
+    if not sys.stderr.isatty():
+        yield _lines(title, steps)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=sys.stderr)) as bar:
+        task = bar.add_task(title, total=steps)
+        yield lambda done, loss: bar.update(task, completed=done, description=f"{title}, loss {loss:.4f}")
+
+
+def _lines(title: str, steps: int) -> Trained:
+    """A line for the first step, the last one, and now and then between."""
+    last = -LINE_EVERY
+
+    def tell(done: int, loss: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done == steps or now - last >= LINE_EVERY:
+            print(f"{title}: step {done} of {steps}, loss {loss:.4f}", file=sys.stderr, flush=True)
+            last = now
+
+    return tell

@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from squeeze.cell import Cell
+from squeeze.cell import TRAINED_ONLY, Cell
 from squeeze.choices import GROUPS, SWEEP, Choices
 from squeeze.device import default_device, usable_threads
 from squeeze.errors import SqueezeError
@@ -56,13 +56,14 @@ class Resolver:
             check_axis(name, value)
         groups = {group: self._group(group, settings, point, axes) for group in GROUPS}
         technique = {**groups["technique"]}
-        calibrated = technique.pop("calibrated", False)
+        calibrated, trained = technique.pop("calibrated", False), technique.pop("trained", False)
+        protocol = groups["protocol"]
         return Cell(
             model=groups["model"],
             technique=technique,
             calibration=groups["calibration"] if calibrated else {},
             runtime=groups["runtime"],
-            protocol=groups["protocol"],
+            protocol=protocol if trained else {name: protocol[name] for name in protocol if name not in TRAINED_ONLY},
             replicate=axes.get("replicate", 0),
         )
 

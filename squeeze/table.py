@@ -132,7 +132,7 @@ def _sparsity(record: Record) -> Any:
 
 def _board(cell: Cell, fingerprint: str) -> str:
     model = {name: value for name, value in cell.model.items() if name != "dtype"}
-    return digest([model, cell.protocol, fingerprint])[:12]
+    return digest([model, cell.common_protocol, fingerprint])[:12]
 
 
 def _newest(frame: pd.DataFrame) -> pd.DataFrame:

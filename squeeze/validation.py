@@ -81,10 +81,11 @@ def _allowed(rule: Rule | Schema) -> str:
 
 
 def _check_protocol(protocol: Mapping[str, Any]) -> None:
-    text = protocol["perplexity"]
-    for field, bound in (("window", "tokens"), ("stride", "window")):
-        check_value(f"protocol.perplexity.{field}", text[field], _at_most(text[bound], f"its {bound}"))
-    _check_known("protocol.perplexity.corpus", text["corpus"], known_texts())
+    for name in protocol.keys() & {"perplexity", "perplexity_ood"}:
+        text = protocol[name]
+        for field, bound in (("window", "tokens"), ("stride", "window")):
+            check_value(f"protocol.{name}.{field}", text[field], _at_most(text[bound], f"its {bound}"))
+        _check_known(f"protocol.{name}.corpus", text["corpus"], known_texts())
     for task in protocol["tasks"]:
         _check_known("protocol.tasks", task, known_tasks())
     _check_known("protocol.ranked_by", protocol["ranked_by"], RANKED_BY)
@@ -162,6 +163,8 @@ AXES: Mapping[str, Rule] = {
     "symmetric": _BOOLEAN,
     "sparsity": Rule("a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1),
     "double_quant": _BOOLEAN,
+    "training_steps": _POSITIVE,
+    "learning_rate": Rule("a number above 0", lambda value: _is_number(value) and value > 0),
     "device": _DEVICE,
     "threads": _THREADS,
     "replicate": _at_least(0),
@@ -203,6 +206,8 @@ _LIMIT: Schema = {
     "bytes": _POSITIVE,
 }
 
+_TEXT_WINDOWS: Schema = {"corpus": _NAME, "tokens": _POSITIVE, "window": _POSITIVE, "stride": _POSITIVE}
+
 _PROTOCOL: Schema = {
     "name": _NAME,
     "rounds": _POSITIVE,
@@ -215,7 +220,7 @@ _PROTOCOL: Schema = {
         "batch_sizes": _several("a list of different positive integers", _POSITIVE, least=1),
         "warmup_rounds": _at_least(0),
     },
-    "perplexity": {"corpus": _NAME, "tokens": _POSITIVE, "window": _POSITIVE, "stride": _POSITIVE},
+    "perplexity": _TEXT_WINDOWS,
     "tasks": _several("a list of different tasks", _NAME),
     "items": _or_null(_POSITIVE),
     "token_budget": _POSITIVE,
@@ -226,8 +231,8 @@ _PROTOCOL: Schema = {
 # group -> (fields it must have, fields it may have)
 SCHEMAS: Mapping[str, tuple[Schema, Schema]] = {
     "model": (_MODEL, {"member": _TEXT, "seed": _at_least(0), **MODEL_PINS}),
-    "technique": (_TECHNIQUE, {"calibrated": _BOOLEAN}),
+    "technique": (_TECHNIQUE, {"calibrated": _BOOLEAN, "trained": _BOOLEAN}),
     "calibration": (_CALIBRATION, {}),
     "runtime": (_RUNTIME, {}),
-    "protocol": (_PROTOCOL, {}),
+    "protocol": (_PROTOCOL, {"perplexity_ood": _TEXT_WINDOWS}),
 }

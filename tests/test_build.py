@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from squeeze import artifact
+from squeeze import artifact, training
 from squeeze import build as building
 from squeeze.build import INFO, build
 from squeeze.cell import Cell
 from squeeze.errors import SqueezeError, Unsupported
 from squeeze.subject import Subject
+from squeeze.techniques import finetune
 from tests.faults.sweeps import MODEL, RUNTIME
 from tests.tiny import tiny_subject
 
@@ -79,6 +81,37 @@ def test_nothing_is_loaded_for_a_step_that_may_not_be_made(tmp_path: Path, monke
     monkeypatch.setattr(building, "load_baseline", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(SqueezeError, match="refused"):
         build(cell({"_target_": "os.system", "command": "true"}), tmp_path)
+
+
+def test_a_killed_training_goes_on_and_its_cost_is_counted_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQUEEZE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    windows = torch.arange(128).reshape(4, 32)
+    monkeypatch.setattr(building, "calibration_tokens", lambda *_: windows)
+    calibration = {"corpus": "c4", "samples": 4, "window": 32, "seed": 0}
+    step = {"_target_": "squeeze.techniques.finetune.Finetune", "training_steps": 4, "windows": 1, "learning_rate": 0.1}
+    trained = replace(cell(step), calibration=calibration)
+    real, done = finetune.next_token, []
+
+    def deadly(*arguments: Any) -> torch.Tensor:
+        done.append(1)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(finetune, "next_token", deadly)
+    with pytest.raises(KeyboardInterrupt):
+        build(trained, tmp_path / "killed")
+    assert list((tmp_path / "cache/training").rglob("*.safetensors"))
+    build(trained, tmp_path / "continued")
+    assert len(done) == 4 + 1
+    said = info(tmp_path / "continued")
+    assert said["seconds"] > said["seconds_marginal"]
+    assert not list((tmp_path / "cache/training").rglob("*.safetensors"))
+    build(trained, tmp_path / "whole")
+    assert info(tmp_path / "whole")["content_hash"] == said["content_hash"]
 
 
 def test_a_refusal_is_passed_on(tmp_path: Path) -> None:

@@ -73,6 +73,15 @@ def test_two_rows_in_words_and_figures(store, capsys):
     assert "0 answers won, 40 lost, McNemar p = 1.8e-12: different" in sciq
 
 
+def test_a_trained_row_is_compared_with_an_untrained_one(store, capsys):
+    """Though it is asked for more."""
+    ood = {**PROTOCOL, "perplexity_ood": {"corpus": "speeches"}}
+    keep(store, 4, samples(1.5, 0.3), cell=cell("rtn", "quantization", {"bits": 4}, protocol=ood).to_json())
+    keep(store, 8, samples(1.0, 0.0))
+    explain(store.results, RTN4, RTN8)
+    assert "perplexity: " in capsys.readouterr().out
+
+
 def test_rows_of_unlike_moments_are_compared_through_their_baselines(store, capsys):
     keep(store, 4, samples(1.2, 0.0, seed=1, moment=1))
     keep(store, 8, samples(1.0, 0.0, seed=2, moment=2))

@@ -105,6 +105,25 @@ def test_only_a_calibrated_technique_has_a_calibration(own):
     assert uncalibrated.key != calibrated.key
 
 
+def test_only_a_trained_technique_is_asked_for_perplexity_out_of_its_domain(own):
+    place(own, "technique", "tuned", TECHNIQUES["prune"].replace("steps:", "trained: true\nsteps:"))
+    untrained, trained = planned(own, "technique=prune,tuned")
+    assert trained.protocol["perplexity_ood"]["corpus"] == "speeches"
+    assert trained.protocol == {**untrained.protocol, "perplexity_ood": trained.protocol["perplexity_ood"]}
+    assert trained.common_protocol == untrained.protocol == untrained.common_protocol
+    assert trained.baseline("float32").protocol == trained.protocol
+    assert set(trained.technique) == {"name", "family", "steps"}
+    with pytest.raises(SqueezeError, match=r"protocol.perplexity_ood.window.*at most its tokens, 2048"):
+        planned(own, "technique=tuned", "protocol.perplexity_ood.window=4096")
+
+
+def test_the_control_is_trained_as_the_row_that_carries_it():
+    row, control = cells(["model=smollm2_135m", "protocol=smoke", "technique=qat,finetune"])
+    for name in ("training_steps", "windows", "learning_rate"):
+        assert row.axis(name) == control.axis(name) is not None
+    assert (row.calibration, row.protocol) == (control.calibration, control.protocol)
+
+
 def test_the_uncompressed_cell_is_the_baseline_of_the_others(own):
     (none,) = planned(own, "technique=none", "dtype=float32")
     (other,) = planned(own, "technique=round", "dtype=bfloat16")

@@ -86,6 +86,15 @@ def test_the_perplexity_change_is_paired() -> None:
     assert delta.n == 64
 
 
+def test_each_text_has_its_own_change() -> None:
+    generator = np.random.default_rng(0)
+    baseline = {name: generator.normal(2.5, 1.5, 2048) for name in ("token_nll", "token_nll_ood")}
+    worse = {"token_nll": baseline["token_nll"] - 0.1, "token_nll_ood": baseline["token_nll_ood"] + 0.1}
+    found = figures.changes(worse, baseline, seed=0)
+    assert found["perplexity_delta"].value < 0 < found["perplexity_ood_delta"].value
+    assert found["perplexity_ood_delta"].n == 16
+
+
 def test_the_same_answers_are_no_change() -> None:
     answers = np.arange(100) % 3 > 0
     found = figures.changes({"sciq_correct": answers}, {"sciq_correct": answers}, seed=0)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from squeeze.progress import progress
+from squeeze.progress import progress, training
 
 
 def test_one_plain_line_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,3 +26,14 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         advance(25_000_000)
     assert "fetching it" in terminal.getvalue()
     assert "25.0" in terminal.getvalue()
+
+
+def test_a_training_shows_its_steps_and_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with training("qat", 64) as trained:
+        trained(16, 0.61234)
+    assert "qat, loss 0.6123" in terminal.getvalue()
+    assert "16/64" in terminal.getvalue()

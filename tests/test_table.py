@@ -111,6 +111,14 @@ def test_the_dtype_of_the_baseline_does_not_part_a_board():
     assert tabulate([smoke_records()[0], record(single)])["board"].nunique() == 1
 
 
+def test_what_is_asked_of_trained_rows_alone_does_not_part_a_board():
+    ood = {**PROTOCOL, "perplexity_ood": {"corpus": "speeches"}}
+    trained = cell("qat", "quantization", {"bits": 3}, protocol=ood)
+    frame = tabulate([smoke_records()[0], record(trained, {"perplexity_ood": Estimate(40.0)})])
+    assert frame["board"].nunique() == 1
+    assert frame["perplexity_ood"].tolist() == pytest.approx([float("nan"), 40.0], nan_ok=True)
+
+
 def with_speedup(name, value, p_value, flags=()):
     subject = cell("rtn", "quantization", {"bits": name})
     speedup = Estimate(value, value * 0.9, value * 1.1, p_value, 5)

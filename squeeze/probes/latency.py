@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, StaticCache
+from transformers import Cache, StaticCache
 
 from squeeze.errors import Unsupported
+from squeeze.probes.key_values import cache_of, is_quantized
+from squeeze.subject import Subject
 
 Clock = Callable[[], float]
 
@@ -58,19 +60,23 @@ class Generation:
         return token
 
 
-def starter(model: nn.Module, runtime: Mapping[str, Any], protocol: Mapping[str, Any]) -> Callable[[], Generation]:
+def starter(subject: Subject, runtime: Mapping[str, Any], protocol: Mapping[str, Any]) -> Callable[[], Generation]:
     """A function that begins a new generation in the given runtime, at the lengths of the protocol's `latency` part.
 
-    Raises Unsupported when the model has fewer positions than those lengths need.
+    Raises Unsupported when the model has fewer positions than those lengths need, and where a quantized cache, whose
+    shapes change, meets a compiled runtime.
     """
+    model = subject.model
     decoded = max(protocol["decode_tokens"], MOST_WINDOWS * protocol["warmup_rounds"])
     positions = protocol["prompt_tokens"] + decoded
     check_length(model, positions)
     synchronize = synchronizer(runtime["device"])
     if runtime["compile"]:
+        if is_quantized(subject):
+            raise Unsupported("a quantized cache grows and cannot be compiled; use runtime=eager")
         decode = compiled(model)
         return lambda: Generation(model, decode, StaticCache(model.config, max_cache_len=positions), synchronize)
-    return lambda: Generation(model, model, DynamicCache(config=model.config), synchronize)
+    return lambda: Generation(model, model, cache_of(subject), synchronize)
 
 
 def compiled(model: nn.Module) -> Callable[..., Any]:

@@ -24,6 +24,7 @@ from squeeze.errors import IntegrityError, SqueezeError
 from squeeze.lm import SubjectLM, TokenScores, Windows
 from squeeze.probes.batching import batch_dependent, takes_branches
 from squeeze.probes.divergence import Divergence, HiddenWriter, hidden_writer, stored_head
+from squeeze.probes.key_values import is_quantized, states_of
 from squeeze.probes.latency import compiled
 from squeeze.samples import Samples
 from squeeze.subject import Subject
@@ -41,26 +42,34 @@ def measure_quality(
 
     Scalars: perplexity, bits_per_byte, acc_TASK, acc_TASK_stderr, batch_dependent, diverged (and then reason), packed.
     Arrays: token_nll and window (scored tokens,); TASK_correct (items,), TASK_loglik (items, choices; NaN where an item
-    has fewer).
+    has fewer). Where the protocol asks for it, perplexity_ood and token_nll_ood (scored tokens of that text,).
     baseline: samples folder of the baseline's quality, and baseline_artifact its artifact. With them come kl_divergence
     and top1_agreement, as means and as arrays kl and top1 (scored tokens,). Without, the model is a baseline, and its
     hidden states are kept beside the samples.
+    A subject that claims a quantized cache is scored through it.
     Raises SqueezeError for an unknown task or too short a text; IntegrityError where the baseline's files do not fit.
     """
-    windows = Windows(*(protocol["perplexity"][name] for name in ("tokens", "window", "stride")))
+    windows = _windows(protocol["perplexity"])
     with samples.stage("probe"):
         dependent = batch_dependent(subject.model)
-        packed = not dependent and takes_branches(subject.model)
+        alone = dependent or is_quantized(subject)
+        packed = not alone and takes_branches(subject.model)
     samples.put_all({"batch_dependent": dependent, "packed": packed})
-    # Where a batch changes its own scores, each request is scored alone, as it would be in use.
-    token_budget = 0 if dependent else protocol["token_budget"]
+    # Where a batch changes its own scores, or a cache is filled, each request is scored alone, as it would be in use.
+    token_budget = 0 if alone else protocol["token_budget"]
+    how: dict[str, Any] = {"token_budget": token_budget, "packed": packed, "states": states_of(subject)}
     with _observer(subject, samples.folder, windows.scored, baseline, baseline_artifact) as observe:
-        lm = SubjectLM(subject, windows, token_budget=token_budget, packed=packed, observe=observe)
+        lm = SubjectLM(subject, windows, observe=observe, **how)
         items = run(lm, protocol, samples)
     if isinstance(observe, Divergence):
         check_same_text(lm.scores, observe.folder)
         _put_divergence(samples, torch.cat(observe.kl).numpy(), torch.cat(observe.top1).numpy())
     _put_perplexity(samples, lm.scores, int(subject.model.config.vocab_size))  # type: ignore[union-attr,arg-type]
+    if "perplexity_ood" in protocol:
+        lm = SubjectLM(subject, _windows(protocol["perplexity_ood"]), **how)
+        run(lm, {**protocol, "perplexity": protocol["perplexity_ood"], "tasks": []}, samples)
+        samples.put("perplexity_ood", lm.scores.perplexity)
+        samples.put_array("token_nll_ood", lm.scores.nll)
     for task in protocol["tasks"]:
         _put_task(samples, task, items[task])
 
@@ -111,6 +120,10 @@ def standard_error(correct: Sequence[float] | npt.NDArray[Any]) -> float | None:
     """Of an accuracy p over n items: sqrt(p (1 - p) / (n - 1)); None for fewer than two."""
     accuracy, items = float(np.mean(correct)), len(correct)
     return math.sqrt(accuracy * (1 - accuracy) / (items - 1)) if items > 1 else None
+
+
+def _windows(text: Mapping[str, Any]) -> Windows:
+    return Windows(*(text[name] for name in ("tokens", "window", "stride")))
 
 
 def _observer(

@@ -10,7 +10,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from squeeze.errors import Unsupported
 from squeeze.probes import latency
-from tests.tiny import CAUSAL, tiny_model
+from tests.tiny import CAUSAL, tiny_model, tiny_subject
 
 EAGER = {"device": "cpu", "threads": 1, "compile": False}
 PROTOCOL = {"prompt_tokens": 12, "decode_tokens": 8, "warmup_rounds": 2}
@@ -30,11 +30,12 @@ def greedy_without_cache(model: Any, tokens: torch.Tensor, count: int) -> list[l
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_tokens_equal_those_without_a_cache(name: str) -> None:
-    model = tiny_model(name)
+    subject = tiny_subject(name)
+    model = subject.model
     for parameter_name, parameter in model.named_parameters():
         if parameter_name.endswith("bias"):  # random ones outweigh what the tokens say
             parameter.zero_()
-    generation = latency.starter(model, EAGER, PROTOCOL)()
+    generation = latency.starter(subject, EAGER, PROTOCOL)()
     generation.prefill(prompt())
     for _ in range(PROTOCOL["decode_tokens"]):
         generation.decode()
@@ -44,7 +45,7 @@ def test_tokens_equal_those_without_a_cache(name: str) -> None:
 
 
 def test_generations_do_not_share_their_cache() -> None:
-    begin = latency.starter(tiny_model("llama"), EAGER, PROTOCOL)
+    begin = latency.starter(tiny_subject("llama"), EAGER, PROTOCOL)
     first, second = begin(), begin()
     first.prefill(prompt())
     first.decode()
@@ -55,8 +56,9 @@ def test_generations_do_not_share_their_cache() -> None:
 
 def test_a_static_cache_gives_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "compiled", lambda model: model.forward)
-    model = tiny_model("llama")
-    generation = latency.starter(model, {**EAGER, "compile": True}, PROTOCOL)()
+    subject = tiny_subject("llama")
+    model = subject.model
+    generation = latency.starter(subject, {**EAGER, "compile": True}, PROTOCOL)()
     generation.prefill(prompt())
     for _ in range(4):
         generation.decode()
@@ -64,10 +66,10 @@ def test_a_static_cache_gives_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_head_is_applied_to_the_last_position_only() -> None:
-    model = tiny_model("llama")
+    subject = tiny_subject("llama")
     positions = []
-    model.lm_head.register_forward_hook(lambda _module, inputs, _output: positions.append(inputs[0].shape[1]))
-    latency.starter(model, EAGER, PROTOCOL)().prefill(prompt())
+    subject.model.lm_head.register_forward_hook(lambda _module, inputs, _output: positions.append(inputs[0].shape[1]))
+    latency.starter(subject, EAGER, PROTOCOL)().prefill(prompt())
     assert positions == [1]
 
 
@@ -79,12 +81,12 @@ def test_an_encoder_gives_its_hidden_states() -> None:
 
 def test_decode_needs_a_prefill() -> None:
     with pytest.raises(IndexError):
-        latency.starter(tiny_model("llama"), EAGER, PROTOCOL)().decode()
+        latency.starter(tiny_subject("llama"), EAGER, PROTOCOL)().decode()
 
 
 def test_a_prompt_beyond_the_model_is_refused_with_both_numbers() -> None:
     with pytest.raises(Unsupported, match=r"2048 positions.*need 3016"):
-        latency.starter(tiny_model("llama"), EAGER, {**PROTOCOL, "prompt_tokens": 3000})
+        latency.starter(tiny_subject("llama"), EAGER, {**PROTOCOL, "prompt_tokens": 3000})
     with pytest.raises(Unsupported, match=r"2048 positions.*need 3000"):
         latency.encoder(tiny_model("bert"), EAGER, {**PROTOCOL, "prompt_tokens": 3000})
 

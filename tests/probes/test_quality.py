@@ -23,6 +23,7 @@ from squeeze.probes.quality import compiled_difference, measure_quality, standar
 from squeeze.samples import Samples
 from squeeze.subject import Subject
 from squeeze.tasks import data
+from squeeze.techniques.kivi import KIVI
 from squeeze.techniques.rtn import RoundToNearest
 from squeeze.techniques.torch_dynamic import TorchDynamic
 from tests.tiny import tiny_subject
@@ -193,6 +194,25 @@ def test_a_baseline_of_another_text_is_refused(baseline: Path, tmp_path: Path) -
         measure(artifact.load(tmp_path / "artifact"), tmp_path / "other", baseline, perplexity=perplexity)
 
 
+def test_a_second_text_is_scored_where_the_protocol_asks_for_it(
+    baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It moves nothing else: the distance from the baseline is that on the first text."""
+    texts = {"wikipedia_eval": data.corpora.text(""), "speeches": "Fellow citizens of the Senate. " * 50}
+    monkeypatch.setattr(data.corpora, "text", texts.__getitem__)
+    ood = {"corpus": "speeches", "tokens": 200, "window": 64, "stride": 64}
+    subject = RoundToNearest(2, 32, symmetric=True).apply(tiny_subject("llama"), Calibration.empty())
+    without = measure(subject, tmp_path / "without", baseline)
+    found = measure(subject, tmp_path / "with", baseline, perplexity_ood=ood)
+    assert found.arrays["token_nll_ood"].shape == (200 - 4,)
+    assert found.values["perplexity_ood"] == pytest.approx(math.exp(found.arrays["token_nll_ood"].mean()), rel=1e-5)
+    assert abs(found.values["perplexity_ood"] - found.values["perplexity"]) > 1
+    for name, array in without.arrays.items():
+        assert np.array_equal(found.arrays[name], array, equal_nan=True), name
+    assert found.values["perplexity"] == without.values["perplexity"]
+    assert "perplexity_ood" not in without.values
+
+
 def test_an_unknown_task_is_refused_with_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(SqueezeError, match=r"unknown task 'sciqq'.*sciq"):
         measure(tiny_subject("llama"), tmp_path, tasks=["sciqq"])
@@ -221,3 +241,15 @@ def test_the_tokenizer_decides_which_tokens_are_the_same(baseline: Path, tmp_pat
     """Two equal runs name the same tokens; that is what joins candidate and baseline."""
     again = measure(replace(tiny_subject("llama")), tmp_path / "again")
     assert again.values["tokens_sha256"] == samples.read(baseline).values["tokens_sha256"]
+
+
+def test_a_quantized_cache_is_scored_through(baseline: Path, tmp_path: Path) -> None:
+    """Two bits of the keys and values, not a bit of the weights: the change can only come from the cache."""
+    subject = KIVI(bits=2, group_size=8).apply(artifact.load(tmp_path / "artifact"), Calibration.empty())
+    found = measure(subject, tmp_path / "cached", baseline)
+    nll, exact = (samples.read(folder).arrays["token_nll"] for folder in (tmp_path / "cached", baseline))
+    first = np.arange(len(nll)) % 63 < 8  # the first group of each window of 64 sees no rounded one
+    assert np.abs(nll - exact)[first].max() < 1e-4
+    assert np.abs(nll - exact)[~first].mean() > 1e-3
+    assert found.values["kl_divergence"] > 0
+    assert found.values["packed"] is False
