@@ -15,7 +15,7 @@ from squeeze import excerpt
 from squeeze.cell import Cell
 from squeeze.errors import SqueezeError
 from squeeze.store import RecordStore
-from squeeze.table import read, report
+from squeeze.table import read
 
 PIPE_WIDTH = 120  # columns when the output is no terminal
 
@@ -54,7 +54,7 @@ def _print(console: Console, board: pd.DataFrame) -> None:
 def _costs(results: Path) -> Table:
     """Wall seconds by cell (all its attempts) and stage; stages in the order of what they took in all."""
     spent: dict[str, Counter[str]] = defaultdict(Counter)
-    for record in RecordStore(results).records(report):
+    for record in RecordStore(results).records():
         spent[Cell.from_json(record.cell).label].update(record.stages)
     if not spent:
         raise SqueezeError(f"no record in {results}: expected records/*.json there; `squeeze run` makes them")
