@@ -25,18 +25,24 @@ def show(results: Path, costs: bool = False) -> None:
 
     Raises SqueezeError when there is no record.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, PIPE_WIDTH)
+    out = console()
     if costs:
-        console.print(_costs(results))
+        out.print(_costs(results))
         return
     for board in excerpt.boards(read(results)):
-        _print(console, board)
-    console.print(Text(excerpt.LEGEND, style="dim"))
+        _print(out, board)
+    out.print(Text(excerpt.LEGEND, style="dim"))
 
 
-def _print(console: Console, board: pd.DataFrame) -> None:
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal, wide enough where there is none."""
+    made = Console(highlight=False)
+    if not made.is_terminal:
+        made.width = max(made.width, PIPE_WIDTH)
+    return made
+
+
+def _print(out: Console, board: pd.DataFrame) -> None:
     ok, failed = excerpt.parted(board)
     table = Table(
         title=Text(excerpt.title(board)), title_justify="left", box=SIMPLE_HEAD, padding=0, collapse_padding=True
@@ -45,10 +51,10 @@ def _print(console: Console, board: pd.DataFrame) -> None:
         table.add_column(heading, justify="left" if heading in excerpt.LEFT else "right", overflow="fold")
     for _, row in ok.iterrows():
         table.add_row(*map(Text, excerpt.cells(row)))
-    console.print(table)
+    out.print(table)
     for _, row in failed.iterrows():
-        console.print(Text(excerpt.failure(row), style="yellow"))
-    console.print()
+        out.print(Text(excerpt.failure(row), style="yellow"))
+    out.print()
 
 
 def _costs(results: Path) -> Table:

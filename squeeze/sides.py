@@ -39,17 +39,20 @@ class Side:
 
 
 def find(store: RecordStore, names: Collection[str]) -> dict[str, Record]:
-    """The newest record of the row that each name stands for: a label, or the beginning of a key or an attempt.
+    """The newest record of the row that each name stands for.
+
+    A name is a label, with or without that of the model, or the beginning of a key or an attempt.
 
     Raises SqueezeError for a name that no row has, or several.
     """
     newest: dict[str, dict[tuple[str, str, str], Record]] = {name: {} for name in names}
-    labels = set()
+    labels: set[str] = set()
     for record in store.records():
-        label = Cell.from_json(record.cell).label
-        labels.add(label)
+        cell = Cell.from_json(record.cell)
+        known = {cell.label, cell.label.removeprefix(f"{cell.model['name']}-")}
+        labels |= known
         for name, found in newest.items():
-            if name and (name == label or record.key.startswith(name) or record.attempt.startswith(name)):
+            if name and (name in known or record.key.startswith(name) or record.attempt.startswith(name)):
                 identity = (record.key, record.artifact_key, record.fingerprint)
                 if identity not in found or found[identity].finished < record.finished:
                     found[identity] = record
@@ -57,7 +60,7 @@ def find(store: RecordStore, names: Collection[str]) -> dict[str, Record]:
 
 
 def unlike_environments(one: Record, other: Record) -> Iterator[str]:
-    """The fields of the fingerprint in which two records differ, with both values: ``software.kernel (6.1 and 6.2)``."""
+    """The fingerprinted fields in which two records differ, with both values: ``software.kernel (6.1 and 6.2)``."""
     for name in differences(one.environment, other.environment):
         yield f"{name} ({_field(one.environment, name)} and {_field(other.environment, name)})"
 
