@@ -115,7 +115,7 @@ class Record:
 
 
 def _check_cell(data: Mapping[str, Any], key: str) -> None:
-    """Raise IntegrityError unless ``data`` is a cell's JSON whose key is ``key``; or whatever reading nonsense raises."""
+    """Raise IntegrityError, or what reading nonsense raises, unless ``data`` is a cell's JSON whose key is ``key``."""
     cell = Cell.from_json(data)
     for part, names in CELL_FIELDS.items():
         if missing := [name for name in names if name not in getattr(cell, part)]:

@@ -44,9 +44,7 @@ def test_what_a_row_lacks_is_empty():
 
 def test_flags_and_missing_verdicts_are_marked():
     speedup = Estimate(3.0, 2.0, 4.0, 1e-9, 5)
-    row = table([record(cell("rtn", "q", {"bits": 4}), {"decode_speedup": speedup}, flags=("unsteady",))]).iloc[
-        0
-    ]
+    row = table([record(cell("rtn", "q", {"bits": 4}), {"decode_speedup": speedup}, flags=("unsteady",))]).iloc[0]
     assert shown(row)["technique"] == "rtn-4 *"
     assert shown(row)["speed-up"] == "3.00 [2.00, 4.00] ?"
 
