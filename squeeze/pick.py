@@ -130,6 +130,4 @@ def _table(board: pd.DataFrame, columns: Sequence[str], records: Mapping[str, Re
 
 
 def _figure(value: float) -> str:
-    if pd.isna(value):
-        return ""
     return f"{int(value):,}" if value == int(value) else f"{value:,.4g}"

@@ -57,15 +57,18 @@ def _estimate(name: str, estimate: Estimate) -> Iterator[str]:
     value = estimate.value
     if not math.isfinite(value) or not low <= value <= high:
         yield f"{name} is {value:g}, expected {_expected(low, high)}"
-    bounds = (estimate.low, value, estimate.high)
-    ordered = [bound for bound in bounds if bound is not None]
-    disordered = any(one > other + ROUNDING * abs(value) for one, other in pairwise(ordered))
-    if disordered or not all(map(math.isfinite, ordered)):
+    elif not _in_order(estimate):
         yield f"{name} is {value:g}, its interval {estimate.low} to {estimate.high}"
     if estimate.p_value is not None and not 0 <= estimate.p_value <= 1:
         yield f"{name} has the p-value {estimate.p_value:g}, expected 0 to 1"
     if estimate.n is not None and estimate.n < 1:
         yield f"{name} has n = {estimate.n}, expected at least 1"
+
+
+def _in_order(estimate: Estimate) -> bool:
+    bounds = [bound for bound in (estimate.low, estimate.value, estimate.high) if bound is not None]
+    margin = ROUNDING * abs(estimate.value)
+    return all(map(math.isfinite, bounds)) and all(one <= other + margin for one, other in pairwise(bounds))
 
 
 def _bits(estimates: Mapping[str, Estimate]) -> Iterator[str]:

@@ -116,15 +116,15 @@ def _times(before: Side, after: Side, unlike: str) -> Iterator[Verdict]:
     tests = {name: scipy.stats.ttest_ind(*pairs[name], equal_var=False) for name in names if not reasons[name]}
     adjusted = dict(zip(tests, holm([test.pvalue for test in tests.values()]), strict=True))
     for name in names:
-        words = (_words(side.record.estimates.get(name, ABSENT)) for side in (before, after))
+        was, now_is = (_words(side.record.estimates.get(name, ABSENT)) for side in (before, after))
         if reasons[name]:
-            yield Verdict(name, *words, NOT_JUDGED, reasons[name])
+            yield Verdict(name, was, now_is, NOT_JUDGED, reasons[name])
         else:
             now, recorded = (logs.mean() for logs in pairs[name])
             interval = tests[name].confidence_interval(1 - ALPHA)
             times, low, high = np.exp([now - recorded, interval.low, interval.high])
-            why = f"{times:.3f} times the recorded, {low:.3f} to {high:.3f}"
-            yield Verdict(name, *words, DRIFTED if adjusted[name] <= ALPHA else WITHIN, why)
+            why = f"x {times:.3f} [{low:.3f}, {high:.3f}]"
+            yield Verdict(name, was, now_is, DRIFTED if adjusted[name] <= ALPHA else WITHIN, why)
 
 
 def _logs(side: Side) -> dict[str, Array]:
@@ -169,7 +169,7 @@ def _words(value: Any) -> str:
     if value is None:
         return ABSENT
     if isinstance(value, Estimate):
-        bounds = "" if value.low is None else f" [{value.low:.6g}, {value.high:.6g}]"
+        bounds = "" if value.low is None else f" [{value.low:.4g}, {value.high:.4g}]"
         return f"{value.value:.6g}{bounds}"
     if isinstance(value, np.ndarray):
         return f"{value.size} values"

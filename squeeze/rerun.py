@@ -81,11 +81,11 @@ def _other_code(before: Side, after: Side) -> Iterator[str]:
 
 def _show(before: Side, after: Side, unlike: Sequence[str], found: Sequence[Verdict]) -> None:
     out = console()
-    table = Table(box=SIMPLE_HEAD)
-    for heading in ("field", "recorded", "now", "verdict"):
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("field", "recorded", "now", "verdict", ""):
         table.add_column(heading, overflow="fold")
     for verdict in found:
-        cells = (verdict.field, verdict.recorded, verdict.now, f"{verdict.word} {verdict.why}".strip())
+        cells = (verdict.field, verdict.recorded, verdict.now, verdict.word, verdict.why)
         table.add_row(*(Text(line(cell)) for cell in cells), style=STYLES.get(verdict.word))
     out.print(table)
     if unlike:

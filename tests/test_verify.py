@@ -162,10 +162,10 @@ def test_a_folder_without_records_is_an_error(tmp_path: Path) -> None:
 
 
 def test_ten_thousand_records_are_verified_in_seconds(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A thousand, samples hashed, in a tenth of the time that ten thousand may take."""
+    """Five hundred, samples hashed, in a twentieth of the time that ten thousand may take."""
     path = file(results)
     record, samples = json.loads(path.read_text()), path.with_suffix(".npz")
-    for number in range(1000):
+    for number in range(1, 501):
         cell = Cell.from_json({**record["cell"], "replicate": number})
         name = f"many-{number}"
         fields = {"cell": cell.to_json(), "key": cell.key, "attempt": f"{number:032x}"}
@@ -174,4 +174,4 @@ def test_ten_thousand_records_are_verified_in_seconds(results: Path, capsys: pyt
         change(path.parent / f"{name}.json", **fields, samples={**record["samples"], "file": f"{name}.npz"})
     before = time.process_time()
     assert len(findings(results, capsys)) == 3  # the leaderboards know nothing of these
-    assert time.process_time() - before < 6
+    assert time.process_time() - before < 3
