@@ -16,7 +16,7 @@ from squeeze.cell import Cell
 from squeeze.drift import Drift, drifts
 from squeeze.errors import SqueezeError
 from squeeze.store import RecordStore
-from squeeze.table import read, report
+from squeeze.table import read
 
 PIPE_WIDTH = 120  # columns when the output is no terminal
 
@@ -26,21 +26,27 @@ def show(results: Path, costs: bool = False) -> None:
 
     Raises SqueezeError when there is no record.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, PIPE_WIDTH)
+    out = console()
     if costs:
-        console.print(_costs(results))
+        out.print(_costs(results))
         store = RecordStore(results)
-        for drift in drifts(store, store.records(report)):
-            console.print(Text(_in_words(drift), style="dim"), soft_wrap=True)
+        for drift in drifts(store, store.records()):
+            out.print(Text(_in_words(drift), style="dim"), soft_wrap=True)
         return
     for board in excerpt.boards(read(results)):
-        _print(console, board)
-    console.print(Text(excerpt.LEGEND, style="dim"))
+        _print(out, board)
+    out.print(Text(excerpt.LEGEND, style="dim"))
 
 
-def _print(console: Console, board: pd.DataFrame) -> None:
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal, wide enough where there is none."""
+    made = Console(highlight=False)
+    if not made.is_terminal:
+        made.width = max(made.width, PIPE_WIDTH)
+    return made
+
+
+def _print(out: Console, board: pd.DataFrame) -> None:
     ok, failed = excerpt.parted(board)
     table = Table(
         title=Text(excerpt.title(board)), title_justify="left", box=SIMPLE_HEAD, padding=0, collapse_padding=True
@@ -49,10 +55,10 @@ def _print(console: Console, board: pd.DataFrame) -> None:
         table.add_column(heading, justify="left" if heading in excerpt.LEFT else "right", overflow="fold")
     for _, row in ok.iterrows():
         table.add_row(*map(Text, excerpt.cells(row)))
-    console.print(table)
+    out.print(table)
     for _, row in failed.iterrows():
-        console.print(Text(excerpt.failure(row), style="yellow"))
-    console.print()
+        out.print(Text(excerpt.failure(row), style="yellow"))
+    out.print()
 
 
 def _in_words(drift: Drift) -> str:
@@ -66,7 +72,7 @@ def _in_words(drift: Drift) -> str:
 def _costs(results: Path) -> Table:
     """Wall seconds by cell (all its attempts) and stage; stages in the order of what they took in all."""
     spent: dict[str, Counter[str]] = defaultdict(Counter)
-    for record in RecordStore(results).records(report):
+    for record in RecordStore(results).records():
         spent[Cell.from_json(record.cell).label].update(record.stages)
     if not spent:
         raise SqueezeError(f"no record in {results}: expected records/*.json there; `squeeze run` makes them")

@@ -90,7 +90,7 @@ def list_cells(overrides: tuple[str, ...], results: Path, config_dir: Path | Non
     from squeeze.store import RecordStore
 
     wanted = cells(overrides, config_dir)
-    records = list(RecordStore(results).records(_passed_over))
+    records = list(RecordStore(results).records())
     listing.show(wanted, standing(wanted, records), forecast(wanted, records))
 
 
@@ -119,6 +119,51 @@ def compare(first: str, second: str, results: Path, allow_mixed: bool) -> None:
     explain(results, first, second, allow_mixed)
 
 
+@app.command()
+@results_option
+@click.option("--deep", is_flag=True, help="Recompute every figure from its raw samples; hash cached artifacts.")
+@click.pass_context
+def verify(context: click.Context, results: Path, deep: bool) -> None:
+    """Check records, samples, artifacts and leaderboards.
+
+    One line for each thing that is wrong; the exit code is 0 when nothing is, else 1.
+    """
+    from squeeze.verify import verify as verify_folder
+
+    context.exit(verify_folder(results, deep))
+
+
+@app.command()
+@click.argument("row")
+@results_option
+@click.pass_context
+def rerun(context: click.Context, row: str, results: Path) -> None:
+    """Measure a row anew, from its record alone.
+
+    ROW is a label, or the beginning of a key or an attempt. Field by field it is said whether the figures are the same;
+    the exit code is 0 when none has drifted, else 1. The new record is kept in FOLDER/rerun.
+    """
+    from squeeze.rerun import rerun as rerun_row
+
+    context.exit(rerun_row(results, row))
+
+
+@app.command()
+@results_option
+@click.option("--max", "most", multiple=True, metavar="COLUMN=VALUE", help="At most, such as bytes=80M; repeatable.")
+@click.option("--min", "least", multiple=True, metavar="COLUMN=VALUE", help="At least, such as top1_agreement=0.9.")
+@click.option("--by", default="perplexity", show_default=True, metavar="COLUMN", help="What the best is best in.")
+@click.pass_context
+def pick(context: click.Context, results: Path, most: tuple[str, ...], least: tuple[str, ...], by: str) -> None:
+    """Print the rows that keep all bounds, best first; the exit code is 1 when there is none.
+
+    The columns are those of leaderboard.csv: squeeze pick --max bytes=80M --max ttft_ms=20.
+    """
+    from squeeze.pick import show
+
+    context.exit(show(results, most, least, by))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code: 0, 2 for a request that cannot be served, 130 when interrupted."""
     try:
@@ -143,10 +188,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(message: str) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return USAGE
-
-
-def _passed_over(path: Path, reason: str) -> None:
-    print(f"warning: {path} is passed over: {reason}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -7,37 +7,20 @@ that process it cancels, where they did not it stands in for the conditions of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from squeeze.cell import Cell
-from squeeze.environment import differences
 from squeeze.errors import SqueezeError
 from squeeze.figures import changes
 from squeeze.record import Estimate, Record, Status
+from squeeze.sides import Side, find, unlike_environments
 from squeeze.statistics import ALPHA, mcnemar, ratio, retained_accuracy
 from squeeze.store import RecordStore
-from squeeze.suggest import hint
-from squeeze.table import NO_DIFFERENCE, NO_VERDICT, UNSTEADY, VERDICTS, report
+from squeeze.table import NO_DIFFERENCE, NO_VERDICT, UNSTEADY, VERDICTS
 
 TIMINGS = {"ttft_s": "first token", "token_s": "decoding"}
-
-
-@dataclass(frozen=True)
-class Side:
-    """One row of the pair: its record and the arrays of its samples file."""
-
-    record: Record
-    arrays: Mapping[str, npt.NDArray[Any]]
-
-    @property
-    def cell(self) -> Cell:
-        """The cell that was measured."""
-        return Cell.from_json(self.record.cell)
 
 
 def explain(results: Path, a: str, b: str, allow_mixed: bool = False) -> None:
@@ -49,8 +32,8 @@ def explain(results: Path, a: str, b: str, allow_mixed: bool = False) -> None:
     named) and ``allow_mixed`` is false; IntegrityError when a samples file is missing or not the one recorded.
     """
     store = RecordStore(results)
-    found = _find(store, {a, b})
-    first, second = (_side(store, found[name]) for name in (a, b))
+    found = find(store, {a, b})
+    first, second = (_measured(store, name, found[name]) for name in (a, b))
     unlike = list(_unlike(first, second))
     if unlike and not allow_mixed:
         raise SqueezeError(
@@ -67,35 +50,10 @@ def explain(results: Path, a: str, b: str, allow_mixed: bool = False) -> None:
     print("Intervals and p-values are of this pair alone; `squeeze board` corrects its verdicts for all rows.")
 
 
-def _find(store: RecordStore, names: set[str]) -> dict[str, Record]:
-    """The newest ok record that each name stands for."""
-    newest: dict[str, dict[tuple[str, str, str], Record]] = {name: {} for name in names}
-    labels = set()
-    for record in store.records(report):
-        label = Cell.from_json(record.cell).label
-        labels.add(label)
-        for name, found in newest.items():
-            if name and (name == label or record.key.startswith(name) or record.attempt.startswith(name)):
-                identity = (record.key, record.artifact_key, record.fingerprint)
-                if identity not in found or found[identity].finished < record.finished:
-                    found[identity] = record
-    return {name: _only(name, list(found.values()), labels) for name, found in newest.items()}
-
-
-def _only(name: str, found: list[Record], labels: set[str]) -> Record:
-    if not found:
-        raise SqueezeError(f"no record of {name!r}: {hint(name, labels)}")
-    if len(found) > 1:
-        attempts = ", ".join(record.attempt[:12] for record in found)
-        raise SqueezeError(f"{name!r} stands for {len(found)} rows: name one by its attempt ({attempts})")
-    if found[0].status != Status.OK:
-        raise SqueezeError(f"{name!r} has no figures: {found[0].status}: {found[0].reason}")
-    return found[0]
-
-
-def _side(store: RecordStore, record: Record) -> Side:
-    with np.load(store.samples(record), allow_pickle=False) as arrays:
-        return Side(record, dict(arrays))
+def _measured(store: RecordStore, name: str, record: Record) -> Side:
+    if record.status != Status.OK:
+        raise SqueezeError(f"{name!r} has no figures: {record.status}: {record.reason}")
+    return Side.of(store, record)
 
 
 def _unlike(first: Side, second: Side) -> Iterator[str]:
@@ -104,9 +62,7 @@ def _unlike(first: Side, second: Side) -> Iterator[str]:
     for name in ("model", "common_protocol", "runtime"):
         parts = (_conditions(getattr(cell, name)) for cell in (one, other))
         yield from _differing(name.removeprefix("common_"), *parts)
-    for name in differences(first.record.environment, second.record.environment):
-        values = (_field(side.record.environment, name) for side in (first, second))
-        yield "{} ({} and {})".format(name, *values)
+    yield from unlike_environments(first.record, second.record)
 
 
 def _conditions(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,14 +74,6 @@ def _differing(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> I
     for key in sorted(one.keys() | other.keys()):
         if one.get(key) != other.get(key):
             yield f"{name}.{key} ({one.get(key)} and {other.get(key)})"
-
-
-def _field(environment: Mapping[str, Any], name: str) -> Any:
-    """The value of a dotted field, such as ``software.versions.torch``; None where it is not there."""
-    value: Any = environment
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def _heading(side: Side) -> str:

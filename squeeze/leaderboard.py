@@ -28,16 +28,22 @@ def collate(results: Path, out: Path) -> None:
     ``out`` cannot be written to.
     """
     frame = read(results)
-    header, *rows = csv(frame).splitlines(keepends=True)
     try:
-        write_atomically(out / "leaderboard.csv", b"".join([header, *rows]))
-        for family, positions in frame.groupby("family").indices.items():
-            of_family = [header, *(rows[position] for position in positions)]
-            write_atomically(out / f"leaderboard_{_file_name(str(family))}.csv", b"".join(of_family))
-        write_atomically(out / "leaderboard.md", markdown(frame).encode())
+        for name, content in texts(frame).items():
+            write_atomically(out / name, content)
         write_atomically(out / "pareto.png", plots.pareto(frame))
     except OSError as error:
         raise SqueezeError(f"cannot write leaderboards to {out} ({error.strerror}); name another folder") from error
+
+
+def texts(frame: pd.DataFrame) -> dict[str, bytes]:
+    """What is published of a table as text, by file name: all its rows, those of each family, and an excerpt."""
+    header, *rows = csv(frame).splitlines(keepends=True)
+    families = {
+        f"leaderboard_{_file_name(str(family))}.csv": b"".join([header, *(rows[position] for position in positions)])
+        for family, positions in frame.groupby("family").indices.items()
+    }
+    return {"leaderboard.csv": b"".join([header, *rows]), **families, "leaderboard.md": markdown(frame).encode()}
 
 
 def csv(frame: pd.DataFrame) -> bytes:

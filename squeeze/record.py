@@ -7,9 +7,17 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from squeeze.cell import Cell
 from squeeze.errors import IntegrityError
 
 SCHEMA = 1
+# What readers of records take for granted in a cell.
+CELL_FIELDS = {
+    "model": ("name", "dtype"),
+    "technique": ("name", "family", "steps"),
+    "runtime": ("device",),
+    "protocol": ("name",),
+}
 
 
 class Status(StrEnum):
@@ -85,12 +93,14 @@ class Record:
     def from_json(cls, data: Mapping[str, Any]) -> Record:
         """The record that ``to_json`` described.
 
-        Raises IntegrityError when the data is no record of this schema: the caller reports the file and goes on.
+        Raises IntegrityError when the data is no record of this schema, its cell no cell, or its key not the cell's:
+        the caller reports the file and goes on.
         """
         if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
             raise IntegrityError(f"not a record of schema {SCHEMA} (found {found!r})")
         try:
+            _check_cell(data["cell"], data["key"])
             return cls(
                 **{
                     **data,
@@ -102,3 +112,14 @@ class Record:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise IntegrityError(f"not a valid record: {type(error).__name__}: {error}") from error
+
+
+def _check_cell(data: Mapping[str, Any], key: str) -> None:
+    """Raise IntegrityError, or what reading nonsense raises, unless ``data`` is a cell's JSON whose key is ``key``."""
+    cell = Cell.from_json(data)
+    for part, names in CELL_FIELDS.items():
+        if missing := [name for name in names if name not in getattr(cell, part)]:
+            raise IntegrityError(f"not a valid record: its cell has no {part}.{missing[0]}")
+    label = cell.label  # reads the rest of what a cell needs
+    if cell.key != key:
+        raise IntegrityError(f"its key is {key!r}, that of its cell {label!r} is {cell.key!r}: one of them was changed")

@@ -44,7 +44,7 @@ def run(
     store = RecordStore(results)
     store.prepare()
     place = environment.describe()
-    wanted = pending(cells, store.records(_passed_over) if resume else (), place, retry=retry)
+    wanted = pending(cells, store.records() if resume else (), place, retry=retry)
     if not wanted:
         print(f"nothing to do: all {len(cells)} cells have their record in {results}", file=sys.stderr)
         return 0
@@ -162,7 +162,3 @@ def _ending_as_interrupts() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _passed_over(path: Path, why: str) -> None:
-    print(f"warning: {path} is passed over: {why}", file=sys.stderr)

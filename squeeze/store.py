@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -28,6 +29,11 @@ from squeeze.record import Record
 LARGEST_RECORD = 8192  # bytes: 100,000 records stay readable in seconds
 
 Report = Callable[[Path, str], None]
+
+
+def warn(path: Path, why: str) -> None:
+    """Name on stderr a file that is passed over."""
+    print(f"warning: {path} is passed over: {why}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class RecordStore:
             ) from error
         return record
 
-    def records(self, report: Report) -> Iterator[Record]:
+    def records(self, report: Report = warn) -> Iterator[Record]:
         """All readable records, in the order of their names. ``report(path, why)`` hears of each file passed over."""
         if not self.folder.is_dir():
             return
@@ -104,8 +110,16 @@ class RecordStore:
 def read(path: Path) -> Record:
     """One record. Raises IntegrityError for a truncated or foreign file."""
     try:
-        return Record.from_json(json.loads(path.read_bytes()))
-    except (OSError, ValueError, RecursionError) as error:
+        return decode(path.read_bytes())
+    except OSError as error:
+        raise IntegrityError(f"not readable: {error.strerror}") from error
+
+
+def decode(content: bytes) -> Record:
+    """The record that ``encode`` wrote. Raises IntegrityError when the content is truncated or foreign."""
+    try:
+        return Record.from_json(json.loads(content))
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"not readable as JSON: {error}") from error
 
 

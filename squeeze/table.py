@@ -6,8 +6,7 @@ is ranked, tested or counted across boards.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from squeeze.cell import Cell, digest
 from squeeze.errors import SqueezeError
 from squeeze.record import Record, Status
 from squeeze.statistics import ALPHA, holm, ranks
-from squeeze.store import RecordStore, Report
+from squeeze.store import RecordStore
 
 COLUMNS = (
     *("rank", "model", "technique", "family", "label", "dtype", "bits", "sparsity", "group_size", "effective_bits"),
@@ -48,24 +47,19 @@ def read(results: Path) -> pd.DataFrame:
 
     Raises SqueezeError when there is not one record.
     """
-    frame = table(RecordStore(results).records(report), report)
+    frame = table(RecordStore(results).records())
     if frame.empty:
         raise SqueezeError(f"no record in {results}: expected records/*.json there; `squeeze run` makes them")
     return frame
 
 
-def report(path: Path, why: str) -> None:
-    """Name on stderr a file that is passed over."""
-    print(f"warning: {path} is passed over: {why}", file=sys.stderr)
-
-
-def table(records: Iterable[Record], report: Report) -> pd.DataFrame:
+def table(records: Iterable[Record]) -> pd.DataFrame:
     """One row for the newest attempt of each (cell, artifact, fingerprint), in the order in which boards are read.
 
     Columns: COLUMNS, acc_<task> and acc_<task>_stderr, LAST_COLUMNS with every further scalar of the records before
     them. Values that a row does not have are missing.
     """
-    rows = _rows(records, report)
+    rows = map(_row, records)
     frames = [pd.DataFrame(part) for part in iter(lambda: list(islice(rows, ROWS_AT_ONCE)), [])]
     if not frames:
         return pd.DataFrame(columns=[*COLUMNS, *LAST_COLUMNS])
@@ -75,14 +69,6 @@ def table(records: Iterable[Record], report: Report) -> pd.DataFrame:
     for name in VERDICTS:
         frame[f"{name}_verdict"] = _verdicts(frame, name)
     return frame.drop(columns="block_nll").sort_values(READING_ORDER, na_position="last", ignore_index=True)
-
-
-def _rows(records: Iterable[Record], report: Report) -> Iterator[dict[str, Any]]:
-    for record in records:
-        try:
-            yield _row(record)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            report(Path(record.attempt), f"its cell is not one of ours: {type(error).__name__}: {error}")
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def cell(technique: str, family: str, step: Mapping[str, Any], **changes: Any) -
 
 
 def record(subject: Cell, estimates: Mapping[str, Estimate] | None = None, **changes: Any) -> Record:
-    """An ok record of ``subject``; ``changes`` replace its fields."""
+    """An ok record of ``subject``; ``changes`` replace its fields (another cell brings its own key)."""
+    subject = Cell.from_json(changes["cell"]) if "cell" in changes else subject
     fields: dict[str, Any] = {
         "cell": subject.to_json(),
         "key": subject.key,

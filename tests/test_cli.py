@@ -80,6 +80,21 @@ def test_board_and_compare_pass_on_what_was_asked(monkeypatch, results):
     assert calls == [(results, True), (results, "one", "two", False)]
 
 
+def test_verify_rerun_and_pick_pass_on_what_was_asked_and_their_exit_code(monkeypatch, results):
+    calls = []
+
+    def asked(*given):
+        calls.append(given)
+        return 1
+
+    for module, name in (("verify", "verify"), ("rerun", "rerun"), ("pick", "show")):
+        monkeypatch.setitem(sys.modules, f"squeeze.{module}", SimpleNamespace(**{name: asked}))
+    assert squeeze("verify", "--deep", "--results", results) == 1
+    assert squeeze("rerun", "a-row", "--results", results) == 1
+    assert squeeze("pick", "--max", "bytes=80M", "--max", "ttft_ms=20", "--by", "bytes", "--results", results) == 1
+    assert calls == [(results, True), (results, "a-row"), (results, ("bytes=80M", "ttft_ms=20"), (), "bytes")]
+
+
 def test_list_shows_status_and_time_and_runs_nothing(results, capsys):
     done, failed, again, elsewhere = cells([*TINY, "replicate=0,1,2,3"])
     store = RecordStore(results)

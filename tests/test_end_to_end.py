@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from squeeze.job import Job
 from squeeze.launcher import WORKER, Launcher
 from squeeze.limits import Limits
 from squeeze.record import Record, Status
+from squeeze.rerun import rerun
 from squeeze.runner import run
 from squeeze.store import RecordStore
 from squeeze.workshop import worker_variables
@@ -143,3 +146,28 @@ def test_three_processes_give_the_same_numbers(
     assert np.array_equal(losses[0], losses[1])
     assert np.array_equal(losses[0], losses[2])
     figure(f"built and scored in 3 processes of their own: {losses[0].size:,} token losses and the artifact identical")
+
+
+def test_a_rerun_computes_everything_anew_and_finds_what_was_changed_in_a_record(
+    results: Path, records: dict[str, Record], cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One figure and a single bit of the samples, hashed anew: only these drift, all else is the same to the bit."""
+    record, store = records["rtn"], RecordStore(tmp_path)
+    store.prepare()
+    with np.load(RecordStore(results).samples(record)) as stored:
+        arrays = dict(stored)
+    arrays["token_nll"][7] = np.nextafter(arrays["token_nll"][7], np.float32(0))
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    wrong = replace(record.estimates["bits_per_byte"], value=1.0)
+    store.write(replace(record, estimates={**record.estimates, "bits_per_byte": wrong}, samples={}), buffer.getvalue())
+    computed = {path: path.stat().st_mtime_ns for path in cache.glob("*/*/**/*") if path.is_file()}
+    assert rerun(tmp_path, record.key[:8]) == 1
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert {line[0] for line in lines[:-1] if "drifted" in line} == {"bits_per_byte", "samples.token_nll"}
+    exact = {line[0] for line in lines if line[-1] == "bit-exact"}
+    assert exact >= {"artifact_hash", "perplexity", "kl_divergence", "bytes", "samples.kl"}
+    [made] = RecordStore(tmp_path / "rerun").records()
+    assert min(made.stages["build"], made.stages["quality"]) > 0, "it was taken from the cache"
+    assert {path: path.stat().st_mtime_ns for path in cache.glob("*/*/**/*") if path.is_file()} == computed
+    assert os.environ["SQUEEZE_CACHE"] == str(cache)

@@ -3,13 +3,13 @@ import pytest
 
 from squeeze import excerpt
 from squeeze.record import Estimate
-from squeeze.table import report, table
+from squeeze.table import table
 from tests.records import cell, record, smoke_records
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return table(smoke_records(), report).set_index("label", drop=False)
+    return table(smoke_records()).set_index("label", drop=False)
 
 
 def shown(row):
@@ -37,16 +37,14 @@ def test_claims_count_only_where_they_are_real(rows):
 
 
 def test_what_a_row_lacks_is_empty():
-    row = table([record(cell("none", "baseline", {}), {"bytes": Estimate(2e6)}, realised={})], report).iloc[0]
+    row = table([record(cell("none", "baseline", {}), {"bytes": Estimate(2e6)}, realised={})]).iloc[0]
     cells = shown(row)
     assert (cells["MB"], cells["speed-up"], cells["perplexity"], cells["real"]) == ("2", "", "", "")
 
 
 def test_flags_and_missing_verdicts_are_marked():
     speedup = Estimate(3.0, 2.0, 4.0, 1e-9, 5)
-    row = table([record(cell("rtn", "q", {"bits": 4}), {"decode_speedup": speedup}, flags=("unsteady",))], report).iloc[
-        0
-    ]
+    row = table([record(cell("rtn", "q", {"bits": 4}), {"decode_speedup": speedup}, flags=("unsteady",))]).iloc[0]
     assert shown(row)["technique"] == "rtn-4 *"
     assert shown(row)["speed-up"] == "3.00 [2.00, 4.00] ?"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from squeeze.cell import digest
+from squeeze.cell import Cell, digest
 from squeeze.errors import SqueezeError
 from squeeze.leaderboard import collate, markdown
 from squeeze.record import Estimate
@@ -141,7 +141,9 @@ def many_records(folder, count, boards):
         fields = dict(kinds[number % len(kinds)])
         losses = np.array(fields["block_nll"]) + rng.exponential(0.05) + 0.02 * rng.standard_normal(256)
         attempt = digest(number)[:32]
-        fields |= {"key": digest(["key", number]), "attempt": attempt, "block_nll": np.round(losses, 5).tolist()}
+        subject = Cell.from_json({**fields["cell"], "replicate": number})
+        fields |= {"cell": subject.to_json(), "key": subject.key}
+        fields |= {"attempt": attempt, "block_nll": np.round(losses, 5).tolist()}
         fields |= {"fingerprint": digest(number % boards), "log_tail": "x" * 3000}
         (folder / f"{attempt}.json").write_bytes(json.dumps(fields).encode())
 

@@ -6,13 +6,13 @@ from matplotlib.colors import to_hex
 
 from squeeze import plots
 from squeeze.record import Estimate
-from squeeze.table import report, table
+from squeeze.table import table
 from tests.records import cell, record, smoke_records
 
 
 @pytest.fixture(scope="module")
 def figure():
-    return plots.draw(table(smoke_records(), report))
+    return plots.draw(table(smoke_records()))
 
 
 def markers(axes):
@@ -73,7 +73,7 @@ def test_bars_are_the_paired_intervals(figure):
 
 
 def test_the_same_table_gives_the_same_picture():
-    frame = table(smoke_records()[:4], report)
+    frame = table(smoke_records()[:4])
     assert plots.pareto(frame) == plots.pareto(frame)
 
 
@@ -83,18 +83,18 @@ def test_boards_are_drawn_below_each_other_and_the_rest_counted():
         for number in range(plots.MOST_BOARDS + 2)
         for each in smoke_records()[:2]
     ]
-    figure = plots.draw(table(records, report))
+    figure = plots.draw(table(records))
     assert len(figure.axes) == 2 * plots.MOST_BOARDS
     assert "Boards left out: 2." in figure.get_supxlabel()
 
 
 def test_rows_without_figures_leave_an_empty_panel():
     encoder = record(cell("none", "baseline", {}), {"bytes": Estimate(1e6)})
-    figure = plots.draw(table([encoder], report))
+    figure = plots.draw(table([encoder]))
     assert [axes.texts[0].get_text() for axes in figure.axes] == ["no row has both figures"] * 2
 
 
 def test_a_name_is_no_formula():
     estimates = {"perplexity": Estimate(13.0), "bytes": Estimate(1e6), "decode_tokens_per_s": Estimate(3.0)}
     odd = record(cell(r"$\frac{", "$family", {}), estimates)
-    assert plots.pareto(table([odd], report)).startswith(b"\x89PNG")
+    assert plots.pareto(table([odd])).startswith(b"\x89PNG")

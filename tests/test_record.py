@@ -7,12 +7,19 @@ from typing import Any
 
 import pytest
 
+from squeeze.cell import Cell
 from squeeze.errors import IntegrityError
 from squeeze.record import Estimate, Record, Status
 
+CELL = Cell(
+    model={"name": "tiny", "dtype": "float32"},
+    technique={"name": "none", "family": "baseline", "steps": []},
+    runtime={"device": "cpu"},
+    protocol={"name": "smoke"},
+)
 RECORD = Record(
-    cell={"model": {"name": "tiny"}},
-    key="k",
+    cell=CELL.to_json(),
+    key=CELL.key,
     artifact_key="a",
     fingerprint="f",
     status=Status.DIVERGED,
@@ -49,6 +56,24 @@ def test_foreign_data_is_refused(spoil: Any) -> None:
     data = RECORD.to_json()
     spoil(data)
     with pytest.raises(IntegrityError):
+        Record.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda data: data.update(key="0" * 64), "one of them was changed"),
+        (lambda data: data["cell"]["model"].update(dtype="bfloat16"), "one of them was changed"),
+        (lambda data: data["cell"]["protocol"].pop("name"), "its cell has no protocol.name"),
+        (lambda data: data["cell"].update(colour="red"), "colour"),
+        (lambda data: data["cell"].update(technique=None), "not a valid record"),
+        (lambda data: data.update(cell="tiny"), "not a valid record"),
+    ],
+)
+def test_a_cell_that_is_none_or_another_than_the_key_says_is_refused(spoil: Any, words: str) -> None:
+    data = json.loads(json.dumps(RECORD.to_json()))
+    spoil(data)
+    with pytest.raises(IntegrityError, match=words):
         Record.from_json(data)
 
 

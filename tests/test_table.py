@@ -22,12 +22,8 @@ REQUIRED = [
 ]
 
 
-def unheard(path, why):
-    raise AssertionError(f"{path}: {why}")
-
-
 def tabulate(records):
-    return table.table(records, unheard)
+    return table.table(records)
 
 
 def test_the_published_columns_are_there_in_order():
@@ -165,12 +161,11 @@ def test_files_that_are_no_records_are_named_and_left_alone(tmp_path, capsys):
     foreign = {"torn.json": b'{"schema": 1, "key":', "foreign.json": b"[]", "binary.json": b"\x00\xff"}
     for name, content in foreign.items():
         (store.folder / name).write_bytes(content)
-    odd = replace(whole, attempt="0" * 32)
     text = (store.folder / f"smollm2_135m-rtn-4-g64-{whole.attempt}.json").read_text()
-    (store.folder / "odd.json").write_text(text.replace('"steps":[', '"paces":[').replace(whole.attempt, odd.attempt))
+    (store.folder / "odd.json").write_text(text.replace('"steps":[', '"paces":['))
     assert len(read(tmp_path)) == 1
     told = capsys.readouterr().err
-    assert all(name in told for name in (*foreign, odd.attempt))
+    assert all(name in told for name in (*foreign, "odd.json"))
     assert {path.name: path.read_bytes() for path in store.folder.iterdir() if path.name in foreign} == foreign
 
 
