@@ -5,15 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from squeeze.techniques import kernels
+from squeeze.techniques import blockwise, kernels
 from squeeze.techniques.affine import AffineGrid, scale_dtype
 from squeeze.techniques.packing import pack, packed_bytes, unpack
-
-WEIGHTS_AT_ONCE = 2**22  # dequantized at a time: no more than this of a model is ever held as floats
-ROWS_MULTIPLE = 64  # of output rows, so that the blocks of every kernel layout stay whole
 
 
 class QuantizedLinear(nn.Module):
@@ -121,20 +117,11 @@ class QuantizedLinear(nn.Module):
         """(..., in_features) -> (..., out_features)."""
         rows = inputs.reshape(-1, self.in_features)
         if self.layout is None or len(rows) > kernels.MOST_ROWS:
-            outputs = self._multiply_dequantized(rows)
+            outputs = blockwise.multiply(rows, self.dequantize, self.out_features, self.bias)
         else:
             outputs = self.layout.multiply(rows)
             outputs = outputs if self.bias is None else outputs + self.bias
         return outputs.reshape(*inputs.shape[:-1], self.out_features)
-
-    def _multiply_dequantized(self, rows: torch.Tensor) -> torch.Tensor:
-        step = max(WEIGHTS_AT_ONCE // self.in_features // ROWS_MULTIPLE, 1) * ROWS_MULTIPLE
-        parts = []
-        for start in range(0, self.out_features, step):
-            stop = min(start + step, self.out_features)
-            bias = None if self.bias is None else self.bias[start:stop]
-            parts.append(F.linear(rows, self.dequantize(start, stop), bias))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def _codes(self, start: int, stop: int) -> torch.Tensor:
         assert self.codes is not None
