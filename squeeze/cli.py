@@ -119,6 +119,16 @@ def compare(first: str, second: str, results: Path, allow_mixed: bool) -> None:
     explain(results, first, second, allow_mixed)
 
 
+@app.command()
+@click.argument("artifact", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def export(artifact: Path, folder: Path) -> None:
+    """Write the ARTIFACT folder to FOLDER as compressed-tensors, which transformers and vLLM load."""
+    from squeeze.export import to_compressed_tensors
+
+    to_compressed_tensors(artifact, folder)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code: 0, 2 for a request that cannot be served, 130 when interrupted."""
     try:
