@@ -53,6 +53,7 @@ def save(subject: Subject, folder: Path) -> None:
         "dtype": str(subject.model.dtype).removeprefix("torch."),
         "parameters": subject.claims.get("parameters", count_parameters(subject.model)),
         "layers": layer_specs(subject.model),
+        "shared": shared_layers(subject.model),
         "tied": tied,
         "claims": {key: value for key, value in subject.claims.items() if key not in {"loader", "parameters"}},
     }
@@ -124,6 +125,16 @@ def layer_specs(model: nn.Module) -> dict[str, dict[str, Any]]:
     }
 
 
+def shared_layers(model: nn.Module) -> dict[str, str]:
+    """Full names under which a compressed layer is there once more -> the name that ``layer_specs`` has for it."""
+    first = {id(module): name for name, module in model.named_modules()}
+    return {
+        name: first[id(module)]
+        for name, module in model.named_modules(remove_duplicate=False)
+        if is_compressed(module) and first[id(module)] != name
+    }
+
+
 def count_parameters(model: nn.Module) -> int:
     """Logical parameters: tied ones once, a compressed layer as many as the dense one it stands for."""
     compressed = [module for module in model.modules() if is_compressed(module)]
@@ -158,6 +169,8 @@ def _own_model(folder: Path, description: dict[str, Any]) -> PreTrainedModel:
     for name, spec in description["layers"].items():
         arguments = {key: value for key, value in spec.items() if key != "_target_"}
         architecture.replace(model, name, _layer_class(spec["_target_"])(**arguments))
+    for name, source in description.get("shared", {}).items():
+        architecture.replace(model, name, model.get_submodule(source))
     state = _read(folder / WEIGHTS)
     for alias, name in description["tied"].items():
         state[alias] = state[name]

@@ -30,12 +30,20 @@ class InputStatistics:
     hessian: (in_features, in_features) float32, the mean of x x^T. It is the Hessian of the layer's squared output
         error up to a factor, for every output row alike; the mean of ||D x||^2 is tr(D H D^T).
     mean_abs: (in_features,) float32, the mean of |x|.
+    low, high: (in_features,) float32, the range of x, widened to hold zero.
     tokens: how many inputs were seen; 0 for a layer that never ran (an expert that was never chosen).
     """
 
     hessian: torch.Tensor
     mean_abs: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
     tokens: int
+
+    @property
+    def max_abs(self) -> torch.Tensor:
+        """(in_features,): the largest |x| of each input channel."""
+        return torch.maximum(self.high, -self.low)
 
     @property
     def norms(self) -> torch.Tensor:
@@ -114,6 +122,7 @@ class _Accumulator:
     def __init__(self, features: int, device: torch.device):
         self.products = torch.zeros((features, features), device=device)
         self.absolute = torch.zeros(features, device=device)
+        self.low, self.high = torch.zeros_like(self.absolute), torch.zeros_like(self.absolute)
         self.tokens = 0
 
     def add(self, x: torch.Tensor) -> None:
@@ -127,6 +136,7 @@ class _Accumulator:
                 panel = slice(start, start + PANEL)
                 self.products[panel, start:].addmm_(rows[:, panel].T, rows[:, start:])
         self.absolute += rows.abs().sum(dim=0)
+        self.low, self.high = torch.minimum(self.low, rows.amin(dim=0)), torch.maximum(self.high, rows.amax(dim=0))
         self.tokens += rows.shape[0]
 
     def statistics(self) -> InputStatistics:
@@ -134,7 +144,7 @@ class _Accumulator:
             panel, below = slice(start, start + PANEL), slice(start + PANEL, None)
             self.products[below, panel] = self.products[panel, below].T
         count = max(self.tokens, 1)
-        return InputStatistics(self.products.div_(count), self.absolute.div_(count), self.tokens)
+        return InputStatistics(self.products.div_(count), self.absolute.div_(count), self.low, self.high, self.tokens)
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,16 @@ def pick(context: click.Context, results: Path, most: tuple[str, ...], least: tu
     context.exit(show(results, most, least, by))
 
 
+@app.command()
+@click.argument("artifact", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def export(artifact: Path, folder: Path) -> None:
+    """Write the ARTIFACT folder to FOLDER as compressed-tensors, which transformers and vLLM load."""
+    from squeeze.export import to_compressed_tensors
+
+    to_compressed_tensors(artifact, folder)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code: 0, 2 for a request that cannot be served, 130 when interrupted."""
     try:

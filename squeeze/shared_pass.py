@@ -21,8 +21,9 @@ from squeeze import cache
 from squeeze.architecture import named_blocks
 from squeeze.capture import InputStatistics, Stop, walk
 
-FORMAT = 1  # part of the key: raise it when a statistics' meaning changes
+FORMAT = 2  # part of the key: raise it when a statistics' meaning changes
 INFO = "pass.json"
+TENSORS = ("hessian", "mean_abs", "low", "high")  # of an InputStatistics
 
 
 class SharedPass:
@@ -68,8 +69,7 @@ def _key(model: nn.Module, token_ids: torch.Tensor) -> str:
 def _write(path: Path, statistics: Mapping[str, InputStatistics]) -> None:
     distinct = list({id(item): item for item in statistics.values()}.values())
     index = {id(item): i for i, item in enumerate(distinct)}
-    tensors = {f"hessian.{i}": item.hessian.cpu() for i, item in enumerate(distinct)}
-    tensors |= {f"mean_abs.{i}": item.mean_abs.cpu() for i, item in enumerate(distinct)}
+    tensors = {f"{field}.{i}": getattr(item, field).cpu() for field in TENSORS for i, item in enumerate(distinct)}
     layers = {name: index[id(item)] for name, item in statistics.items()}
     metadata = {"layers": json.dumps(layers), "tokens": json.dumps([item.tokens for item in distinct])}
     save_file(tensors, path, metadata=metadata)
@@ -79,7 +79,7 @@ def _read(path: Path, device: str) -> dict[str, InputStatistics]:
     with safe_open(path, framework="pt", device=device) as file:
         metadata = file.metadata()
         distinct = [
-            InputStatistics(file.get_tensor(f"hessian.{i}"), file.get_tensor(f"mean_abs.{i}"), tokens)
+            InputStatistics(**{field: file.get_tensor(f"{field}.{i}") for field in TENSORS}, tokens=tokens)
             for i, tokens in enumerate(json.loads(metadata["tokens"]))
         ]
     return {name: distinct[i] for name, i in json.loads(metadata["layers"]).items()}

@@ -55,6 +55,9 @@ def test_statistics_are_those_of_an_ordinary_forward(architecture, sequential):
         assert found[name].tokens == len(x) == TOKENS.numel()
         torch.testing.assert_close(found[name].hessian.double(), x.T @ x / len(x), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found[name].mean_abs.double(), x.abs().mean(0), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found[name].low.double(), x.amin(0).clamp(max=0))
+        torch.testing.assert_close(found[name].high.double(), x.amax(0).clamp(min=0))
+        torch.testing.assert_close(found[name].max_abs.double(), x.abs().amax(0))
         torch.testing.assert_close(found[name].norms.double(), x.norm(dim=0), rtol=1e-4, atol=1e-4)
 
 

@@ -59,10 +59,16 @@ def live_bytes(model: nn.Module) -> int:
 
 def unread_bytes(model: nn.Module) -> int:
     """Bytes of an embedding table that serves as input only: a decoding step reads one of its rows."""
-    table = model.get_input_embeddings().weight  # type: ignore[operator]
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    is_tied = head is not None and isinstance(head.weight, torch.Tensor) and head.weight.data_ptr() == table.data_ptr()
-    return 0 if is_tied else int(table.nbytes)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    table = own_bytes(embedding)
+    return 0 if head is not None and own_bytes(head).keys() & table.keys() else sum(table.values())
+
+
+def own_bytes(layer: nn.Module) -> dict[int, int]:
+    """Address -> bytes of all that a layer holds."""
+    tensors = [*layer.parameters(), *layer.buffers()]
+    opaque = {id(layer): int(getattr(layer, "opaque_bytes", 0))}
+    return {tensor.data_ptr(): tensor.nbytes for tensor in tensors} | opaque
 
 
 def operations(model: nn.Module, tokens: int, batch: int) -> float:

@@ -16,9 +16,10 @@ def float_linears(model: nn.Module) -> dict[str, nn.Module]:
     how they are stored is for this step to decide.
     Raises Unsupported where a library's own layers have taken their place: those cannot be compressed further.
     """
-    for name, module in list(model.named_modules()):
-        if artifact.is_compressed(module):
-            architecture.replace(model, name, _dense(module))
+    for block_name, block in architecture.named_blocks(model):
+        for name, module in list(block.named_modules()):
+            if artifact.is_compressed(module):
+                architecture.replace(model, f"{block_name}.{name}", _dense(module))
     layers = architecture.block_linears(model)
     foreign = [name for name, layer in layers.items() if not architecture.weight(layer).is_floating_point()]
     if foreign or not layers:

@@ -40,6 +40,9 @@ class Layout(Protocol):
     def dequantize(self, start: int, stop: int) -> torch.Tensor:
         """Output rows ``start`` (a multiple of 64) to ``stop`` as floats, equal to those of the stored codes."""
 
+    def rows(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The output rows with these numbers, (n,) int64 -> (n, in_features), equal to those of ``dequantize``."""
+
     def tensors(self) -> list[torch.Tensor]:
         """All that it holds in memory."""
 
@@ -74,6 +77,10 @@ class Int8Layout:
     def dequantize(self, start: int, stop: int) -> torch.Tensor:
         """See ``Layout``."""
         return self.codes[start:stop].to(self.scales.dtype).mul_(self.scales[start:stop, None])
+
+    def rows(self, numbers: torch.Tensor) -> torch.Tensor:
+        """See ``Layout``."""
+        return self.codes[numbers].to(self.scales.dtype).mul_(self.scales[numbers, None])
 
     def tensors(self) -> list[torch.Tensor]:
         """See ``Layout``."""
@@ -127,11 +134,19 @@ class Int4Layout:
 
     def dequantize(self, start: int, stop: int) -> torch.Tensor:
         """See ``Layout``."""
-        codes, *high = (_deinterleave(plane, start, stop) for plane in self.planes)
+        return self._values([_deinterleave(plane, start, stop) for plane in self.planes], slice(start, stop))
+
+    def rows(self, numbers: torch.Tensor) -> torch.Tensor:
+        """See ``Layout``."""
+        return self._values([_picked(plane, numbers) for plane in self.planes], numbers)
+
+    def _values(self, planes: list[torch.Tensor], rows: slice | torch.Tensor) -> torch.Tensor:
+        """Codes of some rows, (in_features, rows) in each plane -> their values, (rows, in_features)."""
+        codes, *high = planes
         for plane in high:
             codes |= plane << 4
-        scales = self.grids[0][:, start:stop, 0].contiguous()  # strided, each product takes three times as long
-        zeros = self.zeros if isinstance(self.zeros, int) else self.zeros[:, None, start:stop]
+        scales = self.grids[0][:, rows, 0].contiguous()  # strided, each product takes three times as long
+        zeros = self.zeros if isinstance(self.zeros, int) else self.zeros[:, None, rows]
         steps = codes.reshape(len(scales), self.group_size, -1).to(scales.dtype).sub_(zeros)
         return steps.mul_(scales[:, None]).flatten(0, 1).T
 
@@ -170,6 +185,15 @@ def _deinterleave(packed: torch.Tensor, start: int, stop: int, block: int | None
     block = block or _int4_block() or 1
     blocks = packed.view(-1, packed.shape[1] * 2, block // 2)[start // block : -(-stop // block)].permute(1, 0, 2)
     return torch.stack([blocks & 15, blocks >> 4], dim=2).flatten(1)[:, : stop - start]
+
+
+def _picked(packed: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """What ``_deinterleave`` gives of single rows: (n,) int64 -> (in_features, n) uint8."""
+    block = _int4_block() or 1
+    half = block // 2
+    blocks = packed.view(-1, packed.shape[1] * 2, half)
+    both = blocks[rows // block, :, rows % half]
+    return torch.where((rows % block < half)[:, None], both & 15, both >> 4).T
 
 
 @cache

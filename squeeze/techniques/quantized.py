@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from squeeze.techniques import kernels
+from squeeze.techniques import blockwise, kernels
 from squeeze.techniques.affine import AffineGrid, scale_dtype
 from squeeze.techniques.packing import pack, packed_bytes, unpack
-
-WEIGHTS_AT_ONCE = 2**22  # dequantized at a time: no more than this of a model is ever held as floats
-ROWS_MULTIPLE = 64  # of output rows, so that the blocks of every kernel layout stay whole
 
 
 class QuantizedLinear(nn.Module):
     """y = x W^T + b with W = scales * (codes - zeros), codes packed without a wasted bit.
+
+    Given integers it is an embedding, and gives the rows of W that they number: so one layer, stored and held once,
+    serves as a model's embedding and as the head that is tied to it.
 
     bits: 1 to 8. group_size: weights of a row that share a scale, a divisor of in_features (itself: one group a row).
     symmetric: all zero points are 2^(bits-1), and none is stored. dtype: of inputs, bias and outputs ("bfloat16").
@@ -105,8 +104,7 @@ class QuantizedLinear(nn.Module):
 
     def prepare(self) -> None:
         """Lay the weights out for the fastest kernel there is here, if any; from then on the layer only runs."""
-        grid = self._grid(0, self.out_features)
-        self.layout = kernels.arrange(self._codes(0, self.out_features), grid, self.dtype)
+        self.layout = kernels.arrange(self._codes(slice(None)), self._grid(slice(None)), self.dtype)
         if self.layout is not None:
             self.codes = self.scales = self.zeros = None
 
@@ -115,34 +113,34 @@ class QuantizedLinear(nn.Module):
         stop = self.out_features if stop is None else stop
         if self.layout is not None:
             return self.layout.dequantize(start, stop)
-        return self._grid(start, stop).dequantize(self._codes(start, stop), self.dtype)
+        return self._grid(slice(start, stop)).dequantize(self._codes(slice(start, stop)), self.dtype)
+
+    def look_up(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Single output rows as floats: (...) integers -> (..., in_features)."""
+        flat = numbers.flatten()
+        if self.layout is not None:
+            return self.layout.rows(flat).reshape(*numbers.shape, -1)
+        return self._grid(flat).dequantize(self._codes(flat), self.dtype).reshape(*numbers.shape, -1)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """(..., in_features) floats -> (..., out_features); (...) integers -> (..., in_features)."""
+        if not inputs.is_floating_point():
+            return self.look_up(inputs)
         rows = inputs.reshape(-1, self.in_features)
         if self.layout is None or len(rows) > kernels.MOST_ROWS:
-            outputs = self._multiply_dequantized(rows)
+            outputs = blockwise.multiply(rows, self.dequantize, self.out_features, self.bias)
         else:
             outputs = self.layout.multiply(rows)
             outputs = outputs if self.bias is None else outputs + self.bias
         return outputs.reshape(*inputs.shape[:-1], self.out_features)
 
-    def _multiply_dequantized(self, rows: torch.Tensor) -> torch.Tensor:
-        step = max(WEIGHTS_AT_ONCE // self.in_features // ROWS_MULTIPLE, 1) * ROWS_MULTIPLE
-        parts = []
-        for start in range(0, self.out_features, step):
-            stop = min(start + step, self.out_features)
-            bias = None if self.bias is None else self.bias[start:stop]
-            parts.append(F.linear(rows, self.dequantize(start, stop), bias))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-
-    def _codes(self, start: int, stop: int) -> torch.Tensor:
+    def _codes(self, rows: slice | torch.Tensor) -> torch.Tensor:
         assert self.codes is not None
-        return unpack(self.codes[start:stop], self.bits, self.in_features)
+        return unpack(self.codes[rows], self.bits, self.in_features)
 
-    def _grid(self, start: int, stop: int) -> AffineGrid:
+    def _grid(self, rows: slice | torch.Tensor) -> AffineGrid:
         assert self.scales is not None
         groups = self.in_features // self.group_size
-        zeros = None if self.zeros is None else self.zeros[start:stop]
+        zeros = None if self.zeros is None else self.zeros[rows]
         zeros = zeros if zeros is None or self.real_zeros else unpack(zeros, self.bits, groups)
-        return AffineGrid(self.bits, self.scales[start:stop], zeros)
+        return AffineGrid(self.bits, self.scales[rows], zeros)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from squeeze.errors import Unsupported
-from squeeze.techniques.affine import AffineGrid, check_group_size, fit
+from squeeze.techniques.affine import AffineGrid, check_group_size, fit, search
 
 
 def test_symmetric_by_hand() -> None:
@@ -117,3 +117,27 @@ def test_a_group_size_below_one_is_refused(group_size: int) -> None:
 
 def test_no_group_size_fits_everything() -> None:
     check_group_size(None, [7, 11])
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_searched_ranges_are_the_best_of_their_shares(bits: int, symmetric: bool) -> None:
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)) ** 3
+    widest, found = fit(weight, bits, 16, symmetric), search(weight, bits, 16, symmetric)
+
+    def errors(scales: torch.Tensor) -> torch.Tensor:
+        grid = AffineGrid(bits, scales, widest.zeros)
+        difference = grid.dequantize(grid.quantize(weight), torch.float32) - weight
+        return difference.reshape(8, 4, 16).square().sum(-1)
+
+    tried = [errors((widest.scales.float() * (1 - i / 40)).to(torch.bfloat16)) for i in range(25)]
+    assert torch.equal(errors(found.scales), torch.stack(tried).amin(0))
+    assert errors(found.scales).sum() < errors(widest.scales).sum()
+
+
+def test_a_searched_range_by_hand() -> None:
+    """Of 15 weights of 1 and one of 1.4, in 2 bits: codes 0 to 3 stand for m, m/2, 0 and -m/2. The best m is near 1."""
+    weight = torch.cat([torch.ones(15), torch.tensor([1.4])])[None]
+    grid = search(weight, 2, 16, symmetric=True)
+    values = grid.dequantize(grid.quantize(weight), torch.float32)
+    assert ((values - 1).abs() < 0.05).all()  # with the full range: 0.7 for the 15

@@ -29,7 +29,7 @@ def statistics(inputs: int = 64, large: int = 3) -> InputStatistics:
     """Of inputs some of whose channels are 30 times larger than the others."""
     x = torch.randn(512, inputs, generator=torch.Generator().manual_seed(1))
     x[:, :large] *= 30
-    return InputStatistics(x.T @ x / len(x), x.abs().mean(0), len(x))
+    return InputStatistics(x.T @ x / len(x), x.abs().mean(0), x.amin(0), x.amax(0), len(x))
 
 
 def loss(weight: torch.Tensor, approximation: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
@@ -98,7 +98,7 @@ def test_scales_are_the_best_of_the_grid() -> None:
 
 
 def test_inputs_without_outliers_need_no_scales() -> None:
-    even = InputStatistics(torch.eye(64), torch.ones(64), 1)
+    even = InputStatistics(torch.eye(64), torch.ones(64), -torch.ones(64), torch.ones(64), 1)
     assert torch.equal(awq().scales([WEIGHT], even), torch.ones(64))
 
 

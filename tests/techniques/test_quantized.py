@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from squeeze.techniques import kernels, quantized
+from squeeze.techniques import blockwise, kernels
 from squeeze.techniques.affine import AffineGrid, fit
 from squeeze.techniques.kernels import Int4Layout, Int8Layout
 from squeeze.techniques.quantized import QuantizedLinear
@@ -126,7 +126,7 @@ def test_blocks_of_rows_give_the_whole(monkeypatch: pytest.MonkeyPatch, prepared
         return part
 
     monkeypatch.setattr(QuantizedLinear, "dequantize", watched)
-    monkeypatch.setattr(quantized, "WEIGHTS_AT_ONCE", 64 * IN)
+    monkeypatch.setattr(blockwise, "WEIGHTS_AT_ONCE", 64 * IN)
     assert torch.allclose(layer(given), whole, rtol=1e-2)
     assert sizes == [64, 16]
 

@@ -1,0 +1,79 @@
+"""Mixed precision: bits go where they take most error away, and never beyond the budget."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from squeeze import architecture, artifact
+from squeeze.calibration import Calibration
+from squeeze.errors import Unsupported
+from squeeze.techniques import affine
+from squeeze.techniques.rtn import RoundToNearest
+from squeeze.techniques.rtn_mixed import MixedRoundToNearest
+from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
+
+TOKEN_IDS = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0))
+CALIBRATION = Calibration(TOKEN_IDS)
+
+
+def mixed(**fields) -> MixedRoundToNearest:
+    given = {"bits": 3, "high_bits": 8, "budget": 5.0, "ends": 0, "group_size": 32, "symmetric": True}
+    return MixedRoundToNearest(**given | fields)
+
+
+def test_the_choice_by_hand() -> None:
+    """3 bits and 5 more: within 5.0 there is room for 40 of 100 weights. Gains per weight: c 0.3, a 0.2, b 0.1, d 0."""
+    sizes = {"a": 30, "b": 10, "c": 20, "d": 40}
+    gains = {"a": 6.0, "b": 1.0, "c": 6.0, "d": 0.0}
+    assert mixed().chosen(sizes, set(), gains) == {"c", "b"}  # a no longer fits, b does
+    assert mixed().chosen(sizes, {"a"}, gains) == {"b"}
+    assert mixed(budget=5.5).chosen(sizes, set(), gains) == {"c", "a"}
+    assert mixed(budget=3.0).chosen(sizes, set(), gains) == set()
+    assert mixed(budget=8.0).chosen(sizes, set(), gains) == set(sizes)
+
+
+def test_the_error_is_that_of_the_output() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(24, 64, generator=generator), torch.randn(200, 64, generator=generator)
+    x[:, 5] *= 20
+    grid = affine.fit(weight, 3, 32, symmetric=True)
+    difference = grid.dequantize(grid.quantize(weight), torch.float32) - weight
+    expected = (x @ difference.T).square().sum() / (x @ weight.T).square().sum()
+    found = mixed().error(weight, x.T @ x / len(x), 3)
+    assert found == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_budget_is_kept_and_worth_it(name: str) -> None:
+    expected = tiny_model(name)(TOKEN_IDS)[0]
+    subject = mixed().apply(tiny_subject(name), CALIBRATION)
+    low = RoundToNearest(3, 32, True).apply(tiny_subject(name), CALIBRATION)
+    layers = [module for module in subject.model.modules() if artifact.is_compressed(module)]
+    average = sum(layer.bits * layer.weight_numel for layer in layers) / sum(layer.weight_numel for layer in layers)
+    assert {layer.bits for layer in layers} == {3, 8}
+    assert 4.0 < average <= 5.0
+    assert subject.claims["bits"] == pytest.approx(average, abs=1e-3)
+    assert subject.claims["high_layers"] == sum(layer.bits == 8 for layer in layers)
+    assert (subject.model(TOKEN_IDS)[0] - expected).norm() < (low.model(TOKEN_IDS)[0] - expected).norm()
+
+
+def test_the_ends_have_many_bits() -> None:
+    subject = mixed(ends=1, budget=8.0).apply(tiny_subject("llama"), CALIBRATION)  # two blocks: both are ends
+    assert {module.bits for module in subject.model.modules() if artifact.is_compressed(module)} == {8}
+    assert len(architecture.blocks(subject.model)) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bits": 8, "high_bits": 4}, "bits 8 and 4; expected two of 2, 3, 4, 8, the fewer first"),
+        ({"ends": 1}, r"budget 5.0 bits a weight; 1 block\(s\) at each end at 8 bits take 8.000 already"),
+        ({"group_size": 48}, "group_size 48 does not divide in_features 64"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_before_any_work(fields: dict[str, object], message: str) -> None:
+    subject = tiny_subject("llama")
+    with pytest.raises(Unsupported, match=message):
+        mixed(**fields).apply(subject, CALIBRATION)
+    assert not artifact.layer_specs(subject.model)
