@@ -18,7 +18,6 @@ from squeeze.pending import PROCESS
 from squeeze.record import Record, Status
 from squeeze.statistics import ALPHA, FEWEST_ROUNDS, holm, ratio
 from squeeze.store import RecordStore
-from squeeze.table import report
 
 DECODING = "token_s_b1"
 
@@ -33,7 +32,7 @@ def blocks(results: Path) -> list[Block]:
     """
     store = RecordStore(results)
     together: dict[bytes, list[Block]] = {}
-    for record in filter(_is_aa, store.records(report)):
+    for record in filter(_is_aa, store.records()):
         with np.load(store.samples(record), allow_pickle=False) as arrays:
             own, baseline = (np.median(arrays[name], axis=1) for name in (DECODING, f"baseline_{DECODING}"))
         together.setdefault(baseline.tobytes(), [baseline]).append(own)

@@ -2,7 +2,7 @@
 
 Its ``pack-quantized`` layout has the codes of a row as one little-endian bit stream, which is how they lie here too, so
 that exporting moves no bit of them. Beside them: weight_scale (out_features, groups) and weight_shape. Symmetric grids
-only: transformers 5 gives packed zero points the wrong shape when it reads them.
+only: no form of packed zero points was found yet that plain transformers loads.
 """
 
 from __future__ import annotations
