@@ -36,7 +36,7 @@ PROTOCOL: dict[str, Any] = {
     "seed": 0,
     "latency": {"prompt_tokens": 8, "decode_tokens": 8, "prefill_repeats": 5, "batch_sizes": [1], "warmup_rounds": 1},
     "perplexity": {"corpus": "wikipedia_eval", "tokens": 4096, "window": 512, "stride": 512},
-    "tasks": ["sciq"],
+    "tasks": [],
     "items": 100,
     "token_budget": 1024,
     "ranked_by": "perplexity",
