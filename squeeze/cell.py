@@ -88,6 +88,12 @@ class Cell:
             yield f"g{group_size}" if group_size else "row"
         if self.axis("symmetric") is False:
             yield "asym"
+        if self.axis("ranges") == "mse":
+            yield "mse"
+        if (embed_bits := self.axis("embed_bits")) is not None:
+            yield f"e{embed_bits}"
+        if self.axis("double_quant"):
+            yield "dq"
         if self.replicate:
             yield f"r{self.replicate}"
 

@@ -58,6 +58,13 @@ def test_label_names_model_technique_and_variant() -> None:
     assert CELL.baseline("bfloat16").label == "tiny-none-bfloat16"
 
 
+def test_what_changes_an_artifact_shows_in_its_label() -> None:
+    [step] = CELL.technique["steps"]
+    options = {"symmetric": False, "ranges": "mse", "embed_bits": 8, "double_quant": True}
+    technique = {**CELL.technique, "steps": [{**step, **options}]}
+    assert replace(CELL, technique=technique).label == "tiny-rtn-4-row-asym-mse-e8-dq"
+
+
 def test_baseline_keeps_protocol_and_runtime_and_drops_the_rest() -> None:
     baseline = replace(CELL, calibration={"corpus": "c4"}, replicate=3).baseline("float32")
     assert baseline.technique["steps"] == []

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy.stats import quantile_test
 
 from squeeze.display import Display
 from squeeze.job import Job
 from squeeze.launcher import environment_with
 from squeeze.rounds import order
-from squeeze.statistics import ratio
 from squeeze.workshop import Workshop, worker_variables
 from tests.faults.steady_work import FILE
 from tests.faults.sweeps import RUNTIME, cell
@@ -47,13 +47,15 @@ def test_a_process_is_as_fast_under_the_runner_as_alone(tmp_path: Path, figure: 
                     ways[way]()
                     medians[way].append(float(np.median(json.loads((job.out / FILE).read_text()))))
     alone, under = medians.values()
-    paired = ratio(under, alone)
+    # Of the pairs the median, not the mean: a neighbour of this machine slows single processes by half, either way.
+    ratios = np.array(under) / np.array(alone)
+    interval = quantile_test(ratios, p=0.5).confidence_interval(0.95)
     figure(
         f"{PAIRS} pairs of processes on all cores, under the runner and alone: {1000 * np.median(under):.3f} and "
-        f"{1000 * np.median(alone):.3f} ms a step; mean ratio of the pairs' medians {paired.value:.4f} "
-        f"(95 % interval {paired.low:.4f} to {paired.high:.4f})"
+        f"{1000 * np.median(alone):.3f} ms a step; median ratio of a pair {np.median(ratios):.4f} "
+        f"(95 % interval {interval.low:.4f} to {interval.high:.4f})"
     )
-    assert abs(paired.value - 1) < 0.01
+    assert abs(np.median(ratios) - 1) < 0.01
 
 
 def _alone(job: Job, path: Path) -> None:
