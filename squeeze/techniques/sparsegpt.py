@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from squeeze import architecture
 from squeeze.calibration import Calibration
 from squeeze.subject import Subject
-from squeeze.techniques.dense import float_linears
 from squeeze.techniques.gptq import inverse_cholesky
-from squeeze.techniques.sparse import SparseLinear, check_sparsity, lowest
+from squeeze.techniques.pruning import prune_blocks
+from squeeze.techniques.sparse import lowest
 from squeeze.torch_settings import one_thread
 
 BLOCK = 128  # columns whose zeros are chosen together, and that are finished before the others are updated (B = Bs)
@@ -39,14 +38,14 @@ class SparseGPT:
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Raises Unsupported for a sparsity outside [0, 1), and where runs do not fit; see ``check_sparsity``."""
-        layers = float_linears(subject.model)
-        check_sparsity(self.sparsity, self.run, [architecture.weight(layer).shape[1] for layer in layers.values()])
-        for block, _, inputs in calibration.input_statistics(subject.model, sequential=self.sequential):
-            for name, statistics in inputs.items():
-                layer = layers.pop(f"{block}.{name}")
-                weight = self.prune(architecture.weight(layer), statistics.hessian)
-                sparse = SparseLinear.of(weight, architecture.bias(layer))
-                architecture.replace(subject.model, f"{block}.{name}", sparse)
+        prune_blocks(
+            subject,
+            calibration,
+            lambda weight, inputs: self.prune(weight, inputs.hessian),
+            sparsity=self.sparsity,
+            run=self.run,
+            sequential=self.sequential,
+        )
         return subject.claiming(sparsity=self.sparsity, hessian="sequential" if self.sequential else "shared")
 
     def prune(self, weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:

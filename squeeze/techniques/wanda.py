@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from squeeze import architecture
+import torch
+
 from squeeze.calibration import Calibration
+from squeeze.capture import InputStatistics
 from squeeze.subject import Subject
-from squeeze.techniques.dense import float_linears
-from squeeze.techniques.sparse import SparseLinear, check_sparsity, lowest
+from squeeze.techniques.pruning import prune_blocks
+from squeeze.techniques.sparse import lowest
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,11 @@ class Wanda:
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Raises Unsupported for a sparsity outside [0, 1), and where runs do not fit; see ``check_sparsity``."""
-        layers = float_linears(subject.model)
-        check_sparsity(self.sparsity, self.run, [architecture.weight(layer).shape[1] for layer in layers.values()])
-        for block, _, inputs in calibration.input_statistics(subject.model, sequential=self.sequential):
-            for name, statistics in inputs.items():
-                layer = layers.pop(f"{block}.{name}")
-                weight = architecture.weight(layer)
-                score = weight.float().abs() * statistics.norms
-                pruned = lowest(score.reshape(len(weight), -1, self.run or weight.shape[1]), self.sparsity).flatten(1)
-                sparse = SparseLinear.of(weight.masked_fill(pruned, 0), architecture.bias(layer))
-                architecture.replace(subject.model, f"{block}.{name}", sparse)
+
+        def prune(weight: torch.Tensor, inputs: InputStatistics) -> torch.Tensor:
+            score = weight.float().abs() * inputs.norms
+            pruned = lowest(score.reshape(len(weight), -1, self.run or weight.shape[1]), self.sparsity).flatten(1)
+            return weight.masked_fill(pruned, 0)
+
+        prune_blocks(subject, calibration, prune, sparsity=self.sparsity, run=self.run, sequential=self.sequential)
         return subject.claiming(sparsity=self.sparsity, inputs="sequential" if self.sequential else "shared")
