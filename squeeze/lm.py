@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from squeeze.architecture import last_hidden_state
 from squeeze.errors import SqueezeError
+from squeeze.probes.memory import trim_heap
 from squeeze.scoring import Request, Row, batches, by_length, log_probabilities, one_by_one, pack, predict
 from squeeze.subject import Subject
 
@@ -139,7 +140,7 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         rows = pack(items, self.token_budget) if self.packed else one_by_one(items)
         total = torch.zeros(len(items), dtype=torch.float64)
         greedy = torch.ones(len(items), dtype=torch.bool)
-        for batch in batches(by_length(rows), self.token_budget):
+        for batch in self._batches(by_length(rows)):
             predicted = predict(self.model, batch, self.states)
             log_probability, chosen = log_probabilities(self.model, predicted)
             total.index_add_(0, predicted.owners, log_probability.double())
@@ -158,7 +159,7 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
             for number, (start, first, end) in enumerate(spans)
         ]
         nll, window = [], []
-        for batch in batches(rows, self.token_budget):
+        for batch in self._batches(rows):
             predicted = predict(self.model, batch, self.states)
             self.observe(predicted.hidden)
             nll.append(-log_probabilities(self.model, predicted)[0].numpy())
@@ -167,6 +168,12 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         digest = hashlib.sha256(np.array(token_ids, dtype="<i8").tobytes()).hexdigest()
         self.scores = TokenScores(np.concatenate(nll), np.concatenate(window), scored_bytes, digest)
         return -float(self.scores.nll.sum(dtype=np.float64))
+
+    def _batches(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+        """Each begins with what earlier ones freed given back: allocators hoard it, more for every new length."""
+        for batch in batches(rows, self.token_budget):
+            trim_heap()
+            yield batch
 
     def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
         """Refused: our tasks compare log-likelihoods, none of them generates."""

@@ -80,7 +80,7 @@ def measured(call: Callable[[], T], device: str = "cpu") -> tuple[T, Usage]:
     Memory that earlier work freed is given back first, so that the figure does not depend on what ran before.
     """
     gc.collect()
-    _trim_heap()
+    trim_heap()
     cuda_before = _cuda_reset(device)
     source = "VmHWM" if _reset_peak() else "rss"
     before = resident()
@@ -110,7 +110,7 @@ def _reset_peak() -> bool:
     return True
 
 
-def _trim_heap() -> None:
+def trim_heap() -> None:
     """Have glibc's allocator return its free pages; other allocators keep theirs."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
