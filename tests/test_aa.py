@@ -87,7 +87,6 @@ def test_four_rounds_support_no_verdict(store):
 
 
 @pytest.mark.promise(5)
-@pytest.mark.skipif(not PUBLISHED.exists(), reason="no A/A sweep is published")
 def test_the_published_sweep_raises_few_false_alarms(figure):
     sweep = blocks(PUBLISHED)
     assert false_alarms(sweep, 200) <= ALPHA * 200
