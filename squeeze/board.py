@@ -64,7 +64,7 @@ def _print(out: Console, board: pd.DataFrame) -> None:
 def _in_words(drift: Drift) -> str:
     change, low, high = (100 * (value or 0.0) for value in (drift.change.value, drift.change.low, drift.change.high))
     return (
-        f"{drift.baseline}: {drift.change.n} control runs, {change:+.1f} % slower at the end than at the beginning "
+        f"{drift.baseline}: {drift.change.n} control runs, time a token changed by {change:+.1f} % from first to last "
         f"(95 % interval {low:+.1f} to {high:+.1f} %), {100 * drift.spread:.1f} % spread about that"
     )
 

@@ -70,4 +70,4 @@ def test_the_board_shows_it_with_the_costs(tmp_path, capsys):
     show(sweep(tmp_path, 0.10).results, costs=True)
     line = next(line for line in capsys.readouterr().out.splitlines() if "control runs" in line)
     assert line.startswith("smollm2_135m-none-bfloat16: 30 control runs, ")
-    assert "slower at the end" in line
+    assert "% from first to last" in line

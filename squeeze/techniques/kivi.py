@@ -111,9 +111,8 @@ class QuantizedKeysAndValues(DynamicLayer):  # type: ignore[misc] # transformers
     def __init__(self, bits: int, group_size: int) -> None:
         super().__init__()
         self.bits, self.group_size = bits, group_size
-        self.grouped: tuple[Codes, Codes] | None = (
-            None  # keys (batch, heads, head_dim, tokens), values (..., tokens, head_dim)
-        )
+        # Keys (batch, heads, head_dim, tokens), values (batch, heads, tokens, head_dim).
+        self.grouped: tuple[Codes, Codes] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
