@@ -18,6 +18,7 @@ def test_quality(job: Job, subject: Subject, samples: Samples) -> None:
     with samples.stage("imports"):
         from squeeze.probes import quality  # lm-eval: seconds that no other bench should wait for
 
+    memory.return_large_blocks()  # nothing is timed here, and the rows of a text and of questions are of many lengths
     protocol, runtime = job.cell.protocol, job.cell.runtime
     _, usage = memory.measured(
         lambda: quality.measure_quality(subject, protocol, samples, job.baseline, job.baseline_artifact),

@@ -22,6 +22,8 @@ T = TypeVar("T")
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt
+LARGE = 4 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,21 @@ def _reset_peak() -> bool:
 
 def trim_heap() -> None:
     """Have glibc's allocator return its free pages; other allocators keep theirs."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
+    _glibc("malloc_trim", 0)
+
+
+def return_large_blocks() -> None:
+    """From now on in this process, have glibc return each freed block of 4 MiB or more at once.
+
+    Left to itself it raises that size to that of the blocks it sees freed, and small blocks between freed large ones
+    keep them resident: hundreds of megabytes where the lengths of inputs differ.
+    """
+    _glibc("mallopt", M_MMAP_THRESHOLD, LARGE)
+
+
+def _glibc(function: str, *arguments: int) -> None:
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), function):
+        getattr(libc, function)(*arguments)
 
 
 def _cuda_reset(device: str) -> int:

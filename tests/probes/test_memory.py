@@ -44,6 +44,21 @@ print(json.dumps({"peak": usage.peak}))
 """
 
 
+BETWEEN_FREED_BLOCKS = """
+import json, sys
+import torch
+from squeeze.probes import memory
+
+if sys.argv[1] == "return":
+    memory.return_large_blocks()
+torch.ones(24 << 20, dtype=torch.uint8)  # freed at once: from its size on, glibc maps blocks by themselves
+before = memory.resident().anon
+large, small = zip(*[(torch.ones(8 << 20, dtype=torch.uint8), torch.ones(9999)) for _ in range(10)])
+del large
+print(json.dumps({"kept": memory.resident().anon - before}))
+"""
+
+
 def run(script: str, *arguments: int | str) -> dict[str, Any]:
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -75,6 +90,12 @@ def test_a_peak_before_the_call_is_forgotten() -> None:
     torch.ones(300 * MB, dtype=torch.uint8)
     _, usage = memory.measured(lambda: None)
     assert usage.peak - usage.before.total < 2 * MB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_blocks_do_not_stay_resident_below_small_ones() -> None:
+    assert run(BETWEEN_FREED_BLOCKS, "return")["kept"] < 10 << 20
+    assert run(BETWEEN_FREED_BLOCKS, "keep")["kept"] > 60 << 20
 
 
 def test_mapped_files_are_told_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
