@@ -163,8 +163,9 @@ def _distinct_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[s
 
 def _library_header(model: nn.Module) -> dict[str, str]:
     """Entries of the weight file's header by which a library knows the layers that are stored in its format."""
-    kinds = {type(module) for module in model.modules() if is_compressed(module) and hasattr(module, "header")}
-    return {name: entry for kind in kinds for name, entry in kind.header(model).items()}  # type: ignore[operator]
+    kinds = {type(module) for module in model.modules() if is_compressed(module)}
+    describers = [describe for kind in kinds if (describe := getattr(kind, "header", None))]
+    return {name: entry for describe in describers for name, entry in describe(model).items()}
 
 
 def _sort_header(path: Path) -> None:
