@@ -5,7 +5,8 @@
     config.json         the transformers configuration;  tokenizer files beside it
 
 Where a library has a serialised format of its own (``claims["loader"] = "transformers"``: bitsandbytes, ...) the
-weights lie as that library writes them, and the library reads them.
+weights lie as that library writes them, and the library reads them. Layers may keep a library's format too (torchao):
+what its reader wants in the file's header comes from the layer's ``header(model)``.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def save(subject: Subject, folder: Path) -> None:
         subject.model.save_pretrained(folder)  # type: ignore[operator]
     else:
         tensors, tied = _distinct_tensors(subject.model)
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", **_library_header(subject.model)})
+        _sort_header(folder / WEIGHTS)
         subject.model.config.save_pretrained(folder)  # type: ignore[union-attr,operator]
     subject.tokenizer.save_pretrained(folder)
     description = {
@@ -157,6 +159,27 @@ def _distinct_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[s
             first[place] = name
             tensors[name] = tensor.detach().cpu().contiguous()
     return tensors, tied
+
+
+def _library_header(model: nn.Module) -> dict[str, str]:
+    """Entries of the weight file's header by which a library knows the layers that are stored in its format."""
+    kinds = {type(module) for module in model.modules() if is_compressed(module)}
+    describers = [describe for kind in kinds if (describe := getattr(kind, "header", None))]
+    return {name: entry for describe in describers for name, entry in describe(model).items()}
+
+
+def _sort_header(path: Path) -> None:
+    """Put the entries of a weight file's header in order: safetensors writes them in one that changes by the process.
+
+    The header is as long as before: a little-endian length of 8 bytes, then JSON.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(content.ljust(length))
 
 
 def _own_model(folder: Path, description: dict[str, Any]) -> PreTrainedModel:
