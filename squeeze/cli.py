@@ -97,8 +97,14 @@ def list_cells(overrides: tuple[str, ...], results: Path, config_dir: Path | Non
 @app.command()
 @results_option
 @click.option("--costs", is_flag=True, help="Show what the measuring itself took, by stage.")
-def board(results: Path, costs: bool) -> None:
+@click.option("--literature", is_flag=True, help="Show what others have published of the same, and how far off it is.")
+def board(results: Path, costs: bool, literature: bool) -> None:
     """Print the leaderboard."""
+    if literature:
+        from squeeze.board import show_literature
+
+        show_literature(results)
+        return
     from squeeze.board import show
 
     show(results, costs=costs)
