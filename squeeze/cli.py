@@ -97,8 +97,14 @@ def list_cells(overrides: tuple[str, ...], results: Path, config_dir: Path | Non
 @app.command()
 @results_option
 @click.option("--costs", is_flag=True, help="Show what the measuring itself took, by stage.")
-def board(results: Path, costs: bool) -> None:
+@click.option("--literature", is_flag=True, help="Show what others have published of the same, and how far off it is.")
+def board(results: Path, costs: bool, literature: bool) -> None:
     """Print the leaderboard."""
+    if literature:
+        from squeeze.board import show_literature
+
+        show_literature(results)
+        return
     from squeeze.board import show
 
     show(results, costs=costs)
@@ -167,11 +173,21 @@ def pick(context: click.Context, results: Path, most: tuple[str, ...], least: tu
 @app.command()
 @click.argument("artifact", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-def export(artifact: Path, folder: Path) -> None:
-    """Write the ARTIFACT folder to FOLDER as compressed-tensors, which transformers and vLLM load."""
-    from squeeze.export import to_compressed_tensors
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["compressed-tensors", "gptq"]),
+    default="compressed-tensors",
+    show_default=True,
+    help="compressed-tensors: for transformers and vLLM; gptq: for gptqmodel, vLLM and transformers with gptqmodel.",
+)
+def export(artifact: Path, folder: Path, layout: str) -> None:
+    """Write the ARTIFACT folder, of rtn, gptq or awq, to FOLDER in a format that other software loads."""
+    from squeeze.exports.compressed_tensors import to_compressed_tensors
+    from squeeze.exports.gptq import to_gptq
 
-    to_compressed_tensors(artifact, folder)
+    write = to_gptq if layout == "gptq" else to_compressed_tensors
+    write(artifact, folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

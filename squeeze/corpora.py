@@ -1,9 +1,10 @@
-"""The texts: one split for evaluation, others for calibration and training, all out of pinned packages.
+"""The texts: for evaluation, and others for calibration and training, out of pinned packages but for one.
 
 wikipedia_eval    95 articles of English Wikipedia, 2016 (CC BY-SA)
 wikipedia_train   1,100 other articles, no title in common (CC BY-SA)
 c4                web pages
 speeches          State of the Union addresses, 1790-2026: out of the domain of the others (public domain)
+wikitext2         the test split of WikiText-2 (CC BY-SA), from the hub: what published perplexities are measured on
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import html
 import itertools
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +38,19 @@ MARGIN = 16  # tokens: more than the end of a piece of text can move
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where a text comes from, how it is cleaned, and the sha256 that the cleaned text must have."""
+    """Where a text comes from, how it is cleaned, and the sha256 that the cleaned text must have.
+
+    sha256: None where the text has not been seen by us; its source is then pinned by ``source["sha256"]``.
+    """
 
     source: Mapping[str, str]
     clean: Callable[[Path], str]
-    sha256: str
+    sha256: str | None
+
+    @property
+    def identity(self) -> str:
+        """The sha256 that tells this text from any other."""
+        return self.sha256 or self.source["sha256"]
 
 
 def text(name: str) -> str:
@@ -55,18 +65,18 @@ def text(name: str) -> str:
         path = assets.fetch(corpus.source)
         with progress(f"cleaning {name}"):
             (folder / "text.txt").write_bytes(corpus.clean(path).encode())
-        if (found := sha256(folder / "text.txt")) != corpus.sha256:
+        if corpus.sha256 not in (None, found := sha256(folder / "text.txt")):
             raise IntegrityError(
                 f"corpus {name}: the cleaned text has sha256 {found}, expected {corpus.sha256};"
                 " install the mwparserfromhell that constraints.txt pins"
             )
 
-    return (cache.sealed(f"corpora/{name}-{corpus.sha256[:16]}", clean) / "text.txt").read_bytes().decode()
+    return (cache.sealed(f"corpora/{name}-{corpus.identity[:16]}", clean) / "text.txt").read_bytes().decode()
 
 
 def corpus_hash(name: str) -> str:
-    """sha256 of the cleaned text, known before it is fetched."""
-    return _corpus(name).sha256
+    """sha256 of the cleaned text (or of what it is made from), known before it is fetched."""
+    return _corpus(name).identity
 
 
 def tokens(name: str, tokenizer: PreTrainedTokenizerBase, count: int, *, offset: int = 0) -> torch.Tensor:
@@ -90,6 +100,12 @@ def tokens(name: str, tokenizer: PreTrainedTokenizerBase, count: int, *, offset:
         if len(ids) < needed:
             raise SqueezeError(f"corpus {name} has {len(ids):,} tokens, {needed:,} are asked; ask for fewer")
         return torch.tensor(ids[offset:needed], dtype=torch.int64)
+
+
+def whole_windows(name: str, tokenizer: PreTrainedTokenizerBase, window: int) -> int:
+    """How many tokens the windows take that fit into a corpus one after the other; the rest of it is left over."""
+    count = len(tokenizer(text(name), add_special_tokens=False, verbose=False)["input_ids"])
+    return count // window * window
 
 
 def calibration_tokens(calibration: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
@@ -127,6 +143,13 @@ def _wikipedia_documents(path: Path) -> str:
     documents = DOCUMENT.findall(path.read_bytes().decode())
     bodies = (TAG.sub("", html.unescape(document)).strip() for document in documents)
     return _joined(BLANK_LINES.sub("\n", body) for body in bodies if "\n" in body)
+
+
+def _wikitext2(path: Path) -> str:
+    """The data set's rows, each with its line break and blank ones empty, joined by two more: as GPTQ joins them."""
+    with zipfile.ZipFile(path) as archive:
+        lines = archive.read("wikitext-2-raw/wiki.test.raw").decode().split("\n")[:-1]
+    return "\n\n".join(f"{line}\n" if line.strip() else "" for line in lines)
 
 
 def _plain(path: Path) -> str:
@@ -204,5 +227,15 @@ CORPORA = {
         },
         _speeches,
         "9a026172927bbe6c998e8a37b40124697df65d36fb4009cfcdc6cd481dc27018",
+    ),
+    "wikitext2": Corpus(
+        {
+            "source": "hf-data:ggml-org/ci",
+            "revision": "927b3642933080f1b0e811e2f916e14c292992f9",
+            "member": "wikitext-2-raw-v1.zip",
+            "sha256": "ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11",
+        },
+        _wikitext2,
+        None,
     ),
 }

@@ -11,6 +11,7 @@ from squeeze.record import Record, Status
 # Where no record helps, figures of a 2-core CPU and a model of 135 M parameters.
 PROCESS_SECONDS = 10.0  # a measuring process, imports included
 TOKENS_PER_SECOND = 1000.0  # scored
+WHOLE_TEXT = 300_000  # tokens, about those of WikiText-2
 ITEM_TOKENS = 100  # of one item of a task, all its choices together
 
 
@@ -30,7 +31,8 @@ def forecast(cells: Sequence[Cell], records: Iterable[Record]) -> dict[str, floa
 def default(cell: Cell) -> float:
     """Seconds by rule of thumb: a build, a scoring, and two processes a round, the baseline's and the cell's own."""
     protocol = cell.protocol
-    tokens = protocol["perplexity"]["tokens"] + len(protocol["tasks"]) * (protocol["items"] or 1000) * ITEM_TOKENS
+    text = protocol["perplexity"]["tokens"] or WHOLE_TEXT
+    tokens = text + len(protocol["tasks"]) * (protocol["items"] or 1000) * ITEM_TOKENS
     return PROCESS_SECONDS * (2 + 2 * int(protocol["rounds"])) + float(tokens) / TOKENS_PER_SECOND
 
 

@@ -84,7 +84,8 @@ def _check_protocol(protocol: Mapping[str, Any]) -> None:
     for name in protocol.keys() & {"perplexity", "perplexity_ood"}:
         text = protocol[name]
         for field, bound in (("window", "tokens"), ("stride", "window")):
-            check_value(f"protocol.{name}.{field}", text[field], _at_most(text[bound], f"its {bound}"))
+            if text[bound] is not None:
+                check_value(f"protocol.{name}.{field}", text[field], _at_most(text[bound], f"its {bound}"))
         _check_known(f"protocol.{name}.corpus", text["corpus"], known_texts())
     for task in protocol["tasks"]:
         _check_known("protocol.tasks", task, known_tasks())
@@ -209,7 +210,7 @@ _LIMIT: Schema = {
     "bytes": _POSITIVE,
 }
 
-_TEXT_WINDOWS: Schema = {"corpus": _NAME, "tokens": _POSITIVE, "window": _POSITIVE, "stride": _POSITIVE}
+_TEXT_WINDOWS: Schema = {"corpus": _NAME, "tokens": _or_null(_POSITIVE), "window": _POSITIVE, "stride": _POSITIVE}
 
 _PROTOCOL: Schema = {
     "name": _NAME,

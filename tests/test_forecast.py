@@ -1,3 +1,7 @@
+from dataclasses import replace
+
+import pytest
+
 from squeeze.cell import Cell
 from squeeze.forecast import default, forecast
 from squeeze.record import Record, Status
@@ -22,6 +26,12 @@ def record(of, seconds, status=Status.OK):
 def test_without_records_the_rule_of_thumb_counts_processes_and_tokens():
     assert default(cell()) == 12 * 10 + (8000 + 2 * 10 * 100) / 1000
     assert default(cell(rounds=10)) - default(cell(rounds=5)) == 100
+
+
+def test_a_whole_text_counts_as_many_tokens():
+    part = cell()
+    whole = replace(part, protocol={**part.protocol, "perplexity": {"tokens": None}})
+    assert default(whole) - default(part) == pytest.approx((300_000 - 8000) / 1000)
 
 
 def test_a_like_cell_takes_the_median_of_what_was_taken():

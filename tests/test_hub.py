@@ -44,6 +44,23 @@ def test_a_snapshot_is_taken_once_and_kept(tmp_path: Path, monkeypatch: pytest.M
     assert not any(pattern.endswith((".bin", ".pt", ".h5", "*")) for pattern in call["allow_patterns"])
 
 
+def test_a_file_of_a_data_set_is_taken_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Hub(tmp_path / "hub", ["test.raw"])
+    calls = []
+
+    def download(repository: str, name: str, **settings: Any) -> str:
+        calls.append((repository, name, settings))
+        return str(there.folder / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    path = hub.data_file("org/texts", COMMIT, "test.raw")
+    assert path.read_bytes() == b"test.raw"
+    assert hub.data_file("org/texts", COMMIT, "test.raw") == path
+    assert calls == [("org/texts", "test.raw", {"repo_type": "dataset", "revision": COMMIT})]
+    with pytest.raises(SqueezeError, match="40 hex digits"):
+        hub.data_file("org/texts", "main", "test.raw")
+
+
 def test_a_repository_without_safetensors_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = Hub(tmp_path / "hub", ["config.json"])
     monkeypatch.setattr(huggingface_hub, "snapshot_download", there.snapshot_download)
@@ -66,6 +83,7 @@ def test_only_a_repository_name_is_asked_for(repository: str) -> None:
 
 def test_no_network_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(SqueezeError, match="no network") as caught:
-        hub.snapshot("nobody/nothing", COMMIT)
-    assert "\n" not in str(caught.value)
+    for fetch in (lambda: hub.snapshot("nobody/nothing", COMMIT), lambda: hub.data_file("nobody/texts", COMMIT, "a")):
+        with pytest.raises(SqueezeError, match="no network") as caught:
+            fetch()
+        assert "\n" not in str(caught.value)

@@ -17,8 +17,8 @@ from lm_eval.tasks import TaskManager
 from torch import Tensor, nn
 from transformers import StaticCache
 
+from squeeze import corpora, tasks
 from squeeze import samples as stored
-from squeeze import tasks
 from squeeze.architecture import head
 from squeeze.errors import IntegrityError, SqueezeError
 from squeeze.lm import SubjectLM, TokenScores, Windows
@@ -49,7 +49,7 @@ def measure_quality(
     A subject that claims a quantized cache is scored through it.
     Raises SqueezeError for an unknown task or too short a text; IntegrityError where the baseline's files do not fit.
     """
-    windows = _windows(protocol["perplexity"])
+    windows = _windows(protocol["perplexity"], subject)
     with samples.stage("probe"):
         dependent = batch_dependent(subject.model)
         alone = dependent or is_quantized(subject)
@@ -66,7 +66,7 @@ def measure_quality(
         _put_divergence(samples, torch.cat(observe.kl).numpy(), torch.cat(observe.top1).numpy())
     _put_perplexity(samples, lm.scores, int(subject.model.config.vocab_size))  # type: ignore[union-attr,arg-type]
     if "perplexity_ood" in protocol:
-        lm = SubjectLM(subject, _windows(protocol["perplexity_ood"]), **how)
+        lm = SubjectLM(subject, _windows(protocol["perplexity_ood"], subject), **how)
         run(lm, {**protocol, "perplexity": protocol["perplexity_ood"], "tasks": []}, samples)
         samples.put("perplexity_ood", lm.scores.perplexity)
         samples.put_array("token_nll_ood", lm.scores.nll)
@@ -122,8 +122,10 @@ def standard_error(correct: Sequence[float] | npt.NDArray[Any]) -> float | None:
     return math.sqrt(accuracy * (1 - accuracy) / (items - 1)) if items > 1 else None
 
 
-def _windows(text: Mapping[str, Any]) -> Windows:
-    return Windows(*(text[name] for name in ("tokens", "window", "stride")))
+def _windows(text: Mapping[str, Any], subject: Subject) -> Windows:
+    """The protocol's windows; of ``tokens: null``, as many whole ones as the text has."""
+    tokens = text["tokens"] or corpora.whole_windows(text["corpus"], subject.tokenizer, text["window"])
+    return Windows(tokens, text["window"], text["stride"])
 
 
 def _observer(

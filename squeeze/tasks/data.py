@@ -33,9 +33,10 @@ def questions(*, member: str, sha256: str, items: int | None = None, **_: Any) -
     return {"test": Dataset.from_list([_question(list(group)) for _, group in groupby(requests, itemgetter("doc_id"))])}
 
 
-def text(*, corpus: str, tokens: int, **_: Any) -> dict[str, Dataset]:
-    """The beginning of a corpus as one document, surely long enough for ``tokens`` tokens (metadata of the task)."""
-    return {"test": Dataset.from_list([{"text": corpora.text(corpus)[: CHARACTERS_A_TOKEN * tokens]}])}
+def text(*, corpus: str, tokens: int | None, **_: Any) -> dict[str, Dataset]:
+    """The beginning of a corpus, surely ``tokens`` tokens or more (the task's metadata; None: all), as one document."""
+    end = None if tokens is None else CHARACTERS_A_TOKEN * tokens
+    return {"test": Dataset.from_list([{"text": corpora.text(corpus)[:end]}])}
 
 
 def log_likelihood(_: dict[str, Any], results: list[float]) -> dict[str, float]:

@@ -91,6 +91,14 @@ def test_a_baselines_samples_have_the_names_of_the_contract(baseline: Path) -> N
     assert np.isnan(found.arrays["sciq_loglik"]).tolist() == [[False] * 3, [False, False, True], [False] * 3]
 
 
+def test_of_a_whole_text_only_whole_windows_are_scored(tmp_path: Path) -> None:
+    total = len(data.corpora.text("").encode())
+    assert total % 64
+    perplexity = {**PROTOCOL["perplexity"], "tokens": None}
+    found = measure(tiny_subject("llama"), tmp_path / "whole", perplexity=perplexity, tasks=[])
+    assert found.arrays["token_nll"].shape == (total // 64 * 63,)
+
+
 def test_scalars_are_those_of_the_arrays(baseline: Path) -> None:
     found = samples.read(baseline)
     assert found.values["perplexity"] == pytest.approx(math.exp(found.arrays["token_nll"].mean(dtype=np.float64)))

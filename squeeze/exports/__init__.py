@@ -1,0 +1,1 @@
+"""Artifacts of packed layers in the formats of other software."""
