@@ -35,12 +35,13 @@ def joined(frame: pd.DataFrame) -> pd.DataFrame:
     if not trained.any():
         return frame
     ok = frame[is_control & (frame["status"] == Status.OK)]
-    controls = {(row["training"], row["fingerprint"]): row for _, row in ok.iterrows()}
+    controls: dict[Any, Any] = {(row["training"], row["fingerprint"]): row for _, row in ok.iterrows()}
     rows = zip(trained, frame["training"], frame["fingerprint"], frame["block_nll"], strict=True)
     found = [_beside(nll, controls.get((training, place))) if is_one else {} for is_one, training, place, nll in rows]
     names = (*(f"control_{name}" for name in SCORES), OVER, *(f"{OVER}_{bound}" for bound in BOUNDS))
-    figures = {name: [float(row.get(name, "nan")) for row in found] for name in names}
-    return frame.assign(control=[row.get("control") for row in found], **figures)
+    columns: dict[str, Any] = {name: [float(row.get(name, "nan")) for row in found] for name in names}
+    columns["control"] = [row.get("control") for row in found]
+    return frame.assign(**columns)
 
 
 def _beside(block_nll: Any, control: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -107,4 +107,4 @@ def _interval(row: pd.Series, name: str, digits: str) -> str:
     if pd.isna(value):
         return ""
     bounds = "" if pd.isna(low) else f" [{low:{digits}}, {high:{digits}}]"
-    return f"{value:{digits}}{bounds}{SIGNS.get(row.get(f'{name}_verdict'), '')}"
+    return f"{value:{digits}}{bounds}{SIGNS.get(str(row.get(f'{name}_verdict')), '')}"

@@ -67,15 +67,15 @@ def test_the_ends_have_many_bits() -> None:
 
 
 def test_only_the_ends_are_ends() -> None:
-    """Of twelve blocks the first two and the last two; block 1 is not block 10."""
+    """Of thirteen blocks the first two and the last two; block 1 is not block 10."""
     config = LlamaConfig(
-        vocab_size=260, hidden_size=32, intermediate_size=32, num_hidden_layers=12, num_attention_heads=2
+        vocab_size=260, hidden_size=32, intermediate_size=32, num_hidden_layers=13, num_attention_heads=2
     )
     model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
-    subject = mixed(ends=2, budget=3 + 5 * 4 / 12).apply(Subject(model, None, {}), CALIBRATION)
+    subject = mixed(ends=2, budget=3 + 5 * 4 / 13).apply(Subject(model, None, {}), CALIBRATION)
     bits = [{layer.bits for layer in block.modules() if artifact.is_compressed(layer)} for block in model.model.layers]
-    assert bits == [{8}] * 2 + [{3}] * 8 + [{8}] * 2
-    assert subject.claims["bits"] == pytest.approx(3 + 5 * 4 / 12, abs=1e-3)
+    assert bits == [{8}] * 2 + [{3}] * 9 + [{8}] * 2
+    assert subject.claims["bits"] == pytest.approx(3 + 5 * 4 / 13, abs=1e-3)
 
 
 @torch.no_grad()
