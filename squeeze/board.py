@@ -82,6 +82,8 @@ def _print(out: Console, board: pd.DataFrame) -> None:
     for _, row in ok.iterrows():
         table.add_row(*map(Text, excerpt.cells(row)))
     out.print(table)
+    for text in excerpt.controls(board):
+        out.print(Text(text))
     for _, row in failed.iterrows():
         out.print(Text(excerpt.failure(row), style="yellow"))
     out.print()

@@ -15,6 +15,10 @@ LABELS = frozenset({"name", "family", "title", "description"})
 # What a protocol asks beyond the rest where a technique is trained. Rows that differ only here can be compared.
 TRAINED_ONLY = frozenset({"perplexity_ood"})
 
+# Fields of a step that trains, and the family of what is trained for comparison alone: the uncompressed model.
+SCHEDULE = ("training_steps", "windows", "learning_rate")
+CONTROL = "control"
+
 UNCOMPRESSED: Mapping[str, Any] = {"name": "none", "family": "baseline", "steps": []}
 
 
@@ -60,6 +64,24 @@ class Cell:
     def common_protocol(self) -> dict[str, Any]:
         """What rows that are compared have in common: the protocol without what trained ones are asked beyond it."""
         return {name: value for name, value in self.protocol.items() if name not in TRAINED_ONLY}
+
+    @cached_property
+    def training(self) -> str | None:
+        """What a trained cell and its control share, as a sha256; None for a cell that trains nothing.
+
+        It covers the model in its dtype, the text, SCHEDULE, the protocol and the device.
+        """
+        steps = self.technique["steps"]
+        schedule = {name: step[name] for step in steps for name in SCHEDULE if name in step}
+        if not schedule and not (steps and TRAINED_ONLY & self.protocol.keys()):
+            return None
+        shared = [self.model, self.calibration, schedule, self.runtime["device"], self.common_protocol]
+        return digest(_without_labels(shared))
+
+    @property
+    def is_control(self) -> bool:
+        """Whether this is what trained cells are compared with."""
+        return bool(self.technique["family"] == CONTROL)
 
     def baseline(self, dtype: str) -> Cell:
         """The same cell with the uncompressed model, held in ``dtype``."""

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from squeeze import __version__
 from squeeze.errors import SqueezeError
+
+if TYPE_CHECKING:
+    from squeeze.cell import Cell
+    from squeeze.record import Record
 
 USAGE, INTERRUPTED = 2, 130
 
@@ -56,8 +61,10 @@ def run(
     from squeeze import plan
     from squeeze.config import cells
     from squeeze.runner import run as run_cells
+    from squeeze.store import RecordStore
 
     wanted = cells(overrides, config_dir)
+    _advise_controls(wanted, RecordStore(results).records())
     plan.save(wanted, results)
     context.exit(run_cells(wanted, results, resume=not fresh, retry=retry))
 
@@ -92,6 +99,7 @@ def list_cells(overrides: tuple[str, ...], results: Path, config_dir: Path | Non
     wanted = cells(overrides, config_dir)
     records = list(RecordStore(results).records())
     listing.show(wanted, standing(wanted, records), forecast(wanted, records))
+    _advise_controls(wanted, records)
 
 
 @app.command()
@@ -188,6 +196,14 @@ def export(artifact: Path, folder: Path, layout: str) -> None:
 
     write = to_gptq if layout == "gptq" else to_compressed_tensors
     write(artifact, folder)
+
+
+def _advise_controls(cells: Sequence[Cell], records: Iterable[Record]) -> None:
+    """Say on stderr which cells are trained without anything to compare them with."""
+    from squeeze.uncontrolled import advice, uncontrolled
+
+    if alone := uncontrolled(cells, records):
+        click.echo(f"note: {advice(alone)}", err=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,6 +9,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from rich.console import Console
@@ -18,7 +20,26 @@ from rich.text import Text
 from squeeze.record import Record, Status
 
 STYLES = {Status.OK: "green", Status.UNSUPPORTED: "yellow"}
+LONGEST_LINE = 500  # bytes
 MEMORY = 3600  # seconds over which the speed is averaged that the remaining time is reckoned with
+
+
+@dataclass(frozen=True)
+class LastLine:
+    """What a process has said last, such as a training's step and loss: read from its log whenever it is shown.
+
+    start: where in the log the process begins, in bytes.
+    """
+
+    log: Path
+    start: int
+
+    def __str__(self) -> str:
+        with self.log.open("rb") as file:
+            file.seek(max(self.start, self.log.stat().st_size - LONGEST_LINE))
+            lines = file.read().decode(errors="replace").split("\n")
+        said = next((line for line in reversed(lines) if line.strip()), "")
+        return "".join(letter for letter in said if letter.isprintable())
 
 
 class Display:
@@ -34,12 +55,13 @@ class Display:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
+            TextColumn("{task.fields[said]}", style="dim", markup=False),
             console=self.console,
             refresh_per_second=1,
             speed_estimate_period=MEMORY,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("starting", total=cells * steps)
+        self._task = self._bar.add_task("starting", total=cells * steps, said="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -49,9 +71,9 @@ class Display:
         self._bar.stop()
 
     @contextmanager
-    def process(self, what: str) -> Iterator[None]:
-        """While a process runs, such as ``smollm2_135m-rtn-4: quality``."""
-        self._bar.update(self._task, description=what)
+    def process(self, what: str, said: LastLine | None = None) -> Iterator[None]:
+        """While a process runs, such as ``smollm2_135m-rtn-4: quality``; beside it stands what it has ``said``."""
+        self._bar.update(self._task, description=what, said=said or "")
         start = time.monotonic()
         yield
         if not self.console.is_terminal:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from squeeze.controls import NONE, OVER
 from squeeze.record import Status
 from squeeze.table import NO_DIFFERENCE, NO_VERDICT
 
@@ -68,9 +69,33 @@ def failure(row: pd.Series) -> str:
     return line(f"{short_label(row)}: {row['status']}: {row['reason']}")
 
 
+def controls(board: pd.DataFrame) -> list[str]:
+    """Each ok row that is trained, against its control: ``qat-3-g64: perplexity 35.2, its control's 20.1; ...``."""
+    if "control" not in board:
+        return []
+    return [_control(row) for _, row in parted(board)[0].iterrows() if pd.notna(row["control"])]
+
+
 def line(text: str) -> str:
     """One printable line: what a record says may neither steer a terminal nor break a table."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def _control(row: pd.Series) -> str:
+    if row["control"] == NONE:
+        return line(f"{short_label(row)}: control: none; measure technique=finetune with the same training settings")
+    ratio = _interval(row, OVER, ".3g")
+    parts = (
+        _pair(row, "perplexity", "perplexity"),
+        f"ratio {ratio}" if ratio else "",
+        _pair(row, "perplexity_ood", "on other text"),
+    )
+    return line(f"{short_label(row)}: {'; '.join(part for part in parts if part)}")
+
+
+def _pair(row: pd.Series, name: str, words: str) -> str:
+    own, control = row.get(name), row[f"control_{name}"]
+    return "" if pd.isna(own) or pd.isna(control) else f"{words} {own:.4g}, its control's {control:.4g}"
 
 
 def _number(value: Any, digits: str) -> str:
@@ -82,4 +107,4 @@ def _interval(row: pd.Series, name: str, digits: str) -> str:
     if pd.isna(value):
         return ""
     bounds = "" if pd.isna(low) else f" [{low:{digits}}, {high:{digits}}]"
-    return f"{value:{digits}}{bounds}{SIGNS.get(row[f'{name}_verdict'], '')}"
+    return f"{value:{digits}}{bounds}{SIGNS.get(str(row.get(f'{name}_verdict')), '')}"

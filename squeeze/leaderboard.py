@@ -70,7 +70,8 @@ def _board(board: pd.DataFrame) -> str:
     rows = [[_plain(cell) for cell in excerpt.cells(row)] for _, row in ok.head(EXCERPT_ROWS).iterrows()]
     lines = [f"| {' | '.join(cells)} |" for cells in (excerpt.HEADINGS, alignment, *rows)]
     reasons = [f"- {_plain(excerpt.failure(row))}" for _, row in failed.head(EXCERPT_ROWS).iterrows()]
-    parts = [f"## {_plain(excerpt.title(board))}", "\n".join(lines), "\n".join(reasons)]
+    controls = [f"- {_plain(text)}" for text in excerpt.controls(board.head(EXCERPT_ROWS))]
+    parts = [f"## {_plain(excerpt.title(board))}", *map("\n".join, (lines, controls, reasons))]
     if (left_out := len(board) - len(rows) - len(reasons)) > 0:
         parts.append(f"{left_out} more rows are in leaderboard.csv.")
     return "\n\n".join(part for part in parts if part)

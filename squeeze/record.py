@@ -120,6 +120,6 @@ def _check_cell(data: Mapping[str, Any], key: str) -> None:
     for part, names in CELL_FIELDS.items():
         if missing := [name for name in names if name not in getattr(cell, part)]:
             raise IntegrityError(f"not a valid record: its cell has no {part}.{missing[0]}")
-    label = cell.label  # reads the rest of what a cell needs
+    label, _ = cell.label, cell.training  # these read the rest of what a cell needs
     if cell.key != key:
         raise IntegrityError(f"its key is {key!r}, that of its cell {label!r} is {cell.key!r}: one of them was changed")

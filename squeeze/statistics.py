@@ -52,13 +52,17 @@ def ratio(candidate: Sequence[float], baseline: Sequence[float]) -> Estimate:
     medians = _paired(candidate, baseline, "rounds")
     if not (np.isfinite(medians) & (medians > 0)).all():
         raise ValueError(f"medians must be positive and finite, found {list(candidate)} and {list(baseline)}")
-    logs = np.log(medians[0] / medians[1])
-    centre, error, p_value = _t_test(logs)
-    if logs.size < FEWEST_ROUNDS:
-        return Estimate(float(np.exp(centre)), n=logs.size)
-    half = error * scipy.stats.t.isf(ALPHA / 2, logs.size - 1)
-    value, low, high = np.exp([centre, centre - half, centre + half]).tolist()
-    return Estimate(value, low, high, p_value, logs.size)
+    return _geometric_mean(np.log(medians[0] / medians[1]), FEWEST_ROUNDS)
+
+
+def perplexity_ratio(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> Estimate:
+    """The candidate's perplexity over the baseline's, from the mean NLL (n,), in nats, of the same n token blocks.
+
+    The 95 % interval and the p-value (of "the ratio is 1") are Student's t on the blocks' differences, as in ``ranks``;
+    with fewer than 16 blocks they are None. Raises ValueError when the blocks are not paired.
+    """
+    one, other = _paired(candidate, baseline, "token blocks")
+    return _geometric_mean(one - other, FEWEST_BLOCKS)
 
 
 def perplexity_delta(candidate_nll: npt.ArrayLike, baseline_nll: npt.ArrayLike, block: int, seed: int) -> Estimate:
@@ -187,6 +191,16 @@ def _paired(candidate: npt.ArrayLike, baseline: npt.ArrayLike, unit: str) -> Arr
     if one.ndim != 1 or one.shape != other.shape or one.size == 0:
         raise ValueError(f"{unit} must be paired: {one.shape} of the candidate, {other.shape} of the baseline")
     return np.stack([one, other])
+
+
+def _geometric_mean(logs: Array, fewest: int) -> Estimate:
+    """exp(mean of ``logs``) with Student's interval and p-value where there are at least ``fewest`` of them."""
+    centre, error, p_value = _t_test(logs)
+    if logs.size < fewest:
+        return Estimate(float(np.exp(centre)), n=logs.size)
+    half = error * scipy.stats.t.isf(ALPHA / 2, logs.size - 1)
+    value, low, high = np.exp([centre, centre - half, centre + half]).tolist()
+    return Estimate(value, low, high, p_value, logs.size)
 
 
 def _t_test(differences: Array) -> tuple[float, float, float]:

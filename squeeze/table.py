@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from squeeze import controls
 from squeeze.cell import Cell, digest
 from squeeze.errors import SqueezeError
 from squeeze.record import Record, Status
@@ -57,18 +58,20 @@ def table(records: Iterable[Record]) -> pd.DataFrame:
     """One row for the newest attempt of each (cell, artifact, fingerprint), in the order in which boards are read.
 
     Columns: COLUMNS, acc_<task> and acc_<task>_stderr, LAST_COLUMNS with every further scalar of the records before
-    them. Values that a row does not have are missing.
+    them; where rows are trained, those of ``controls.joined``, too. Values that a row does not have are missing.
     """
     rows = map(_row, records)
     frames = [pd.DataFrame(part) for part in iter(lambda: list(islice(rows, ROWS_AT_ONCE)), [])]
     if not frames:
         return pd.DataFrame(columns=[*COLUMNS, *LAST_COLUMNS])
-    frame = _newest(_arranged(pd.concat(frames, ignore_index=True)))
+    frame = _arranged(controls.joined(_newest(pd.concat(frames, ignore_index=True))))
     frame["rank"] = _ranks(frame)
     frame["coverage"] = _coverage(frame)
     for name in VERDICTS:
         frame[f"{name}_verdict"] = _verdicts(frame, name)
-    return frame.drop(columns="block_nll").sort_values(READING_ORDER, na_position="last", ignore_index=True)
+    return frame.drop(columns=["block_nll", "training"]).sort_values(
+        READING_ORDER, na_position="last", ignore_index=True
+    )
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -92,6 +95,7 @@ def _row(record: Record) -> dict[str, Any]:
         "device": cell.runtime["device"],
         "fingerprint": record.fingerprint,
         "board": _board(cell, record.fingerprint),
+        "training": cell.training,
         "key": record.key,
         "artifact_key": record.artifact_key,
         "attempt": record.attempt,

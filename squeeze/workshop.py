@@ -18,7 +18,7 @@ import filelock
 from squeeze import outcome, samples
 from squeeze.cache import cache_root
 from squeeze.cell import Cell, digest
-from squeeze.display import Display
+from squeeze.display import Display, LastLine
 from squeeze.errors import IntegrityError
 from squeeze.job import MACHINE, Job
 from squeeze.launcher import WORKER, Launcher
@@ -65,7 +65,8 @@ class Workshop:
         with log.open("ab") as file:
             file.write(f"=== {job.cell.label}: {what}\n".encode())
             start = file.tell()
-        with self.display.process(f"{job.cell.label}: {what}"):
+        said = LastLine(log, start) if job.stage == "build" else None  # reading it would disturb what is measured
+        with self.display.process(f"{job.cell.label}: {what}", said):
             end = self._launcher_for(job.cell.runtime).run(path, log, limits)
         self.seconds += end.seconds
         failure = outcome.judge(end, job.out, limits, job.stage)

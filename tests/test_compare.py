@@ -175,9 +175,10 @@ def test_the_newest_attempt_stands_for_its_cell(store, capsys):
 def test_what_cannot_be_compared_is_said_in_one_line(store):
     keep(store, 4, samples(1.5, 0.3))
     keep(store, 4, samples(1.5, 0.3), attempt="b" * 32, fingerprint="another machine")
+    keep(store, 4, samples(1.5, 0.3), attempt="c" * 32, artifact_key="built by other code")
     keep(store, 8, {}, status=Status.TIMEOUT, reason="still running after 300 s")
     for name, words in {
-        RTN4: "stands for 2 rows: name one by its attempt",
+        RTN4: "stands for 3 rows: name one by its attempt",
         RTN8: "has no figures: timeout: still running",
         "smollm2_135m-rnt-8": "did you mean 'smollm2_135m-rtn-8'?",
         "": "no record of ''",

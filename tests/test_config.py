@@ -117,11 +117,29 @@ def test_only_a_trained_technique_is_asked_for_perplexity_out_of_its_domain(own)
         planned(own, "technique=tuned", "protocol.perplexity_ood.window=4096")
 
 
-def test_the_control_is_trained_as_the_row_that_carries_it():
-    row, control = cells(["model=smollm2_135m", "protocol=smoke", "technique=qat,finetune"])
-    for name in ("training_steps", "windows", "learning_rate"):
-        assert row.axis(name) == control.axis(name) is not None
-    assert (row.calibration, row.protocol) == (control.calibration, control.protocol)
+def trained_choices():
+    found = {path.stem: yaml.safe_load(path.read_text()) for path in (packaged_conf() / "technique").glob("*.yaml")}
+    return sorted(name for name, choice in found.items() if choice.get("trained"))
+
+
+def test_the_control_is_trained_as_every_row_that_carries_it():
+    planned = cells(["model=smollm2_135m", "protocol=smoke", f"technique={','.join(trained_choices())}"])
+    [control] = [cell for cell in planned if cell.is_control]
+    assert len(planned) > 1
+    assert {cell.training for cell in planned} == {control.training} != {None}
+
+
+def test_what_is_trained_otherwise_is_no_control():
+    axes = ("training_steps=64,8", "learning_rate=0.0004,0.1", "dtype=bfloat16,float32", "calibration=wikipedia,c4")
+    planned = cells(["model=smollm2_135m", "protocol=smoke", "technique=finetune", "protocol.rounds=5,7", *axes])
+    assert len({cell.training for cell in planned}) == len(planned) == 32
+
+
+def test_only_what_is_trained_asks_for_a_control(own):
+    place(own, "technique", "tuned", TECHNIQUES["prune"].replace("steps:", "trained: true\nsteps:"))
+    untrained, trained = planned(own, "technique=prune,tuned")
+    assert untrained.training is trained.baseline("float32").training is None
+    assert trained.training is not None
 
 
 def test_the_uncompressed_cell_is_the_baseline_of_the_others(own):

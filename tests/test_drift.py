@@ -1,39 +1,39 @@
 """A sweep's own control runs tell how the machine moved meanwhile."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from squeeze.board import show
+from squeeze.cell import digest
 from squeeze.drift import drifts, trend
+from squeeze.record import Status
 from squeeze.store import RecordStore
 from tests.records import cell, record
 
 BLOCKS, ROUNDS, SHARED = 6, 5, 4
 
 
-def sweep(results, drift, noise=0.01):
+def sweep(results, drift, noise=0.01, blocks=BLOCKS, **changes):
     """Blocks of four records that share their control runs; the machine gets slower by ``drift`` in all."""
     store = RecordStore(results)
     store.prepare()
     rng = np.random.default_rng(0)
-    runs = (
-        0.04 * (1 + drift) ** np.linspace(0, 1, BLOCKS * ROUNDS) * np.exp(noise * rng.standard_normal(BLOCKS * ROUNDS))
-    )
-    for number in range(BLOCKS * SHARED):
+    count = blocks * ROUNDS
+    runs = 0.04 * (1 + drift) ** np.linspace(0, 1, count) * np.exp(noise * rng.standard_normal(count))
+    for number in range(blocks * SHARED):
         block = number // SHARED
         times = runs[block * ROUNDS : (block + 1) * ROUNDS, None] * np.ones((1, 8))
         buffer = io.BytesIO()
         np.savez(buffer, baseline_token_s_b1=times)
         moment = f"2026-01-01T{block:02}:00:00+00:00"
-        kept = record(
-            cell("rtn", "quantization", {"bits": 4}, replicate=number),
-            started=moment,
-            realised={"speed_baseline": "bfloat16"},
-            stages={"latency": 1.0},
-        )
-        store.write(kept, buffer.getvalue())
+        fields = {"started": moment, "realised": {"speed_baseline": "bfloat16"}, "stages": {"latency": 1.0}}
+        kept = record(cell("rtn", "quantization", {"bits": 4}, replicate=number), **fields | changes)
+        attempt = digest([kept.attempt, str(changes)])[:32]
+        store.write(replace(kept, attempt=attempt), buffer.getvalue())
     return store
 
 
@@ -57,6 +57,25 @@ def test_a_calm_machine_shows_none(tmp_path):
 
 def test_a_getting_faster_is_negative():
     assert trend("x", 0.04 * 0.9 ** np.linspace(0, 1, 20)).change.value == pytest.approx(-0.1)
+
+
+def test_the_interval_is_that_of_the_slope():
+    seconds = 0.04 * np.exp(0.02 * np.random.default_rng(1).standard_normal(12))
+    (slope, _), covariance = np.polyfit(np.arange(12), np.log(seconds), 1, cov=True)
+    half = stats.t.isf(0.025, 10) * np.sqrt(covariance[0, 0])
+    change = trend("x", seconds).change
+    assert [change.low, change.high] == pytest.approx(np.expm1(11 * np.array([slope - half, slope + half])))
+
+
+def test_every_baseline_has_a_trend_of_its_own(tmp_path):
+    sweep(tmp_path, 0.10, blocks=2)
+    sweep(tmp_path, -0.10, blocks=2, fingerprint="another machine")
+    sweep(tmp_path, 0.50, blocks=2, realised={"speed_baseline": "float32"})
+    for left_out in ({"isolation": "shared"}, {"status": Status.CRASHED, "reason": "killed"}):
+        sweep(tmp_path, 0.9, blocks=2, noise=0.02, **left_out)
+    apart = {(drift.baseline, round(drift.change.value, 1)): drift.change.n for drift in found(RecordStore(tmp_path))}
+    name = "smollm2_135m-none"
+    assert apart == {(f"{name}-bfloat16", 0.1): 10, (f"{name}-bfloat16", -0.1): 10, (f"{name}-float32", 0.5): 10}
 
 
 def test_too_few_runs_and_lost_samples_say_nothing(tmp_path):

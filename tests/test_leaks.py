@@ -24,6 +24,14 @@ def found(**changes):
         "https://x.org/?token=abcdef0123456789",
         "-----BEGIN RSA PRIVATE KEY-----",
         "Authorization: Bearer abcdef0123456789",
+        *(
+            f"{prefix}klmnopqrstuvwxyz0123456789"
+            for prefix in ("ghs_", "gho_", "github_pat_", "glpat-", "sk-", "xoxb-")
+        ),
+        "AKIAKLMNOP0123456789",
+        "https://x.org/?secret=abcdef0123456789",
+        "password=abcdef0123456789",
+        "MY_API_KEY: abcdef0123456789",
     ],
 )
 def test_secrets_are_found_and_not_repeated(secret):

@@ -1,9 +1,10 @@
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from squeeze.errors import SqueezeError
-from squeeze.pick import show
+from squeeze.pick import best_first, show
 from squeeze.record import Estimate
 from squeeze.store import RecordStore
 from tests.records import smoke_records
@@ -88,6 +89,12 @@ def test_a_mistake_is_explained(results, most, by, words):
     with pytest.raises(SqueezeError) as refusal:
         show(results, [most], [], by)
     assert words in str(refusal.value)
+
+
+def test_what_a_good_figure_is_called_after_may_be_good_when_small():
+    board = pd.DataFrame({"decode_speedup_p_value": [0.2, 0.1], "decode_speedup_b8": [1.0, 2.0]})
+    assert best_first(board, "decode_speedup_p_value").loc[0, "decode_speedup_p_value"] == 0.1
+    assert best_first(board, "decode_speedup_b8").loc[0, "decode_speedup_b8"] == 2.0
 
 
 def test_no_record_is_an_error(tmp_path):

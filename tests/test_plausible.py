@@ -38,6 +38,8 @@ def test_what_a_real_run_gives_is_possible():
         ("ttft_ms", (230.0, 220.0, 229.0)),
         ("ttft_ms", (230.0, 220.0, float("inf"))),
         ("decode_speedup", (1.0, 0.9, 1.1, 1.5, 5)),
+        ("decode_speedup", (1.0, 0.9, 1.1, -0.1, 5)),
+        ("perplexity_ood", (0.99,)),
         ("decode_speedup", (1.0, 0.9, 1.1, 0.5, 0)),
     ],
 )
@@ -64,10 +66,13 @@ def test_a_figure_at_the_edge_is_possible(name, figures):
     [
         ({"finished": "2025-12-31T23:59:59+00:00"}, "before it started"),
         ({"block_nll": (1.0, float("nan"))}, "block_nll"),
+        ({"block_nll": (1.0, -0.5)}, "block_nll"),
         ({"stages": {"build": -1.0}}, "stages.build is -1"),
         ({"realised": {"sparsity": 1.5}}, "realised.sparsity is 1.5, expected 0 to 1"),
+        ({"realised": {"compressed_share": -0.1}}, "realised.compressed_share is -0.1, expected 0 to 1"),
         ({"samples": {}}, "without figures or samples"),
         ({"status": Status.CRASHED}, "status crashed without a reason"),
+        ({"status": Status.TIMEOUT}, "status timeout without a reason"),
     ],
 )
 def test_other_contradictions_are_named(changes, words):
@@ -80,6 +85,7 @@ def test_other_contradictions_are_named(changes, words):
     [
         (538_090_408, 32.0016, 0.99995, None),  # float32, and the header of its file
         (50_000, 40.0, 0.8, None),  # a tiny model, much of it headers
+        (50_000_000, 33.0, 32 / 33, "expected at most the 32"),  # 12 million parameters: a header is 0.04 bits
         (538_090_408, 40.0, 0.8, "expected at most the 32"),
         (113_147_632, 6.73, 8.0, "contradict"),
     ],

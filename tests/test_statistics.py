@@ -11,6 +11,7 @@ from squeeze.statistics import (
     holm,
     mcnemar,
     perplexity_delta,
+    perplexity_ratio,
     ranks,
     ratio,
     retained_accuracy,
@@ -135,6 +136,19 @@ def test_block_means_cover_all_tokens_in_order():
     assert [len(block_means(nll[:tokens], 256)) for tokens in (1000, 257, 256, 255)] == [256, 256, 256, 255]
     assert block_means([3.0, 5.0], 256) == [3.0, 5.0]
     assert block_means([], 256) == []
+
+
+def test_a_ratio_of_perplexities_is_students_t_on_the_blocks():
+    one, other = np.log(np.random.default_rng(0).gamma(16, 1.0, size=(2, 20)))
+    estimate = perplexity_ratio(one, other)
+    reference = stats.ttest_rel(one, other)
+    interval = reference.confidence_interval(0.95)
+    assert estimate.value == pytest.approx(np.exp(one.mean()) / np.exp(other.mean()))
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.exp(interval)))
+    assert (estimate.p_value, estimate.n) == (pytest.approx(reference.pvalue), 20)
+    assert perplexity_ratio(one[:16], other[:16]).p_value is not None
+    few = perplexity_ratio(one[:15], other[:15])
+    assert (few.low, few.high, few.p_value, few.n) == (None, None, None, 15)
 
 
 # Accuracy

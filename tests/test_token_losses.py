@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from squeeze import token_losses
+from squeeze.architecture import last_hidden_state
 from squeeze.token_losses import divergence, next_token
 from tests.tiny import CAUSAL, tiny_model
 
@@ -47,6 +48,20 @@ def test_divergence(temperature: float) -> None:
     q = (model(TOKEN_IDS).logits / temperature).softmax(-1)
     expected = temperature**2 * (p * (p.log() - q.log())).sum(-1).mean()
     same(divergence(model, teacher, TOKEN_IDS, temperature), expected, parameter)
+
+
+def test_nothing_of_the_teachers_forward_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    (model, _), (teacher, _) = trainable("llama"), trainable("llama", seed=1)
+    kept: dict[nn.Module, bool] = {}
+
+    def spy(model: nn.Module, **inputs: object) -> torch.Tensor:
+        hidden = last_hidden_state(model, **inputs)
+        kept[model] = hidden.requires_grad
+        return hidden
+
+    monkeypatch.setattr(token_losses, "last_hidden_state", spy)
+    divergence(model, teacher, TOKEN_IDS, 1.0)
+    assert kept == {model: True, teacher: False}
 
 
 def test_a_model_is_at_no_distance_from_itself_and_has_nothing_to_learn() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -59,9 +61,48 @@ def test_what_was_killed_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
-def test_checkpoints_are_spaced_by_time(tmp_path: Path) -> None:
+def test_checkpoints_are_spaced_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(Workplace(tmp_path))
     assert list(tmp_path.iterdir()) == []
+    saved, clock = [], count(step=25)  # seconds, each time that somebody looks
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(training, "_save", lambda *arguments: saved.append(arguments[-1]["steps"]))
+    trained(Workplace(tmp_path))
+    assert saved == [3, 6, 9, 12]
+
+
+def test_the_seconds_of_all_that_were_killed_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    clock = count()  # a second passes each time that somebody looks
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    workplaces = [Workplace(tmp_path) for _ in range(3)]
+    for workplace in workplaces:
+        with pytest.raises(Killed):
+            trained(workplace, kill_at=3)
+    none, one, two = (workplace.reused_seconds for workplace in workplaces)
+    assert (none, two) == (0, 2 * one)
+    assert one > 3
+
+
+@torch.no_grad()
+def test_it_is_adam_with_the_joint_gradient_shortened() -> None:
+    """Kingma & Ba 2014, algorithm 1, without any decay, written out; the caller keeps no gradients."""
+    first, second, plan = nn.Parameter(torch.tensor([1.0, -2.0])), nn.Parameter(torch.tensor([3.0])), Plan(6, 1, 0.1)
+
+    def loss(token_ids: torch.Tensor) -> torch.Tensor:
+        return (first**2).sum() + 0.1 * (second - token_ids[0, 0]) ** 2
+
+    values = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    mean, square = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for step in range(plan.steps):
+        token = float(TOKEN_IDS[step % len(TOKEN_IDS), 0])
+        gradient = torch.cat([2 * values[:2], 0.2 * (values[2:] - token)])
+        gradient /= max(1.0, float(gradient.norm()))
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        unbiased = mean / (1 - 0.9 ** (step + 1)), square / (1 - 0.999 ** (step + 1))
+        values -= plan.rate(step) * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+    train([first, second], loss, TOKEN_IDS, plan, title="made up", workplace=Workplace())
+    assert torch.cat([first, second]).tolist() == pytest.approx(values.tolist(), rel=1e-4)
 
 
 def test_the_rate_rises_and_falls() -> None:

@@ -51,6 +51,8 @@ def test_hidden_states_are_kept_as_they_are(dtype: torch.dtype, tmp_path: Path) 
     hidden = states(dtype=dtype)
     keep(tmp_path, hidden)
     assert torch.equal(load_file(tmp_path / FILE_NAME)["hidden"], hidden)
+    header = int.from_bytes((tmp_path / FILE_NAME).read_bytes()[:8], "little")
+    assert header % 8 == 0  # numbers are aligned
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -73,7 +75,15 @@ def test_a_model_is_at_no_distance_from_itself(dtype: torch.dtype, tmp_path: Pat
     assert torch.cat(compare.top1).all()
 
 
-def test_each_side_has_its_own_head(tmp_path: Path) -> None:
+def test_the_stored_head_has_its_bias(tmp_path: Path) -> None:
+    subject = tiny_subject("llama")
+    head(subject.model).bias = torch.nn.Parameter(torch.arange(float(len(head(subject.model).weight))))
+    artifact.save(subject, tmp_path)
+    assert torch.equal(stored_head(tmp_path, subject.model)(states()), head(subject.model)(states()))
+
+
+def test_each_side_has_its_own_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("squeeze.probes.divergence.HEAD_ROWS", 64)
     baseline, candidate = head(tiny_model("llama", seed=1)), head(tiny_model("llama", seed=2))
     hidden, others = states(), states() + 0.1
     keep(tmp_path, hidden)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,13 +41,42 @@ def test_a_counter_that_wraps_around_goes_on(powercap: Path) -> None:
     file = package(powercap, "intel-rapl:0", SPAN - 1_000_000)
     joules = energy.started("cpu")
     file.write_text("999999")
-    assert joules() == pytest.approx(2.0)
+    assert joules() == 2.0  # to the microjoule: the counter goes from its range to 0
+    file.write_text("1999999")
+    assert joules() == 1.0
 
 
 def test_a_machine_that_does_not_count_says_so(powercap: Path) -> None:
     assert energy.started("cpu")() is None
     (package(powercap, "intel-rapl:0", 0)).unlink()
     assert energy.started("cpu")() is None
+
+
+class NoSuchDeviceError(Exception):
+    """What NVML raises."""
+
+
+def test_on_cuda_the_device_alone_is_counted(powercap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(powercap, "intel-rapl:0", 0)
+    millijoules = {"GPU-abc": iter([5_000, 6_000, 7_500, 7_750])}
+
+    def handle(name: str) -> str:
+        if name not in millijoules:
+            raise NoSuchDeviceError
+        return name
+
+    nvml = SimpleNamespace(
+        NVMLError=NoSuchDeviceError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=handle,
+        nvmlDeviceGetTotalEnergyConsumption=lambda name: next(millijoules[name]),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(uuid="abc"))
+    joules = energy.started("cuda:0")
+    assert (joules(), joules()) == (1.5, 0.25)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(uuid="gone"))
+    assert energy.started("cuda")() is None
 
 
 def test_rounds_that_were_all_counted_make_a_figure() -> None:

@@ -77,6 +77,8 @@ def test_a_token_depends_on_no_other(static: bool) -> None:
 def test_tokens_of_zeros_and_rows_of_zeros_stay_zero() -> None:
     layer = Int8Linear.of(torch.zeros(OUT, IN), None)
     assert torch.equal(layer(torch.zeros(2, IN)), torch.zeros(2, OUT))
+    silent = Int8Linear.of(WEIGHT, None, (0.0, 0.0))  # no calibration text ever reached it
+    assert torch.equal(silent(torch.zeros(2, IN)), torch.zeros(2, OUT))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

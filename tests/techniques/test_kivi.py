@@ -70,6 +70,10 @@ def test_tokens_wait_until_they_fill_a_group_and_are_rounded_once() -> None:
     at_once = QuantizedKeysAndValues(4, 8)
     assert torch.equal(at_once.update(keys, values)[0], keys)  # a prompt attends to itself as it is
     assert all(torch.equal(*pair) for pair in zip(at_once.tensors(), layer.tensors(), strict=True))
+    for waiting in (at_once.keys, at_once.values):  # what was rounded is let go
+        assert waiting.untyped_storage().nbytes() == waiting.nbytes
+    layer.reset()
+    assert layer.get_seq_length() == 0
 
 
 @pytest.mark.parametrize(("bits", "share"), [(8, 9 / 16), (4, 5 / 16), (2, 3 / 16)])
@@ -138,6 +142,10 @@ def test_what_it_cannot_do_is_refused() -> None:
         cached(4, 12)
     with pytest.raises(Unsupported, match="no language-modelling head"):
         cached(name="bert")
+    forgetful = tiny_subject("llama")
+    forgetful.model.config.sliding_window = 8
+    with pytest.raises(Unsupported, match="forgets tokens by itself"):
+        KIVI(4, 8).apply(forgetful, Calibration.empty())
     with pytest.raises(Unsupported, match="use runtime=eager"):
         latency.starter(
             cached(), {**EAGER, "compile": True}, {"prompt_tokens": 4, "decode_tokens": 4, "warmup_rounds": 1}

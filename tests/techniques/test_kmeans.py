@@ -48,6 +48,11 @@ def test_centroids_are_those_of_lloyds_algorithm(bits: int) -> None:
     torch.testing.assert_close(cluster(values, bits), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_sums_of_large_values_do_not_swallow_small_ones() -> None:
+    values = torch.cat([torch.full((1000,), -1e4), torch.linspace(0, 1, 1000)])[None]
+    assert cluster(values, 2)[0, -1].item() == pytest.approx(0.5, rel=1e-5)
+
+
 @pytest.mark.parametrize("rows", [None, 16, 1])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_weight_is_its_nearest_centroid(name: str, rows: int | None) -> None:
@@ -61,6 +66,7 @@ def test_every_weight_is_its_nearest_centroid(name: str, rows: int | None) -> No
             assert len(centroids) <= 8
             distances = (weight[group][..., None] - centroids).abs()
             torch.testing.assert_close((stored[group] - weight[group]).abs(), distances.amin(-1), rtol=0, atol=1e-6)
+    assert subject.claims == {"bits": 3}
 
 
 def test_smaller_groups_and_more_bits_lose_less() -> None:
@@ -92,11 +98,25 @@ def test_blocks_of_rows_give_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(layer(given), given @ weight.T + 1)
 
 
+def test_no_block_holds_more_weights_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockwise, "WEIGHTS_AT_ONCE", 3000)
+    weight, bias = torch.randn(300, 20), torch.arange(300.0)
+    spans = []
+
+    def dequantize(start: int, stop: int) -> torch.Tensor:
+        spans.append((start, stop))
+        return weight[start:stop]
+
+    given = torch.randn(2, 20)
+    torch.testing.assert_close(blockwise.multiply(given, dequantize, 300, bias), given @ weight.T + bias)
+    assert spans == [(0, 128), (128, 256), (256, 300)]  # 150 rows fit, whole blocks of 64 are taken
+
+
 @pytest.mark.parametrize(
     ("technique", "message"),
     [
         (KMeans(5, None), "no 5-bit codes; bits that work: 8, 4, 3, 2"),
-        (KMeans(4, 48), "rows 48 does not divide out_features 32; null: one codebook a layer"),
+        (KMeans(4, 24), "rows 24 does not divide out_features 32; null: one codebook a layer"),
     ],
 )
 def test_what_it_cannot_do_is_refused_before_any_work(technique: KMeans, message: str) -> None:

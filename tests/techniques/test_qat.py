@@ -12,11 +12,12 @@ import torch
 from squeeze import architecture, training
 from squeeze.calibration import Calibration
 from squeeze.errors import Unsupported
-from squeeze.techniques import finetune, qat
+from squeeze.techniques import affine, finetune, qat
 from squeeze.techniques.finetune import Finetune
 from squeeze.techniques.lsq import LearnedStep
 from squeeze.techniques.masters import MasterLinear
 from squeeze.techniques.qat import QAT, FittedStep, packed
+from squeeze.techniques.quantized import QuantizedLinear
 from squeeze.techniques.rtn import RoundToNearest
 from squeeze.token_losses import divergence, next_token
 from squeeze.training import Workplace
@@ -84,6 +85,50 @@ def test_it_comes_nearer_to_its_teacher_than_rounding_to_nearest(bits: int, lear
     assert trained.claims == {"bits": bits, "group_size": 16, "symmetric": True, "training_tokens": 30 * 2 * 32}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_fitted_step_is_the_grid_of_rtn_and_its_gradient_the_identity(dtype: torch.dtype) -> None:
+    stored = torch.randn(6, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight = stored.float().requires_grad_()
+    expected = affine.fit(stored, 3, 16, symmetric=False)
+    rounding = FittedStep(3, 16, False, dtype)
+    values = rounding(weight)
+    assert torch.equal(values, expected.dequantize(expected.quantize(stored), dtype))
+    assert rounding.grid(weight).scales.dtype == expected.scales.dtype
+    upstream = torch.linspace(-1, 1, 192).view(6, 32).to(dtype)
+    values.backward(upstream)
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, upstream.float())
+
+
+def test_a_row_may_be_one_group() -> None:
+    subject = technique(group_size=None).apply(tiny_subject("llama"), CALIBRATION)
+    layers = [module for module in subject.model.modules() if isinstance(module, QuantizedLinear)]
+    assert {layer.group_size == layer.in_features for layer in layers} == {True}
+    assert subject.claims["group_size"] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_teacher_stays_what_it_was_at_the_temperature_asked_for(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is held once: it reads the very tensors that the model had."""
+    subject, seen = tiny_subject("llama", str(dtype).removeprefix("torch.")), set()
+    tensors = {parameter.data_ptr() for parameter in subject.model.parameters()}
+
+    def spy(model: torch.nn.Module, teacher: torch.nn.Module, token_ids: torch.Tensor, temperature: float) -> Any:
+        seen.add(temperature)
+        assert {parameter.data_ptr() for parameter in teacher.parameters()} == tensors
+        with torch.no_grad():
+            assert torch.equal(teacher(HELD_OUT).logits, expected)
+        return divergence(model, teacher, token_ids, temperature)
+
+    with torch.no_grad():
+        expected = subject.model(HELD_OUT).logits
+    monkeypatch.setattr(qat, "divergence", spy)
+    technique(temperature=2.5).apply(subject, CALIBRATION)
+    assert seen == {2.5}
+
+
 def test_only_the_matrices_of_the_blocks_change() -> None:
     before, after = tiny_model("llama"), technique().apply(tiny_subject("llama"), CALIBRATION).model
     kept = dict(before.named_parameters())
@@ -134,7 +179,7 @@ def test_the_control_learns_the_text_and_stays_uncompressed(name: str) -> None:
         name: type(layer) for name, layer in originals.items()
     }
     assert all(not torch.equal(architecture.weight(layers[key]), architecture.weight(originals[key])) for key in layers)
-    assert "bits" not in after.claims
+    assert after.claims == {"training_tokens": 20 * 2 * 32}
 
 
 def test_the_control_sees_the_tokens_of_the_trained_row(monkeypatch: pytest.MonkeyPatch) -> None:

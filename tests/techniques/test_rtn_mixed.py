@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from squeeze import architecture, artifact
 from squeeze.calibration import Calibration
 from squeeze.errors import Unsupported
+from squeeze.subject import Subject
 from squeeze.techniques import affine
 from squeeze.techniques.rtn import RoundToNearest
 from squeeze.techniques.rtn_mixed import MixedRoundToNearest
@@ -64,11 +66,43 @@ def test_the_ends_have_many_bits() -> None:
     assert len(architecture.blocks(subject.model)) == 2
 
 
+def test_only_the_ends_are_ends() -> None:
+    """Of thirteen blocks the first two and the last two; block 1 is not block 10."""
+    config = LlamaConfig(
+        vocab_size=260, hidden_size=32, intermediate_size=32, num_hidden_layers=13, num_attention_heads=2
+    )
+    model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
+    subject = mixed(ends=2, budget=3 + 5 * 4 / 13).apply(Subject(model, None, {}), CALIBRATION)
+    bits = [{layer.bits for layer in block.modules() if artifact.is_compressed(layer)} for block in model.model.layers]
+    assert bits == [{8}] * 2 + [{3}] * 9 + [{8}] * 2
+    assert subject.claims["bits"] == pytest.approx(3 + 5 * 4 / 13, abs=1e-3)
+
+
+@torch.no_grad()
+def test_bits_go_to_the_layer_that_suffers_most() -> None:
+    subject = tiny_subject("llama")
+    layers = architecture.block_linears(subject.model)
+    hurt = "model.layers.1.self_attn.k_proj"
+    for layer in layers.values():  # zeros suffer nothing
+        architecture.weight(layer).zero_()
+    architecture.weight(layers[hurt]).normal_(generator=torch.Generator().manual_seed(0))
+    share = architecture.weight(layers[hurt]).numel() / sum(
+        architecture.weight(each).numel() for each in layers.values()
+    )
+    mixed(budget=3 + 5 * share + 1e-9).apply(subject, CALIBRATION)
+    high = {name for name, layer in subject.model.named_modules() if getattr(layer, "bits", None) == 8}
+    assert high == {hurt}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"bits": 8, "high_bits": 4}, "bits 8 and 4; expected two of 2, 3, 4, 8, the fewer first"),
-        ({"ends": 1}, r"budget 5.0 bits a weight; 1 block\(s\) at each end at 8 bits take 8.000 already"),
+        ({"bits": 4, "high_bits": 4}, "bits 4 and 4; expected two of"),
+        (
+            {"ends": 1, "budget": 7.9},
+            r"budget 7.9 bits a weight; 1 block\(s\) at each end at 8 bits take 8.000 already",
+        ),
         ({"group_size": 48}, "group_size 48 does not divide in_features 64"),
     ],
 )

@@ -11,7 +11,7 @@ from squeeze import architecture, artifact
 from squeeze.calibration import Calibration
 from squeeze.errors import Unsupported
 from squeeze.probes.running import live_bytes, unread_bytes
-from squeeze.techniques import affine
+from squeeze.techniques import affine, vocabulary
 from squeeze.techniques.quantized import QuantizedLinear
 from squeeze.techniques.rtn import RoundToNearest
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
@@ -74,6 +74,23 @@ def test_rows_looked_up_are_those_of_the_weight(bits: int, group_size: int, symm
     assert torch.equal(layer(numbers), expected)
     layer.prepare()
     assert torch.equal(layer(numbers), expected)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_head_keeps_its_bias(name: str) -> None:
+    plain, biased = tiny_subject(name), tiny_subject(name)
+    head = architecture.head(biased.model)
+    head.bias = torch.nn.Parameter(torch.linspace(-1, 1, len(head.weight)), requires_grad=False)
+    bias = head.bias.data.clone()
+    logits = [rtn(8).apply(subject, NO_DATA).model(TOKEN_IDS)[0] for subject in (plain, biased)]
+    torch.testing.assert_close(logits[1], logits[0] + bias)
+
+
+def test_only_four_bits_need_groups_that_fill_a_row() -> None:
+    model = tiny_model("llama")
+    vocabulary.check(model, 8, 48)
+    with pytest.raises(Unsupported, match="group_size 48 does not divide"):
+        vocabulary.check(model, 4, 48)
 
 
 def test_later_steps_leave_the_tables_alone() -> None:
