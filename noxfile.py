@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nox
@@ -24,8 +25,10 @@ def bench(session: nox.Session) -> None:
 
     nox -s bench -- sweep=nightly
     nox -s bench -- technique=rtn bits=8,4 protocol=standard
+
+    SQUEEZE_EXTRAS: extras to install, such as torchao,energy.
     """
-    install(session)
+    install(session, *filter(None, os.environ.get("SQUEEZE_EXTRAS", "").split(",")))
     session.run("squeeze", "run", *(session.posargs or ["sweep=smoke"]))
     session.run("python", "scripts/collate.py")
     session.run("squeeze", "board")
