@@ -19,8 +19,9 @@ REPLICATES, ROUNDS, TOKENS, PER_BLOCK = 12, 5, 32, 4
 
 
 def times(rng, pace=1.0, rounds=ROUNDS):
-    """Seconds a token (rounds, tokens): 2 % noise between processes, 0.5 % within."""
-    return 0.04 * pace * np.exp(0.02 * rng.standard_normal((rounds, 1)) + 0.005 * rng.standard_normal((rounds, TOKENS)))
+    """Seconds a token (rounds, tokens): 2 % noise between processes, 0.5 % within; each round is slower."""
+    noise = np.exp(0.02 * rng.standard_normal((rounds, 1)) + 0.005 * rng.standard_normal((rounds, TOKENS)))
+    return 0.04 * pace * np.linspace(0.5, 1.5, rounds)[:, None] * noise
 
 
 def keep(store, replicate, own, baseline, **changes):
@@ -58,6 +59,20 @@ def test_equal_replicates_raise_few_false_alarms(store):
     assert called_different(sweep) == 0
     assert stats.binomtest(false_alarms(sweep, 400), 400, ALPHA, alternative="greater").pvalue > 0.01
     assert different_pairs(sweep)[1] == 3 * 10
+
+
+def test_every_round_is_dealt_anew_among_its_own_processes(store, monkeypatch):
+    sweep, orders = blocks(measured(store)), set()
+
+    def spy(dealt):
+        for block, before in zip(dealt, sweep, strict=True):
+            assert (np.sort(block, axis=0) == np.sort(before, axis=0)).all()
+            orders.update(tuple(map(list(own).index, new)) for own, new in zip(before.T, block.T, strict=True))
+        return 0
+
+    monkeypatch.setattr("squeeze.aa.called_different", spy)
+    false_alarms(sweep, 1)
+    assert len(orders) > len(sweep)
 
 
 def test_a_planted_difference_is_counted(store):

@@ -46,6 +46,8 @@ def test_ties_in_perplexity_are_tested_pairwise(results, capsys):
     assert rows["none-bfloat16"] == "best"
     assert rows["rtn-8-g64"] == "tie"
     assert rows["magnitude-s0.5"] == ""
+    _, rows = picked(capsys, results, ["bytes=110M"], [], "perplexity")
+    assert rows == {"rtn-4-row": "best", "rtn-3-g64": "", "rtn-2-g64": ""}  # ranks 1, 2 and 3
 
 
 def test_of_rates_more_is_better_and_rows_whose_spreads_meet_tie(results, capsys):
@@ -92,9 +94,9 @@ def test_a_mistake_is_explained(results, most, by, words):
 
 
 def test_what_a_good_figure_is_called_after_may_be_good_when_small():
-    board = pd.DataFrame({"decode_speedup_p_value": [0.2, 0.1], "decode_speedup_b8": [1.0, 2.0]})
-    assert best_first(board, "decode_speedup_p_value").loc[0, "decode_speedup_p_value"] == 0.1
-    assert best_first(board, "decode_speedup_b8").loc[0, "decode_speedup_b8"] == 2.0
+    best = {"decode_speedup_p_value": 1.0, "decode_speedup_b8": 2.0, "sparsity": 2.0, "bytes": 1.0}
+    board = pd.DataFrame({name: [1.5, 1.0, 2.0] for name in best})
+    assert {name: best_first(board, name).loc[0, name] for name in best} == best
 
 
 def test_no_record_is_an_error(tmp_path):

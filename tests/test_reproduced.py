@@ -97,3 +97,17 @@ def test_memory_drifts_where_spreads_lie_apart() -> None:
     for peak, word in ((1.03e9, WITHIN), (1.05e9, DRIFTED), (0.95e9, DRIFTED)):
         spread = {"decode_peak_bytes": Estimate(peak, peak * 0.995, peak * 1.005, n=5)}
         assert words(before, Side(record(CELL, spread), after.arrays))["decode_peak_bytes"] == word
+
+
+def test_a_mebibyte_is_no_drift_of_memory() -> None:
+    def small(peak: float) -> Side:
+        return Side(record(CELL, {"decode_peak_bytes": Estimate(peak, peak, peak, n=5)}), {})
+
+    assert words(small(1e6), small(2e6))["decode_peak_bytes"] == WITHIN
+    assert words(small(1e6), small(2.1e6))["decode_peak_bytes"] == DRIFTED
+
+
+def test_samples_of_another_type_are_not_the_same() -> None:
+    before, after = side(1), side(1)
+    wider = {**after.arrays, "token_nll": after.arrays["token_nll"].astype(np.float64)}
+    assert words(before, Side(after.record, wider))["samples.token_nll"] == DRIFTED

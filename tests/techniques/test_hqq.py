@@ -43,6 +43,35 @@ def test_the_objective_falls_in_every_group(bits: int, group_size: int, seed: in
     assert found.sum() < (0.97 if group_size < 256 else 1) * nearest.sum()
 
 
+def zero_by_hand(group: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
+    """The zero point of one group: the authors' iterations one after the other, the best of all that came up."""
+    z, beta = -group.min() / scale, 10.0
+    tried = [z.round()]
+    for _ in range(20):
+        tried.append(z)
+        stored = z.bfloat16().float()
+        codes = (group / scale + stored).round().clamp(0, 2**bits - 1)
+        error = group - scale * (codes - stored)
+        let_be = error.sign() * (error.abs() - error.abs() ** (P - 1) / beta).clamp(min=0)  # W_e
+        z, beta = (codes - (group - let_be) / scale).mean(), 1.01 * beta
+    candidates = torch.stack(tried).bfloat16().float()[:, None]
+    codes = (group / scale + candidates).round().clamp(0, 2**bits - 1)
+    objectives = (group - scale * (codes - candidates)).abs().pow(P).sum(1)
+    return candidates[objectives.argmin(), 0]
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_the_zero_points_are_those_of_the_iterations_by_hand(bits: int) -> None:
+    weight = weights()[:8]
+    grid = solve(weight, bits, 64)
+    expected = [
+        [zero_by_hand(group, scale, bits) for group, scale in zip(row.view(-1, 64), scales.float(), strict=True)]
+        for row, scales in zip(weight, grid.scales, strict=True)
+    ]
+    assert grid.zeros is not None
+    assert torch.equal(grid.zeros.float(), torch.tensor(expected))
+
+
 def test_weights_on_a_grid_with_an_offset_are_met_exactly() -> None:
     codes = torch.randint(16, (8, 64), generator=torch.Generator().manual_seed(0))
     codes[:, 0], codes[:, 1] = 0, 15

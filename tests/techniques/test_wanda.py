@@ -24,7 +24,9 @@ def test_each_row_loses_what_is_lowest_in_weight_times_input(name: str, sparsity
         for layer_name, statistics in inputs.items():
             weight = architecture.weight(block.get_submodule(layer_name))
             score = (weight.abs() * statistics.norms).reshape(len(weight), -1, run or weight.shape[1])
-            pruned = subject.model.get_submodule(f"{block_name}.{layer_name}").dequantize()
+            sparse = subject.model.get_submodule(f"{block_name}.{layer_name}")
+            pruned, bias = sparse.dequantize(), architecture.bias(block.get_submodule(layer_name))
+            assert sparse.bias is bias is None or torch.equal(sparse.bias, bias)
             zero = (pruned == 0).reshape(score.shape)
             assert (zero.sum(-1) == sparsity * score.shape[-1]).all()
             highest_lost = score.masked_fill(~zero, -torch.inf).amax(-1)
