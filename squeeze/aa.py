@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from squeeze.errors import SqueezeError
-from squeeze.pending import PROCESS
-from squeeze.record import Record, Status
+from squeeze.record import PROCESS, Record, Status
 from squeeze.statistics import ALPHA, FEWEST_ROUNDS, holm, ratio
 from squeeze.store import RecordStore
 

@@ -15,8 +15,7 @@ import scipy
 
 from squeeze.cell import Cell, digest
 from squeeze.errors import IntegrityError
-from squeeze.pending import PROCESS
-from squeeze.record import Estimate, Record, Status
+from squeeze.record import PROCESS, Estimate, Record, Status
 from squeeze.statistics import ALPHA
 from squeeze.store import RecordStore
 

@@ -8,9 +8,7 @@ from typing import Any
 from squeeze.cell import Cell
 from squeeze.environment import fingerprint
 from squeeze.identity import artifact_key
-from squeeze.record import Record, Status
-
-PROCESS = "process"  # the isolation of official records: each measurement in a process of its own
+from squeeze.record import PROCESS, Record, Status
 
 
 def pending(

@@ -11,6 +11,7 @@ from squeeze.cell import Cell
 from squeeze.errors import IntegrityError
 
 SCHEMA = 1
+PROCESS = "process"  # the isolation of official records: each measurement in a process of its own
 # What readers of records take for granted in a cell.
 CELL_FIELDS = {
     "model": ("name", "dtype"),
@@ -74,9 +75,14 @@ class Record:
     block_nll: tuple[float, ...] = ()
     flags: tuple[str, ...] = ()
     samples: Mapping[str, str] = field(default_factory=dict)
-    isolation: str = "process"
+    isolation: str = PROCESS
     log_tail: str = ""
     schema: int = SCHEMA
+
+    @property
+    def precedence(self) -> tuple[bool, str, str]:
+        """Of several attempts at one row, that of the greatest counts: official before shared, then newer ones."""
+        return self.isolation == PROCESS, self.finished, self.attempt
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data, from which ``from_json`` makes an equal record."""

@@ -24,8 +24,7 @@ import scipy
 
 from squeeze.assemble import UNSTEADY
 from squeeze.figures import suffix
-from squeeze.pending import PROCESS
-from squeeze.record import Estimate
+from squeeze.record import PROCESS, Estimate
 from squeeze.sides import Side
 from squeeze.statistics import ALPHA, FEWEST_ROUNDS, holm
 

@@ -39,7 +39,7 @@ class Side:
 
 
 def find(store: RecordStore, names: Collection[str]) -> dict[str, Record]:
-    """The newest record of the row that each name stands for.
+    """The record that counts of the row that each name stands for: the newest official one.
 
     A name is a label, with or without that of the model, or the beginning of a key or an attempt.
 
@@ -54,7 +54,7 @@ def find(store: RecordStore, names: Collection[str]) -> dict[str, Record]:
         for name, found in newest.items():
             if name and (name in known or record.key.startswith(name) or record.attempt.startswith(name)):
                 identity = (record.key, record.artifact_key, record.fingerprint)
-                if identity not in found or found[identity].finished < record.finished:
+                if identity not in found or found[identity].precedence < record.precedence:
                     found[identity] = record
     return {name: _only(name, list(found.values()), labels) for name, found in newest.items()}
 

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from squeeze import environment
 from squeeze.cell import Cell
 from squeeze.identity import artifact_key
-from squeeze.pending import PROCESS
-from squeeze.record import Record, Status
+from squeeze.record import PROCESS, Record, Status
 
 
 def standing(cells: Sequence[Cell], records: Iterable[Record]) -> dict[str, Status]:

@@ -1,4 +1,4 @@
-"""Records -> one table: the newest attempt of each cell, joined into boards, ranked, with verdicts.
+"""Records -> one table: the newest official attempt of each cell, joined into boards, ranked, with verdicts.
 
 A *board* is a set of rows that may be compared: same model (in whatever dtype), protocol and fingerprint. Nothing
 is ranked, tested or counted across boards.
@@ -55,7 +55,7 @@ def read(results: Path) -> pd.DataFrame:
 
 
 def table(records: Iterable[Record]) -> pd.DataFrame:
-    """One row for the newest attempt of each (cell, artifact, fingerprint), in the order in which boards are read.
+    """One row for the attempt that counts of each (cell, artifact, fingerprint), in the order in which boards are read.
 
     Columns: COLUMNS, acc_<task> and acc_<task>_stderr, LAST_COLUMNS with every further scalar of the records before
     them; where rows are trained, those of ``controls.joined``, too. Values that a row does not have are missing.
@@ -100,6 +100,7 @@ def _row(record: Record) -> dict[str, Any]:
         "artifact_key": record.artifact_key,
         "attempt": record.attempt,
         "finished": record.finished,
+        "precedence": record.precedence,
         "block_nll": np.array(record.block_nll, dtype=np.float32),
     }
 
@@ -126,8 +127,8 @@ def _board(cell: Cell, fingerprint: str) -> str:
 
 
 def _newest(frame: pd.DataFrame) -> pd.DataFrame:
-    """Without the attempts that a later one of the same cell, artifact and fingerprint replaces."""
-    ordered = frame.sort_values(["finished", "attempt"], kind="stable", ignore_index=True)
+    """Of the attempts at one cell, artifact and fingerprint, the one of greatest ``Record.precedence``."""
+    ordered = frame.sort_values(["precedence"], kind="stable", ignore_index=True).drop(columns="precedence")
     return ordered.drop_duplicates(["key", "artifact_key", "fingerprint"], keep="last", ignore_index=True)
 
 

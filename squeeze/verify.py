@@ -64,7 +64,9 @@ class _Folder:
     files: dict[str, str] = field(default_factory=dict)  # attempt -> file name
     builds: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)  # artifact, machine -> hash, file name
     cached: dict[str, str | None] = field(default_factory=dict)  # artifact key -> hash of what the cache holds
-    rows: dict[tuple[str, str, str], list[tuple[str, str, str]]] = field(default_factory=lambda: defaultdict(list))
+    rows: dict[tuple[str, str, str], list[tuple[bool, str, str, str]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
 
     def findings(self) -> Iterator[tuple[str, str]]:
         """File name and what is wrong with it."""
@@ -80,8 +82,8 @@ class _Folder:
         """Which attempt counts, where a row has several."""
         for attempts in self.rows.values():
             if len(attempts) > 1:
-                finished, used, label = max(attempts)
-                yield f"{label}: {len(attempts)} attempts; the newest counts, {used[:SHOWN]} of {finished}"
+                _, finished, used, label = max(attempts)
+                yield f"{label}: {len(attempts)} attempts; that which counts is {used[:SHOWN]} of {finished}"
 
     def _file(self, path: Path) -> Iterator[str]:
         try:
@@ -104,7 +106,7 @@ class _Folder:
         elif record.status is Status.OK:
             label = Cell.from_json(record.cell).label
             row = (record.key, record.artifact_key, record.fingerprint)
-            self.rows[row].append((record.finished, record.attempt, label))
+            self.rows[row].append((*record.precedence, label))
 
     def _artifact(self, record: Record, name: str) -> Iterator[str]:
         if not SHA256.fullmatch(record.artifact_key):

@@ -172,6 +172,14 @@ def test_the_newest_attempt_stands_for_its_cell(store, capsys):
     assert "attempt aaaaaaaaaaaa" in capsys.readouterr().out
 
 
+def test_an_official_attempt_stands_before_a_newer_shared_one(store, capsys):
+    keep(store, 4, samples(1.5, 0.3), attempt="b" * 32, finished="2026-01-02T00:00:00+00:00")
+    newer = {"attempt": "a" * 32, "finished": "2026-01-03T00:00:00+00:00"}
+    keep(store, 4, samples(1.1, 0.3), **newer, isolation="shared")
+    explain(store.results, RTN4, RTN4)
+    assert "attempt bbbbbbbbbbbb" in capsys.readouterr().out
+
+
 def test_what_cannot_be_compared_is_said_in_one_line(store):
     keep(store, 4, samples(1.5, 0.3))
     keep(store, 4, samples(1.5, 0.3), attempt="b" * 32, fingerprint="another machine")

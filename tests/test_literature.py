@@ -82,7 +82,7 @@ def test_failed_and_replaced_attempts_are_not_compared() -> None:
     first = rounded(99.0)
     newer = replace(rounded(40.0), attempt="newer", finished="2026-02-01T00:00:00+00:00")
     assert [comparison.measured for comparison in join([newer, first], [NUMBER]).comparisons] == [40.0]
-    failed = replace(first, status=Status.CRASHED, estimates={})
+    failed = replace(first, status=Status.DIVERGED)
     assert join([failed], [NUMBER]) == join([], [NUMBER])
 
 

@@ -85,6 +85,18 @@ def test_only_the_newest_attempt_of_a_cell_counts():
     assert len(tabulate([old, rebuilt])) == 2
 
 
+def test_an_official_attempt_counts_before_a_newer_shared_one():
+    official = smoke_records()[6]
+    later = {"attempt": "later", "finished": "2026-02-01T00:00:00+00:00", "estimates": {"perplexity": Estimate(19.0)}}
+    shared = replace(official, isolation="shared", **later)
+    assert tabulate([official, shared])["attempt"].tolist() == [official.attempt]
+    assert tabulate([shared, official])["isolation"].tolist() == ["process"]
+    latest = replace(shared, attempt="latest", finished="2026-03-01T00:00:00+00:00")
+    assert tabulate([shared, latest])["attempt"].tolist() == ["latest"]
+    failed = replace(official, status=Status.CRASHED, estimates={})
+    assert tabulate([failed, shared])["status"].tolist() == ["crashed"]
+
+
 @pytest.mark.parametrize(
     "unlike",
     [

@@ -108,7 +108,9 @@ def test_a_record_that_is_there_twice_is_wrong_a_second_attempt_is_not(
     assert f"is attempt {json.loads(path.read_text())['attempt'][:12]}, as again.json is: delete one" in found
     change(again, attempt="b" * 32, finished="2027-01-01T00:00:00+00:00")
     found = [line for line in findings(results, capsys) if "leaderboard" not in line]
-    assert found == ["smollm2_135m-rtn-4-g64: 2 attempts; the newest counts, bbbbbbbbbbbb of 2027-01-01T00:00:00+00:00"]
+    assert found == [
+        "smollm2_135m-rtn-4-g64: 2 attempts; that which counts is bbbbbbbbbbbb of 2027-01-01T00:00:00+00:00"
+    ]
     change(again, artifact_hash="c" * 64)
     assert any("the same one is cccccccccccc in again.json" in line for line in findings(results, capsys))
 
