@@ -60,6 +60,18 @@ def trust(session: nox.Session) -> None:
 
 
 @nox.session
+def crosscheck(session: nox.Session) -> None:
+    """Quantize the default model with squeeze and with other libraries, and compare.
+
+    An environment of its own: the libraries want an older transformers, under which squeeze runs here, too.
+
+    nox -s crosscheck -- hqq
+    """
+    session.install("--quiet", "--requirement", "scripts/crosscheck/requirements.txt", "--editable", ".")
+    session.run("python", "-m", "scripts.crosscheck", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style: ruff check and format."""
     session.install("--quiet", "--constraint", "constraints.txt", "ruff")

@@ -1,0 +1,68 @@
+"""What is compared with what: comparisons.yaml, read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+COMPARISONS = Path(__file__).with_name("comparisons.yaml")
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to quantize. library: "ours", or that of a module ``with_LIBRARY``; options: of its ``quantize``.
+
+    form: the same in words, with what the library's defaults add.
+    """
+
+    library: str
+    options: Mapping[str, Any]
+    form: str = field(default="", compare=False)
+
+    @property
+    def request(self) -> str:
+        """The options in one line; of ours, Hydra's own."""
+        if self.library == OURS:
+            return str(self.options["request"])
+        return " ".join(f"{name}={value}" for name, value in self.options.items())
+
+    @property
+    def name(self) -> str:
+        """What its results are filed under, such as ``hqq bits=4 group_size=64``."""
+        return f"{self.library} {self.request}"
+
+
+UNCOMPRESSED = Trial(OURS, {"request": "technique=none"})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One of our trials and one of another library. note: why ours is worse, where it is."""
+
+    ours: Trial
+    theirs: Trial
+    note: str = ""
+
+
+def comparisons(path: Path = COMPARISONS) -> list[Comparison]:
+    """Each pair that the file lists, in its order."""
+    return [
+        Comparison(
+            Trial(OURS, {"request": entry["ours"]}, entry["form"]),
+            Trial(theirs["library"], theirs["options"], theirs["form"]),
+            theirs.get("note", ""),
+        )
+        for entry in yaml.safe_load(path.read_bytes())["comparisons"]
+        for theirs in entry["theirs"]
+    ]
+
+
+def trials() -> dict[str, Trial]:
+    """All trials by name, each once: the uncompressed model, then ours and theirs, pair after pair."""
+    pairs = [trial for pair in comparisons() for trial in (pair.ours, pair.theirs)]
+    return {trial.name: trial for trial in (UNCOMPRESSED, *pairs)}

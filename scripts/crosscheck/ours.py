@@ -1,0 +1,23 @@
+"""squeeze's own techniques, as its configuration has them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from scripts.crosscheck.prepare import Inputs
+from squeeze.artifact import prepare_layers
+from squeeze.calibration import Calibration
+from squeeze.config import cells
+from squeeze.steps import resolve_step
+from squeeze.subject import Subject
+
+
+def quantize(inputs: Inputs, request: str) -> nn.Module:
+    """The model after the steps of the one cell that ``request`` names; no shared pass, so all of it is cold."""
+    [cell] = cells(request.split())
+    subject = Subject(inputs.model(), inputs.tokenizer())
+    calibration = Calibration(inputs.calibration)
+    for step in cell.technique["steps"]:
+        subject = resolve_step(step).apply(subject, calibration)
+    prepare_layers(subject.model)
+    return subject.model

@@ -1,0 +1,27 @@
+"""SignRound by auto-round: roundings and ranges learned by signed gradient descent, block by block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from auto_round import AutoRound
+from torch import nn
+
+from scripts.crosscheck.prepare import Inputs
+
+
+def quantize(inputs: Inputs, bits: int, group_size: int, symmetric: bool, **options: Any) -> nn.Module:
+    """options: of AutoRound, such as ``iters``; the weights stay in bfloat16, moved onto their grids."""
+    windows = inputs.calibration
+    rounding = AutoRound(
+        inputs.model(),
+        tokenizer=inputs.tokenizer(),
+        scheme={"bits": bits, "group_size": group_size, "sym": symmetric, "data_type": "int", "act_bits": 16},
+        dataset=list(torch.split(windows, 8)),
+        nsamples=len(windows),
+        seqlen=windows.shape[1],
+        device_map="cpu",
+        **options,
+    )
+    return rounding.quantize()[0]

@@ -1,0 +1,108 @@
+"""Cross-checks: an independent loop scores everyone, and the table says who is better only where that is shown."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from scripts.crosscheck import __main__ as crosscheck
+from scripts.crosscheck.comparisons import OURS, UNCOMPRESSED, Comparison, Trial, comparisons, trials
+from scripts.crosscheck.perplexity import perplexity, token_losses
+from scripts.crosscheck.table import collate, perplexity_ratio, verdict
+from squeeze.config import cells
+from squeeze.record import Estimate
+from squeeze.token_losses import next_token
+from tests.tiny import CAUSAL, tiny_model
+
+PAIR = Comparison(Trial(OURS, {"request": "technique=x"}, "a form"), Trial("lib", {"bits": 4}, "another"), "a note")
+
+
+def losses(shift=0.0, noise=0.0, seed=0):
+    """(8, 1023): those of one text, moved and disturbed."""
+    text = np.random.default_rng(1).gamma(2.0, size=(8, 1023))
+    return (text + shift + noise * np.random.default_rng(seed).normal(size=text.shape)).astype(np.float32)
+
+
+def leave(results, trial, values, **facts):
+    np.savez(results / f"{trial.name}.npz", losses=values)
+    facts = {"version": "1.2", "perplexity": perplexity(values), "seconds": 3.0, "peak_bytes": 2e9, **facts}
+    (results / f"{trial.name}.json").write_text(json.dumps(facts))
+
+
+def test_losses_are_those_of_the_next_token():
+    """Token t + 1 gets 1/2, each of the others 1/8, where its predecessor t says so."""
+    logits = torch.full((5, 5), 1 / 8).scatter(1, (torch.arange(5)[:, None] + 1) % 5, 1 / 2).log()
+    windows = torch.tensor([[0, 1, 2, 4], [3, 4, 0, 0]])
+    found = token_losses(lambda input_ids: SimpleNamespace(logits=7 + logits[input_ids].bfloat16()), windows)
+    assert found == pytest.approx(np.log([[2, 2, 8], [2, 2, 8]]), abs=0.02)
+    assert perplexity(found) == pytest.approx(2 * 2 ** (2 / 3), rel=0.02)
+
+
+@pytest.mark.parametrize("architecture", CAUSAL[:2])
+def test_the_loop_agrees_with_our_own_scoring(architecture):
+    model, windows = tiny_model(architecture), torch.randint(256, (3, 24), generator=torch.Generator().manual_seed(0))
+    own = float(next_token(model, windows))
+    assert np.log(perplexity(token_losses(model, windows))) == pytest.approx(own, abs=1e-5)
+
+
+def test_a_ratio_is_ours_over_theirs_and_its_interval_is_paired():
+    estimate = perplexity_ratio(losses(shift=np.log(1.05), noise=0.1), losses())
+    assert estimate.value == pytest.approx(1.05, rel=0.004)
+    assert estimate.low < 1.05 < estimate.high
+    assert estimate.high - estimate.low < 0.02, "unpaired, the text's own variation would be thirty times as much"
+
+
+def test_losses_of_other_tokens_are_refused():
+    with pytest.raises(ValueError, match=r"\(8, 1023\) of ours, \(4, 1023\) of theirs"):
+        perplexity_ratio(losses(), losses()[:4])
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "expected"),
+    [
+        (1.009, 1.008, 1.010, "within 1 %"),
+        (0.991, 0.990, 0.992, "within 1 %"),
+        (1.020, 1.010, 1.030, "worse"),
+        (0.980, 0.970, 0.990, "better"),
+        (1.020, 0.990, 1.050, "no difference shown"),
+        (0.980, 0.950, 1.001, "no difference shown"),
+        (1.020, None, None, "no difference shown"),
+    ],
+)
+def test_a_difference_is_one_beyond_the_margin_if_the_interval_leaves_1_out(value, low, high, expected):
+    assert verdict(Estimate(value, low, high)) == expected
+
+
+def test_the_table_holds_both_sides_and_what_is_known_of_a_difference(tmp_path):
+    leave(tmp_path, UNCOMPRESSED, losses(shift=-0.5))
+    leave(tmp_path, PAIR.ours, losses(shift=0.1, noise=0.1), seconds=5.0)
+    leave(tmp_path, PAIR.theirs, losses(), peak_bytes=4e9)
+    text = collate(tmp_path, [PAIR])
+    mine, other = perplexity(losses(shift=0.1, noise=0.1)), perplexity(losses())
+    assert f"| 1 | x | lib 1.2 | {mine:.3f} | {other:.3f} | 1.10" in text
+    assert "| worse | 5 | 3 | 2000 | 4000 |\n" in text
+    assert "\n1. Ours: a form. Theirs: another. a note\n" in text
+    assert f"perplexity {perplexity(losses(shift=-0.5)):.3f} uncompressed" in text
+    header, line = (tmp_path / "crosscheck.csv").read_text().splitlines()
+    row = dict(zip(header.split(","), line.split(","), strict=True))
+    assert (row["seconds"], row["their_seconds"], row["theirs"]) == ("5", "3", "bits=4")
+
+
+def test_a_trial_that_fails_is_a_row_that_says_why(tmp_path, monkeypatch):
+    leave(tmp_path, UNCOMPRESSED, losses())
+    leave(tmp_path, PAIR.ours, losses())
+    assert "| failed: has not run |" in collate(tmp_path, [PAIR])
+    monkeypatch.setattr(crosscheck.sys, "executable", "/bin/false")
+    crosscheck.attempt(PAIR.theirs, tmp_path, tmp_path)
+    assert "| failed: ended with 1 |" in collate(tmp_path, [PAIR])
+
+
+def test_every_listed_request_of_ours_is_one_cell_and_no_trial_hides_another():
+    pairs = comparisons()
+    for request in {pair.ours.request for pair in pairs}:
+        [cell] = cells(request.split())
+        assert cell.technique["steps"]
+    assert all(pair.ours.form and pair.theirs.form for pair in pairs)
+    assert len(trials()) == 1 + len({pair.ours.request for pair in pairs}) + len(pairs)
