@@ -47,6 +47,8 @@ def zero_by_hand(group: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.T
     """The zero point of one group: the authors' iterations one after the other, the best of all that came up."""
     z, beta = -group.min() / scale, 10.0
     tried = [z.round()]
+    if bits == 4:
+        z = tried[0]
     for _ in range(20):
         tried.append(z)
         stored = z.bfloat16().float()
