@@ -92,23 +92,29 @@ class GPTQ:
         group_size = self.group_size or columns
         order = hessian.diagonal().argsort(descending=True, stable=True) if self.act_order else torch.arange(columns)
         upper = inverse_cholesky(hessian[order][:, order], self.damping)
+        diagonal, groups = upper.diagonal().tolist(), (order // group_size).tolist()
         w = weight.T[order].float()  # transposed: what the paper calls a column lies contiguous
-        codes = torch.empty_like(w, dtype=torch.uint8)
-        grids = _split_groups(affine.fit(weight, self.bits, group_size, self.symmetric))
+        grid = affine.fit(weight, self.bits, group_size, self.symmetric)
+        scales, zeros = _by_group(grid)
         with one_thread():
             for start, stop in _spans(columns, group_size):
                 errors = torch.empty_like(w[start:stop])
                 for i in range(start, stop):
-                    group, column = divmod(int(order[i]), group_size)
-                    if not self.static_groups and column == 0:
-                        ahead = w[i : i + group_size].T.to(weight.dtype)
-                        grids[group] = affine.fit(ahead, self.bits, group_size, self.symmetric)
-                    code = grids[group].quantize(w[i, :, None])
-                    codes[order[i]] = code[:, 0]
-                    errors[i - start] = (w[i] - grids[group].dequantize(code, torch.float32)[:, 0]) / upper[i, i]
-                    w[i:stop].addr_(upper[i, i:stop], errors[i - start], alpha=-1)  # eq. 2, within the span
+                    if not self.static_groups and i % group_size == 0:
+                        ahead = affine.fit(
+                            w[i : i + group_size].T.to(weight.dtype), self.bits, group_size, self.symmetric
+                        )
+                        scales[groups[i]], zeros[groups[i]] = (part[0] for part in _by_group(ahead))
+                    scale, zero = scales[groups[i]], zeros[groups[i]]
+                    code = (w[i] / scale).round_().add_(zero).clamp_(0, 2**self.bits - 1)
+                    error = torch.div(w[i] - (code - zero).mul_(scale), diagonal[i], out=errors[i - start])
+                    w[i + 1 : stop].addr_(upper[i, i + 1 : stop], error, alpha=-1)  # eq. 2, within the span
+                    w[i] = code  # this column is done; its place keeps the result
                 w[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)  # eq. 4: all that follow, at once
-        return codes.T.contiguous(), _join_groups(grids)
+        codes = torch.empty_like(w, dtype=torch.uint8)
+        codes[order] = w.to(torch.uint8)
+        stored_zeros = None if grid.zeros is None else zeros.T.to(torch.uint8).contiguous()
+        return codes.T.contiguous(), AffineGrid(self.bits, scales.T.to(grid.scales.dtype).contiguous(), stored_zeros)
 
 
 def inverse_cholesky(hessian: torch.Tensor, damping: float) -> torch.Tensor:
@@ -139,13 +145,7 @@ def _rows(grid: AffineGrid, rows: slice) -> AffineGrid:
     return AffineGrid(grid.bits, grid.scales[rows], None if grid.zeros is None else grid.zeros[rows])
 
 
-def _split_groups(grid: AffineGrid) -> list[AffineGrid]:
-    """The grid of each group of columns."""
-    columns = [slice(g, g + 1) for g in range(grid.scales.shape[1])]
-    return [AffineGrid(grid.bits, grid.scales[:, g], None if grid.zeros is None else grid.zeros[:, g]) for g in columns]
-
-
-def _join_groups(grids: list[AffineGrid]) -> AffineGrid:
-    zeros = [grid.zeros for grid in grids if grid.zeros is not None]
-    scales = torch.cat([grid.scales for grid in grids], dim=1)
-    return AffineGrid(grids[0].bits, scales, torch.cat(zeros, dim=1) if zeros else None)
+def _by_group(grid: AffineGrid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and zero points in float32, (groups, out_features): those of one group lie contiguous."""
+    zeros = torch.full_like(grid.scales, 2 ** (grid.bits - 1)) if grid.zeros is None else grid.zeros
+    return grid.scales.T.float().contiguous(), zeros.T.float().contiguous()
