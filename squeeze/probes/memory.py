@@ -23,7 +23,7 @@ STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
 M_MMAP_THRESHOLD = -3  # of glibc's mallopt
-LARGE = 4 << 20  # bytes
+LARGE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def trim_heap() -> None:
 
 
 def return_large_blocks() -> None:
-    """From now on in this process, have glibc return each freed block of 4 MiB or more at once.
+    """From now on in this process, have glibc return each freed block of 1 MiB or more at once.
 
     Left to itself it raises that size to that of the blocks it sees freed, and small blocks between freed large ones
     keep them resident: hundreds of megabytes where the lengths of inputs differ.
