@@ -58,9 +58,9 @@ def solve(weight: torch.Tensor, bits: int, group_size: int) -> AffineGrid:
     Scales are those of the groups' ranges and stay. W_e, the errors that are let be, and z take turns:
         W_e = shrink(W - Q^-1(Q(W)), beta)     (sub-problem 1, its generalised soft threshold)
         z = mean(Q(W) - (W - W_e) / s)         (sub-problem 2)
-    while beta grows. At 4 bits the first z is a whole number, as in the authors' library; that lowered the default model's
-    perplexity on calibration text by 3 %. Of all z that came up each group keeps its best; the authors stop all groups
-    when their mean error rises.
+    while beta grows. At 4 bits the first z is a whole number, as in the authors' library; that lowered the default
+    model's perplexity on calibration text by 3 %. Of all z that came up each group keeps its best; the authors stop all
+    groups when their mean error rises.
     """
     groups = weight.float().reshape(len(weight), -1, group_size)
     low, high = groups.amin(-1), groups.amax(-1)
