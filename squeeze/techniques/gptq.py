@@ -40,7 +40,8 @@ class GPTQ:
         reached, as in the paper.
     damping: by which share each element of the Hessian's diagonal grows, as if every input carried independent noise
         of that variance, relative to its own energy. The paper adds the same to all, 1 % of the mean; here a few inputs
-        of the first token make that mean, and other channels are swamped.
+        of the first token make that mean, and other channels are swamped. 0.3 was chosen on held-out text of
+        the calibration's kind: at 4 bits no worse than 0.1 or 1, at 3 bits better than 0.1.
     sequential: whether a block's Hessians come from inputs that have gone through quantized predecessors, as in the
         paper; otherwise from those of the float model, of which one shared pass serves all bit-widths.
     """

@@ -40,7 +40,7 @@ def test_the_objective_falls_in_every_group(bits: int, group_size: int, seed: in
     found = objectives(weight, grid, group_size)
     nearest = objectives(weight, affine.fit(weight, bits, group_size, symmetric=False), group_size)
     assert (found <= nearest * 1.0001).all()
-    assert found.sum() < (0.97 if group_size < 256 else 1) * nearest.sum()
+    assert found.sum() < (0.98 if group_size < 256 else 1) * nearest.sum()
 
 
 def zero_by_hand(group: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
