@@ -80,6 +80,22 @@ def test_unlike_blocks_give_no_ratio() -> None:
     assert pd.isna(row["perplexity_over_control"])
 
 
+def test_few_blocks_give_no_interval_and_none_no_ratio() -> None:
+    few = [
+        replace(each, block_nll=each.block_nll[:8], estimates={"perplexity": each.estimates["perplexity"]})
+        for each in (ROW, CONTROL)
+    ]
+    row = beside(*few)
+    expected = perplexity_ratio(few[0].block_nll, few[1].block_nll).value
+    assert row["perplexity_over_control"] == pytest.approx(expected, rel=1e-4)
+    missing = ["perplexity_over_control_low", "perplexity_over_control_p_value", "control_perplexity_ood"]
+    assert row[missing].isna().all()
+    row = beside(*(replace(each, block_nll=()) for each in few))
+    assert row["control"] == CONTROL.attempt
+    assert row["control_perplexity"] == CONTROL.estimates["perplexity"].value
+    assert pd.isna(row["perplexity_over_control"])
+
+
 def test_untrained_tables_stay_as_they_are() -> None:
     assert not [name for name in table(smoke_records()) if "control" in name or name == "training"]
     frame = table([*smoke_records(), ROW, CONTROL]).set_index("technique")

@@ -67,8 +67,9 @@ def test_another_technique_of_the_same_fields_is_not_joined() -> None:
 
 def test_the_nearest_number_explains() -> None:
     far = replace(NUMBER, step={"bits": 8, "group_size": 64, "symmetric": True})
-    [(_, why)] = join([rounded(bits=3)], [far, NUMBER]).alone
-    assert why == "the nearest published number has bits 4; this row has 3"
+    for published in ([far, NUMBER], [NUMBER, far]):
+        [(_, why)] = join([rounded(bits=3)], published).alone
+        assert why == "the nearest published number has bits 4; this row has 3"
 
 
 def test_names_are_labels_only() -> None:
@@ -84,6 +85,9 @@ def test_failed_and_replaced_attempts_are_not_compared() -> None:
     assert [comparison.measured for comparison in join([newer, first], [NUMBER]).comparisons] == [40.0]
     failed = replace(first, status=Status.DIVERGED)
     assert join([failed], [NUMBER]) == join([], [NUMBER])
+    unscored = replace(first, estimates={"decode_ms": Estimate(9.0)})
+    assert join([unscored, *smoke_records()], [NUMBER]).comparisons == []
+    assert join([unscored], [NUMBER]) == join([], [NUMBER])
 
 
 def test_the_embedded_model_has_no_counterpart() -> None:

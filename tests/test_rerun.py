@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from squeeze.cache import cache_root
 from squeeze.errors import SqueezeError
 from squeeze.record import Record
 from squeeze.rerun import rerun
@@ -45,7 +46,11 @@ def test_the_same_again_is_no_drift(results: Path, capsys: pytest.CaptureFixture
     assert shown.splitlines()[-1].startswith(f"{LABEL}, attempt ")
     assert "0 drifted, 0 not judged" in shown
     assert len(records(results)) == 1
-    assert rerun(results, LABEL.removeprefix("tiny-"), WORKER) == 0, "a second rerun is judged by its own record"
+    assert cache_root() == results.parent / "cache"
+    [made] = RecordStore(results / "rerun").records()
+    kept(results / "rerun", replace(made, attempt="0" * 32))
+    assert rerun(results, LABEL.removeprefix("tiny-"), WORKER) == 0
+    assert "rerun as 0000" not in capsys.readouterr().out, "a second rerun is judged by its own record"
 
 
 def test_on_another_machine_or_by_other_code_the_fields_are_named_and_times_not_judged(

@@ -72,7 +72,13 @@ def figure_in_words(path: Path) -> None:
     change(path, estimates={"perplexity": {"value": "low"}})
 
 
+def folder_in_its_place(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGES = {
+    "a folder": (folder_in_its_place, "Is a directory"),
     "torn": (lambda path: path.write_bytes(path.read_bytes()[:500]), "not readable as JSON"),
     "another schema": (lambda path: change(path, schema=2), "not a record of schema 1 (found 2)"),
     "another key": (another_key, "one of them was changed"),
@@ -113,6 +119,11 @@ def test_a_record_that_is_there_twice_is_wrong_a_second_attempt_is_not(
     ]
     change(again, artifact_hash="c" * 64)
     assert any("the same one is cccccccccccc in again.json" in line for line in findings(results, capsys))
+    for sound in ({"artifact_hash": None}, {"artifact_hash": "c" * 64, "fingerprint": "another machine"}):
+        change(again, **sound)
+        assert not any(".json:" in line for line in findings(results, capsys))
+    change(again, fingerprint=json.loads(path.read_text())["fingerprint"], status="crashed", reason="killed")
+    assert not any("2 attempts" in line for line in findings(results, capsys))
 
 
 def test_figures_that_the_samples_do_not_bear_out_are_found_by_looking_deep(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from squeeze import architecture, artifact
 from squeeze.calibration import Calibration
@@ -59,6 +59,9 @@ def test_its_tensors_hold_the_weights(bits: int, group_size: int | None, symmetr
     config = json.loads((tmp_path / "exported" / "config.json").read_text())["quantization_config"]
     assert config.get("dequantize", False) is not symmetric
     assert config["config_groups"]["group_0"]["weights"]["symmetric"] is symmetric
+    assert config["ignore"] == ["lm_head"]
+    reader = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    assert reader("a text")["input_ids"] == subject.tokenizer("a text")["input_ids"]
 
 
 @pytest.mark.filterwarnings("ignore")  # the libraries' own

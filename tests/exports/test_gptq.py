@@ -24,6 +24,7 @@ from squeeze.techniques.rtn import RoundToNearest
 from tests.tiny import tiny_subject
 
 NO_DATA = Calibration.empty()
+HOW = ("quant_method", "bits", "group_size", "sym", "desc_act", "lm_head", "pack_dtype")
 # Of 3 bits: (word, shift) of 32 codes in three words, as AutoGPTQ packs them; two codes lie across words.
 THREE_BITS = [(0, 3 * i) for i in range(10)] + [None] + [(1, 3 * i + 1) for i in range(10)] + [None]
 THREE_BITS += [(2, 3 * i + 2) for i in range(10)]
@@ -41,12 +42,14 @@ def test_it_holds_the_weights_bit_for_bit(
     artifact.save(rounded, tmp_path / "artifact")
     assert main(["export", "--format", "gptq", str(tmp_path / "artifact"), str(tmp_path / "exported")]) == 0
     config = json.loads((tmp_path / "exported" / "config.json").read_text())["quantization_config"]
-    assert {key: config[key] for key in ("quant_method", "bits", "group_size", "sym", "desc_act")} == {
+    assert {key: config[key] for key in HOW} == {
         "quant_method": "gptq",
         "bits": bits,
         "group_size": group_size or -1,
         "sym": symmetric,
         "desc_act": False,
+        "lm_head": False,
+        "pack_dtype": "int32",
     }
     tensors = load_file(tmp_path / "exported" / "model.safetensors")
     ours = artifact.load(tmp_path / "artifact", prepare=False).model
@@ -108,7 +111,11 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     replaced(several, "model.layers.0.mlp.up_proj", nn.Linear(64, 128, bias=False), bits=8)
     partly = RoundToNearest(4, 32, True).apply(tiny_subject("llama"), NO_DATA)
     architecture.replace(partly.model, "model.layers.0.mlp.up_proj", nn.Linear(64, 128, bias=False))
+    odd = tiny_subject("llama")
+    for name, layer in architecture.block_linears(odd.model).items():
+        replaced(odd, name, layer, bits=5)
     cases = {
+        "odd": (odd, "5 bits, the GPTQ format has 2, 3, 4 and 8"),
         "narrow": (narrow, "out_features 24 x 2 bits do not fill whole words"),
         "several": (several, "2 kinds of grid, the GPTQ format has one"),
         "partly": (partly, "up_proj is not packed"),

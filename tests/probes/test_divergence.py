@@ -41,6 +41,16 @@ def test_kl_is_from_the_baseline_to_the_candidate_not_back() -> None:
     assert divergence(candidate, baseline)[0].item() != pytest.approx(forth, rel=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_few_bits_lose_none_of_the_divergence(dtype: torch.dtype) -> None:
+    baseline = states(40).to(dtype)
+    candidate = baseline + (0.1 * states(40).flip(0)).to(dtype)
+    kl, top1 = divergence(baseline, candidate)
+    expected, agree = divergence(baseline.float(), candidate.float())
+    assert torch.equal(kl, expected)
+    assert torch.equal(top1, agree)
+
+
 def test_other_vocabularies_are_not_compared() -> None:
     with pytest.raises(SqueezeError, match="predicts 5 tokens, the compressed one 4"):
         divergence(torch.zeros(1, 5), torch.zeros(1, 4))
@@ -111,3 +121,9 @@ def test_a_missing_or_torn_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(whole[:-100])
     with pytest.raises(IntegrityError, match="not readable"):
         Divergence(tmp_path, own, own)(states(4))
+    artifact.save(subject := tiny_subject("llama"), tmp_path)
+    weights = tmp_path / artifact.WEIGHTS
+    for damage in (lambda: weights.write_bytes(weights.read_bytes()[:-100]), weights.unlink):
+        damage()
+        with pytest.raises(IntegrityError, match="no readable head 'lm_head'"):
+            stored_head(tmp_path, subject.model)

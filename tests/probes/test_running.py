@@ -10,6 +10,7 @@ from squeeze import architecture, artifact
 from squeeze.calibration import Calibration
 from squeeze.probes import running, size
 from squeeze.subject import Subject
+from squeeze.techniques.kmeans import KMeans
 from squeeze.techniques.magnitude import Magnitude
 from squeeze.techniques.rtn import RoundToNearest
 from squeeze.techniques.torch_dynamic import TorchDynamic
@@ -29,10 +30,12 @@ def test_an_uncompressed_model_has_none_of_the_three(name: str, tmp_path: Path) 
     assert (found["bytes_real"], found["memory_real"], found["compute_real"]) == (False, False, False)
 
 
+@pytest.mark.parametrize("technique", [RoundToNearest(4, 32, symmetric=True), KMeans(4, 16)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_packed_weights_stay_small_while_running(dtype: str, tmp_path: Path) -> None:
-    subject = RoundToNearest(4, 32, symmetric=True).apply(tiny_subject("llama", dtype), Calibration.empty())
-    found = loaded(subject, tmp_path)
+def test_packed_weights_stay_small_while_running(
+    dtype: str, technique: RoundToNearest | KMeans, tmp_path: Path
+) -> None:
+    found = loaded(technique.apply(tiny_subject("llama", dtype), Calibration.empty()), tmp_path)
     assert (found["bytes_real"], found["memory_real"], found["compute_real"]) == (True, True, False)
 
 

@@ -83,6 +83,11 @@ def test_what_would_not_be_exact_is_not_folded() -> None:
     assert [fold.producer for fold in folds(opt(do_layer_norm_before=False))] == ["self_attn.v_proj", "fc1"]
 
 
+def test_the_grids_are_those_of_the_authors_code() -> None:
+    assert list(EXPONENTS) == pytest.approx(torch.arange(0, 1, 0.05).tolist())
+    assert list(SHARES) == pytest.approx(torch.arange(1, 0.5, -0.05).tolist())
+
+
 def test_scales_are_the_best_of_the_grid() -> None:
     technique, inputs = awq(), statistics()
     found = technique.scales([WEIGHT[:16], WEIGHT[16:]], inputs)
@@ -120,6 +125,28 @@ def test_clipping_is_the_best_of_the_grid_group_by_group(group_size: int | None,
         torch.testing.assert_close(ours, losses.amin(0), rtol=1e-4, atol=0)
         cut_somewhere |= bool((losses.amin(0) < losses[0]).any())
     assert cut_somewhere
+
+
+def test_a_layer_is_clipped_for_the_inputs_that_it_then_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales leave the outputs as they were; llama's down_proj, gate_proj and v_proj are not themselves producers."""
+    energies: list[torch.Tensor] = []
+
+    def note(_: AWQ, weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+        energies.append(((weight @ hessian) * weight).sum(1))
+        return weight
+
+    def energy(name: str) -> torch.Tensor:
+        weight = architecture.weight(block.get_submodule(name))
+        return ((weight @ inputs[name].hessian) * weight).sum(1)
+
+    _, block, inputs = next(iter(CALIBRATION.input_statistics(tiny_model("llama"))))
+    expected = {name: energy(name) for name in inputs if name.endswith(("v_proj", "gate_proj", "down_proj"))}
+    clipped = [name for name in inputs if not name.endswith(("q_proj", "k_proj"))]
+    monkeypatch.setattr(AWQ, "clipped", note)
+    awq().apply(tiny_subject("llama"), CALIBRATION)
+    found = dict(zip(clipped, energies, strict=False))
+    for name, wanted in expected.items():
+        torch.testing.assert_close(found[name], wanted, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("clip", [True, False])

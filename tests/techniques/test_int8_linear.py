@@ -78,6 +78,7 @@ def test_tokens_of_zeros_and_rows_of_zeros_stay_zero() -> None:
     layer = Int8Linear.of(torch.zeros(OUT, IN), None)
     assert torch.equal(layer(torch.zeros(2, IN)), torch.zeros(2, OUT))
     silent = Int8Linear.of(WEIGHT, None, (0.0, 0.0))  # no calibration text ever reached it
+    assert (float(silent.input_scale), int(silent.input_zero)) == (1.0, -128)
     assert torch.equal(silent(torch.zeros(2, IN)), torch.zeros(2, OUT))
 
 

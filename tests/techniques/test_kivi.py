@@ -103,10 +103,12 @@ def generated_states(subject: Subject, token_ids: torch.Tensor, prompt: int) -> 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_text_is_scored_as_it_is_generated(name: str) -> None:
     """One group at a time gives what one token at a time gives: each sees its own group exactly, all before rounded."""
-    subject = cached(4, 8, name)
+    subject, forwards = cached(4, 8, name), []
     with torch.inference_mode():
-        scored = states_of(subject)(subject.model, input_ids=TOKEN_IDS, use_cache=False)
+        with subject.model.base_model.register_forward_pre_hook(lambda *_: forwards.append(1)):
+            scored = states_of(subject)(subject.model, input_ids=TOKEN_IDS, use_cache=False)
         exact = states_of(tiny_subject(name))(subject.model, input_ids=TOKEN_IDS, use_cache=False)
+    assert len(forwards) == 6  # of 45 tokens
     generated = generated_states(subject, TOKEN_IDS, prompt=8)
     torch.testing.assert_close(scored, generated, rtol=0, atol=2e-3 * float(scored.abs().max()))
     assert torch.allclose(scored[:, :8], exact[:, :8], atol=1e-4)
@@ -138,10 +140,15 @@ def test_generation_goes_through_the_cache_after_saving_and_loading(tmp_path) ->
 def test_what_it_cannot_do_is_refused() -> None:
     with pytest.raises(Unsupported, match="no 3-bit codes"):
         cached(3)
-    with pytest.raises(Unsupported, match="groups of 12 tokens"):
-        cached(4, 12)
+    for group_size in (12, 0):
+        with pytest.raises(Unsupported, match=f"groups of {group_size} tokens"):
+            cached(4, group_size)
     with pytest.raises(Unsupported, match="no language-modelling head"):
         cached(name="bert")
+    wide = tiny_subject("llama")
+    wide.model.config.head_dim = 24
+    with pytest.raises(Unsupported, match="group_size 16 does not divide the 24 channels of a head"):
+        KIVI(4, 16).apply(wide, Calibration.empty())
     forgetful = tiny_subject("llama")
     forgetful.model.config.sliding_window = 8
     with pytest.raises(Unsupported, match="forgets tokens by itself"):

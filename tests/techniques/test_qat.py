@@ -15,12 +15,12 @@ from squeeze.errors import Unsupported
 from squeeze.techniques import affine, finetune, qat
 from squeeze.techniques.finetune import Finetune
 from squeeze.techniques.lsq import LearnedStep
-from squeeze.techniques.masters import MasterLinear
+from squeeze.techniques.masters import Held, MasterLinear
 from squeeze.techniques.qat import QAT, FittedStep, packed
 from squeeze.techniques.quantized import QuantizedLinear
 from squeeze.techniques.rtn import RoundToNearest
 from squeeze.token_losses import divergence, next_token
-from squeeze.training import Workplace
+from squeeze.training import Plan, Workplace
 from tests.tiny import tiny_model, tiny_subject
 
 TOKEN_IDS = torch.randint(256, (8, 32), generator=torch.Generator().manual_seed(0))
@@ -51,6 +51,18 @@ def test_the_trained_forward_is_the_packed_one(bits: int, symmetric: bool, learn
     with torch.no_grad():
         assert torch.equal(packed(master, dtype)(x), master(x))
         assert torch.equal(packed(master, dtype).dequantize(), master.view(master.weight))
+
+
+@torch.no_grad()
+def test_steps_too_small_for_the_models_type_add_up() -> None:
+    layer = torch.nn.Linear(8, 4, dtype=torch.bfloat16)
+    layer.weight.fill_(1)
+    layer.bias.copy_(torch.arange(4))
+    master = MasterLinear(layer, Held(torch.bfloat16))
+    for _ in range(64):
+        master.weight.add_(2**-10)  # bfloat16 has nothing between 1 and 1 + 2^-7
+    assert master(torch.eye(8).bfloat16())[0].tolist() == [1.0625, 2.0625, 3.0625, 4.0625]
+    assert (layer.weight == 1).all()
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -100,6 +112,21 @@ def test_the_fitted_step_is_the_grid_of_rtn_and_its_gradient_the_identity(dtype:
     assert torch.equal(weight.grad, upstream.float())
 
 
+def test_a_learned_step_is_trained_with_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = {False: 0, True: 0}
+    real = qat.train
+
+    def spy(parameters: list[torch.nn.Parameter], *arguments: Any, **named: Any) -> None:
+        before = [parameter.detach().clone() for parameter in parameters]
+        real(parameters, *arguments, **named)
+        moved[learned] = sum(not torch.equal(*pair) for pair in zip(before, parameters, strict=True))
+
+    monkeypatch.setattr(qat, "train", spy)
+    for learned in moved:
+        technique(learned_step=learned).apply(tiny_subject("llama"), CALIBRATION)
+    assert moved == {False: 14, True: 28}
+
+
 def test_a_row_may_be_one_group() -> None:
     subject = technique(group_size=None).apply(tiny_subject("llama"), CALIBRATION)
     layers = [module for module in subject.model.modules() if isinstance(module, QuantizedLinear)]
@@ -138,9 +165,14 @@ def test_only_the_matrices_of_the_blocks_change() -> None:
     assert not [module for module in after.modules() if isinstance(module, MasterLinear)]
 
 
-def test_a_killed_training_goes_on_to_the_same_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("control", [False, True])
+def test_a_killed_training_goes_on_to_the_same_artifact(
+    control: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
-    steps, real, calls = technique(learned_step=True, training_steps=5), qat.divergence, []
+    steps = Finetune(5, 2, 1e-3) if control else technique(learned_step=True, training_steps=5)
+    module, name = (finetune, "next_token") if control else (qat, "divergence")
+    real, calls = getattr(module, name), []
 
     def deadly(*arguments: Any, **named: Any) -> torch.Tensor:
         calls.append(1)
@@ -149,7 +181,7 @@ def test_a_killed_training_goes_on_to_the_same_artifact(tmp_path: Path, monkeypa
         return real(*arguments, **named)
 
     whole = steps.apply(tiny_subject("llama"), CALIBRATION).model.state_dict()
-    monkeypatch.setattr(qat, "divergence", deadly)
+    monkeypatch.setattr(module, name, deadly)
     with pytest.raises(KeyboardInterrupt):
         steps.apply(tiny_subject("llama"), Calibration(TOKEN_IDS, workplace=Workplace(tmp_path)))
     continued = steps.apply(tiny_subject("llama"), Calibration(TOKEN_IDS, workplace=Workplace(tmp_path)))
@@ -182,7 +214,8 @@ def test_the_control_learns_the_text_and_stays_uncompressed(name: str) -> None:
     assert after.claims == {"training_tokens": 20 * 2 * 32}
 
 
-def test_the_control_sees_the_tokens_of_the_trained_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_control_sees_the_tokens_of_the_trained_row_at_its_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
     seen: dict[str, list[torch.Tensor]] = {"qat": [], "finetune": []}
     for module, name, loss in ((qat, "divergence", divergence), (finetune, "next_token", next_token)):
         key = module.__name__.rpartition(".")[2]
@@ -191,8 +224,14 @@ def test_the_control_sees_the_tokens_of_the_trained_row(monkeypatch: pytest.Monk
             seen[key].append(arguments[-1])
             return loss(*arguments, **named)
 
+        def train(*arguments: Any, real: Any = module.train, **named: Any) -> None:
+            plans.append(arguments[-1])
+            real(*arguments, **named)
+
         monkeypatch.setattr(module, name, spy)
+        monkeypatch.setattr(module, "train", train)
     technique().apply(tiny_subject("llama"), CALIBRATION)
     Finetune(training_steps=3, windows=2, learning_rate=1e-3).apply(tiny_subject("llama"), CALIBRATION)
+    assert plans == 2 * [Plan(3, 2, 1e-3)]
     assert len(seen["qat"]) == 3
     assert all(torch.equal(one, other) for one, other in zip(*seen.values(), strict=True))

@@ -86,8 +86,9 @@ def test_every_layer_becomes_int8_and_the_unsmoothed_are_named() -> None:
 
 def test_what_it_cannot_do_is_refused_before_any_work() -> None:
     subject = tiny_subject("llama")
-    with pytest.raises(Unsupported, match=r"alpha is 1.5; expected 0 to 1"):
-        SmoothQuant(1.5).apply(subject, CALIBRATION)
+    for alpha in (1.5, -0.5):
+        with pytest.raises(Unsupported, match=f"alpha is {alpha}; expected 0 to 1"):
+            SmoothQuant(alpha).apply(subject, CALIBRATION)
     subject.model.config.model_type = "mamba"
     with pytest.raises(Unsupported, match="cannot be folded in mamba models"):
         SmoothQuant(0.5).apply(subject, CALIBRATION)

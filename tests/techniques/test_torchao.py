@@ -73,8 +73,10 @@ def test_int4_by_hand(dtype: torch.dtype) -> None:
     assert layer.get_buffer("_weight_qdata")[0, :2].tolist() == [(-8 & 15) | (-7 << 4), (-6 & 15) | (-5 << 4)]
     assert torch.equal(layer.get_buffer("_weight_scale"), scale.T.to(dtype))
     assert torch.equal(layer.get_buffer("_weight_zero_point"), zero.T.to(dtype))
+    layer.bias = torch.arange(48).to(dtype)
+    assert torch.equal(layer(torch.eye(64, dtype=dtype)), weight.T + layer.bias)
     layer.prepare()
-    assert torch.equal(layer(torch.eye(64, dtype=dtype)).T, weight)
+    assert torch.equal(layer(torch.eye(64, dtype=dtype)), weight.T + layer.bias)
 
 
 @installed
@@ -86,8 +88,10 @@ def test_plain_transformers_reads_the_artifact(name: str, technique: Int8 | Int4
     artifact.save(ours, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert type(theirs.get_output_embeddings().weight) is nn.Parameter
-    for path in architecture.block_linears(tiny_model(name)):
-        layer, weight = ours.model.get_submodule(path), theirs.get_submodule(path).weight
+    for path, plain in architecture.block_linears(tiny_model(name, "bfloat16")).items():
+        layer, read = ours.model.get_submodule(path), theirs.get_submodule(path)
+        weight = read.weight
+        assert read.bias is plain.bias is None or torch.equal(read.bias, plain.bias)
         assert type(weight) is type(layer.stored())
         for part in weight.tensor_data_names:
             assert torch.equal(getattr(weight, part), layer.get_buffer(f"_weight_{part}"))
@@ -101,7 +105,7 @@ def test_plain_transformers_reads_the_artifact(name: str, technique: Int8 | Int4
     [
         (Int8(False), "aten::mm", False),
         (Int8(True), "aten::_int_mm", True),
-        (Int4WeightOnly(32), "aten::_weight_int4pack_mm_for_cpu", False),
+        (Int4WeightOnly(64), "aten::_weight_int4pack_mm_for_cpu", False),
     ],
 )
 def test_what_it_says_of_itself_is_what_runs(
