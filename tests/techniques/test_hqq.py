@@ -64,7 +64,7 @@ def zero_by_hand(group: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.T
 
 @pytest.mark.parametrize("bits", [4, 2])
 def test_the_zero_points_are_those_of_the_iterations_by_hand(bits: int) -> None:
-    weight = weights()[:8]
+    weight = 32 * weights()[:8]  # of smaller ones beta lets no error be: all lie below the threshold
     grid = solve(weight, bits, 64)
     expected = [
         [zero_by_hand(group, scale, bits) for group, scale in zip(row.view(-1, 64), scales.float(), strict=True)]
