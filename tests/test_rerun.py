@@ -10,7 +10,7 @@ import pytest
 from squeeze.cache import cache_root
 from squeeze.errors import SqueezeError
 from squeeze.record import Record
-from squeeze.rerun import rerun
+from squeeze.rerun import _nothing_computed, rerun
 from squeeze.store import RecordStore
 from tests.faults.sweeps import PROTOCOL, WORKER, cell, jobs, records, run_made_up, settle_in
 
@@ -82,3 +82,12 @@ def test_an_unknown_row_is_an_error(results: Path) -> None:
     run_made_up([CELL], results)
     with pytest.raises(SqueezeError, match=f"did you mean '{LABEL}'"):
         rerun(results, LABEL.replace("good", "goad"), WORKER)
+
+
+def test_it_waits_for_the_device_as_any_run_does_but_reads_nothing_computed(results: Path) -> None:
+    usual = cache_root()
+    (usual / "artifacts").mkdir(parents=True)
+    with _nothing_computed():
+        assert (cache_root() / "locks").resolve() == (usual / "locks").resolve()
+        assert not (cache_root() / "artifacts").exists()
+    assert cache_root() == usual

@@ -107,6 +107,8 @@ def test_only_zero_points_less_one_are_version_1(tmp_path: Path) -> None:
 def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     narrow = RoundToNearest(2, 32, True).apply(tiny_subject("llama"), NO_DATA)
     replaced(narrow, "model.layers.0.mlp.up_proj", nn.Linear(64, 24, bias=False), bits=2)
+    short = RoundToNearest(2, None, True).apply(tiny_subject("llama"), NO_DATA)
+    replaced(short, "model.layers.0.mlp.up_proj", nn.Linear(24, 128, bias=False), bits=2, group_size=24)
     several = RoundToNearest(4, 32, True).apply(tiny_subject("llama"), NO_DATA)
     replaced(several, "model.layers.0.mlp.up_proj", nn.Linear(64, 128, bias=False), bits=8)
     partly = RoundToNearest(4, 32, True).apply(tiny_subject("llama"), NO_DATA)
@@ -117,6 +119,7 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     cases = {
         "odd": (odd, "5 bits, the GPTQ format has 2, 3, 4 and 8"),
         "narrow": (narrow, "out_features 24 x 2 bits do not fill whole words"),
+        "short": (short, "in_features 24 x 2 bits do not fill whole words"),
         "several": (several, "2 kinds of grid, the GPTQ format has one"),
         "partly": (partly, "up_proj is not packed"),
         "hqq": (HQQ(4, 32).apply(tiny_subject("llama"), NO_DATA), "zero points lie between codes"),
@@ -130,8 +133,8 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "exported").exists()
 
 
-def replaced(subject: Subject, name: str, plain: nn.Linear, bits: int) -> None:
-    """Put ``plain``, rounded to ``bits`` in groups of 16 or 32, in the place of a layer."""
+def replaced(subject: Subject, name: str, plain: nn.Linear, bits: int, group_size: int = 32) -> None:
+    """Put ``plain``, rounded to ``bits``, in the place of a layer."""
     weight = plain.weight.data
-    grid = affine.fit(weight, bits, 32, True)
+    grid = affine.fit(weight, bits, group_size, True)
     architecture.replace(subject.model, name, QuantizedLinear.of(grid.quantize(weight), grid, None, weight.dtype))
