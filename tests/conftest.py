@@ -1,11 +1,15 @@
-"""How a test says which promise it shows, and what it found: ``nox -s trust`` writes both into docs/trust.md."""
+"""Fixtures of all tests: the figure of a promise, for docs/trust.md (``nox -s trust``), and a user's folder of choices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
+
+from squeeze import targets
+from tests.planted import plant
 
 Figure = Callable[[str], None]
 
@@ -14,6 +18,15 @@ Figure = Callable[[str], None]
 def figure(record_property: Callable[[str, object], None]) -> Figure:
     """States what the test found, in words: ``figure("200 kills: 0 records lost")``."""
     return partial(record_property, "figure")
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's folder of choices, with techniques of their own: those of tests/planted.py."""
+    monkeypatch.setattr(targets, "_folder", lambda: tmp_path)
+    plant(tmp_path)
+    yield tmp_path
+    targets.find.cache_clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
