@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the figure of a promise, for docs/trust.md (``nox -s trust``), and a user's folder of choices."""
+"""What tests share: the figure of a promise, for docs/trust.md (``nox -s trust``), and a user's folder of choices."""
 
 from __future__ import annotations
 

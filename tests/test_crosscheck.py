@@ -93,10 +93,14 @@ def test_the_table_holds_both_sides_and_what_is_known_of_a_difference(tmp_path):
 def test_a_trial_that_fails_is_a_row_that_says_why(tmp_path, monkeypatch):
     leave(tmp_path, UNCOMPRESSED, losses())
     leave(tmp_path, PAIR.ours, losses())
-    assert "| failed: has not run |" in collate(tmp_path, [PAIR])
+    not_run = collate(tmp_path, [PAIR])
+    assert "| 1 |" not in not_run
+    assert not_run.endswith("\nNot run here: x against lib.\n")
     monkeypatch.setattr(crosscheck.sys, "executable", "/bin/false")
     crosscheck.attempt(PAIR.theirs, tmp_path, tmp_path)
-    assert "| failed: ended with 1 |" in collate(tmp_path, [PAIR])
+    failed = collate(tmp_path, [PAIR])
+    assert "| failed: ended with 1 |" in failed
+    assert "Not run" not in failed
 
 
 def test_every_listed_request_of_ours_is_one_cell_and_no_trial_hides_another():

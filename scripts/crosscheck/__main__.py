@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from scripts.crosscheck.comparisons import Trial, trials
+from scripts.crosscheck.comparisons import UNCOMPRESSED, Trial, trials
 from scripts.crosscheck.prepare import prepare
 from scripts.crosscheck.table import collate
 
@@ -52,7 +52,7 @@ def main() -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     prepare(options.inputs)
     for trial in trials().values():
-        if all(word in trial.name for word in options.words):
+        if trial == UNCOMPRESSED or all(word in trial.name for word in options.words):
             start = time.monotonic()
             print(f"{trial.name} ...", file=sys.stderr, end=" ", flush=True)
             attempt(trial, options.inputs, options.results)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,9 @@ class Outcome:
 
     @classmethod
     def read(cls, results: Path, trial: Trial) -> Outcome:
-        """The trial's files; of one that never ran, an error that says so."""
-        path = results / f"{trial.name}.json"
-        facts = json.loads(path.read_bytes()) if path.is_file() else {"error": "has not run"}
+        """The trial's files. Raises FileNotFoundError for one that never ran."""
+        path = _path(results, trial)
+        facts = json.loads(path.read_bytes())
         if "error" in facts:
             return cls(facts, np.empty((0, 0), dtype=np.float32))
         with np.load(path.with_suffix(".npz")) as arrays:
@@ -54,9 +54,11 @@ class Outcome:
 
 def collate(results: Path, pairs: Iterable[Comparison] | None = None) -> str:
     """Write crosscheck.csv and crosscheck.md beside the trials' results; returns the latter's text."""
-    chosen = comparisons() if pairs is None else pairs
-    frame = pd.DataFrame(rows(results, chosen), columns=COLUMNS)
-    text = markdown(frame, Outcome.read(results, UNCOMPRESSED))
+    chosen = list(comparisons() if pairs is None else pairs)
+    run = [pair for pair in chosen if all(_path(results, trial).is_file() for trial in (pair.ours, pair.theirs))]
+    frame = pd.DataFrame(rows(results, run), columns=COLUMNS)
+    left = [f"{_short(pair.ours.request)} against {pair.theirs.library}" for pair in chosen if pair not in run]
+    text = markdown(frame, Outcome.read(results, UNCOMPRESSED), left)
     write_atomically(results / "crosscheck.csv", csv(frame))
     write_atomically(results / "crosscheck.md", text.encode())
     return text
@@ -99,22 +101,33 @@ def verdict(estimate: Estimate) -> str:
     return "worse" if estimate.value > 1 else "better"
 
 
-def markdown(frame: pd.DataFrame, uncompressed: Outcome) -> str:
-    """The table, and below it each row's forms and note."""
+def markdown(frame: pd.DataFrame, uncompressed: Outcome, left: Sequence[str]) -> str:
+    """The table, below it each row's forms and note, and the comparisons that are ``left`` to run."""
     numbered = list(enumerate(frame.to_dict("records"), 1))
     tokens, perplexity = uncompressed.losses.size, uncompressed.facts.get("perplexity", np.nan)
     legend = LEGEND.format(tokens=tokens, perplexity=perplexity, block=BLOCK)
     lines = [HEADINGS, ALIGNMENT, *([str(number), *_cells(row)] for number, row in numbered)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     forms = [f"{number}. Ours: {row['form']}. Theirs: {row['their_form']}. {row['note']}" for number, row in numbered]
-    return f"# Cross-checks\n\n{legend}\n\n{table}\n\n" + "\n".join(map(str.rstrip, forms)) + "\n"
+    parts = ["# Cross-checks", legend, table, "\n".join(map(str.rstrip, forms))]
+    if left:
+        parts.append(f"Not run here: {'; '.join(left)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _path(results: Path, trial: Trial) -> Path:
+    return results / f"{trial.name}.json"
+
+
+def _short(request: str) -> str:
+    return request.removeprefix("technique=")
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     library = row["library"] if pd.isna(row["version"]) else f"{row['library']} {row['version']}"
     interval = "{ratio:.4f} \\[{ratio_low:.4f}, {ratio_high:.4f}\\]".format(**row)
     return [
-        *(row["ours"].removeprefix("technique="), library),
+        *(_short(row["ours"]), library),
         *(_number(row[name], ".3f") for name in ("perplexity", "their_perplexity")),
         *("" if pd.isna(row["ratio"]) else interval, row["verdict"]),
         *(_number(row[name], ".0f") for name in ("seconds", "their_seconds")),
