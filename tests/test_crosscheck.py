@@ -110,3 +110,10 @@ def test_every_listed_request_of_ours_is_one_cell_and_no_trial_hides_another():
         assert cell.technique["steps"]
     assert all(pair.ours.form and pair.theirs.form for pair in pairs)
     assert len(trials()) == 1 + len({pair.ours.request for pair in pairs}) + len(pairs)
+
+
+def test_words_choose_comparisons_with_both_their_sides():
+    chosen = {(trial.library, trial.request) for trial in trials(["torchao", "bits=8"]).values()}
+    ours = {request for library, request in chosen if library == "ours"}
+    assert ours == {"technique=none", "technique=rtn bits=8 group_size=null"}
+    assert chosen - {("ours", request) for request in ours} == {("torchao", "bits=8")}

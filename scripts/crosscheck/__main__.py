@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from scripts.crosscheck.comparisons import UNCOMPRESSED, Trial, trials
+from scripts.crosscheck.comparisons import Trial, trials
 from scripts.crosscheck.prepare import prepare
 from scripts.crosscheck.table import collate
 
@@ -43,20 +43,19 @@ def attempt(trial: Trial, inputs: Path, results: Path) -> None:
 
 
 def main() -> None:
-    """Run the trials whose names hold all words given, all by default, and collate what there is."""
+    """Run the comparisons of which a trial's name holds all words given, all by default, and collate what there is."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("words", nargs="*", help="run only trials with these words in their names, such as hqq")
+    parser.add_argument("words", nargs="*", help="run only comparisons with these words in a trial's name, such as hqq")
     parser.add_argument("--inputs", type=Path, default=Path("results/crosscheck/inputs"))
     parser.add_argument("--results", type=Path, default=Path("results/crosscheck"))
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     prepare(options.inputs)
-    for trial in trials().values():
-        if trial == UNCOMPRESSED or all(word in trial.name for word in options.words):
-            start = time.monotonic()
-            print(f"{trial.name} ...", file=sys.stderr, end=" ", flush=True)
-            attempt(trial, options.inputs, options.results)
-            print(f"{time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    for trial in trials(options.words).values():
+        start = time.monotonic()
+        print(f"{trial.name} ...", file=sys.stderr, end=" ", flush=True)
+        attempt(trial, options.inputs, options.results)
+        print(f"{time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     print(collate(options.results))
 
 

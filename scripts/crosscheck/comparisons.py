@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ def comparisons(path: Path = COMPARISONS) -> list[Comparison]:
     ]
 
 
-def trials() -> dict[str, Trial]:
-    """All trials by name, each once: the uncompressed model, then ours and theirs, pair after pair."""
-    pairs = [trial for pair in comparisons() for trial in (pair.ours, pair.theirs)]
-    return {trial.name: trial for trial in (UNCOMPRESSED, *pairs)}
+def trials(words: Sequence[str] = ()) -> dict[str, Trial]:
+    """By name, each once: the uncompressed model, then both sides of the pairs of which one's name holds all words."""
+    pairs = [(pair.ours, pair.theirs) for pair in comparisons()]
+    wanted = [pair for pair in pairs if any(all(word in trial.name for word in words) for trial in pair)]
+    return {trial.name: trial for trial in (UNCOMPRESSED, *(trial for pair in wanted for trial in pair))}
