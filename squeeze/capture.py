@@ -7,12 +7,13 @@ the model there is never more than one block's statistics.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from squeeze.architecture import base_model, linears, named_blocks, weight
@@ -59,7 +60,8 @@ def walk(model: nn.Module, token_ids: torch.Tensor, *, sequential: bool = False)
 
     token_ids: (samples, window) int64, unpadded. Layers that read the same tensor (q, k and v) share one statistics.
     sequential: the inputs of a block come from its predecessors as the consumer has left them, at the price of running
-        each block twice; otherwise they come from the model as it was.
+        each block twice (at first only as far as its last linear layer's inputs); otherwise they come from the model as
+        it was.
     Raises SqueezeError where there are no tokens.
     """
     if token_ids.numel() == 0:
@@ -70,12 +72,13 @@ def walk(model: nn.Module, token_ids: torch.Tensor, *, sequential: bool = False)
     hidden = _before_first_block(model, token_ids, batch)
     for name, block in named_blocks(model):
         run = partial(_run, block, calls[name], hidden, batch)
-        with observed_inputs(block) as seen:
+        with observed_inputs(block, leave=sequential) as seen:
             run(keep=not sequential)
         shared = {accumulator: accumulator.statistics() for accumulator in set(seen.values())}
         yield name, block, {layer: shared[accumulator] for layer, accumulator in seen.items()}
         if sequential:
-            run(keep=True)
+            with _widened(block):
+                run(keep=True)
 
 
 def same_inputs(statistics: Mapping[str, InputStatistics]) -> list[tuple[list[str], InputStatistics]]:
@@ -86,14 +89,24 @@ def same_inputs(statistics: Mapping[str, InputStatistics]) -> list[tuple[list[st
     return list(groups.values())
 
 
+class AllSeen(Exception):  # noqa: N818 - control flow, not an error
+    """All linear layers of the block have been called; what it would still compute is not wanted."""
+
+
 @contextmanager
-def observed_inputs(block: nn.Module) -> Iterator[dict[str, _Accumulator]]:
-    """While the context lasts, accumulate what the linear layers of ``block`` read, by their relative names."""
+def observed_inputs(block: nn.Module, *, leave: bool = False) -> Iterator[dict[str, _Accumulator]]:
+    """While the context lasts, accumulate what the linear layers of ``block`` read, by their relative names.
+
+    leave: whether a forward raises AllSeen as soon as the last of them has its inputs, before it multiplies with them.
+    """
     seen: dict[str, _Accumulator] = {}
     current: list[tuple[torch.Tensor, _Accumulator]] = []  # the tensors of this forward; held, so that none is reused
+    layers = linears(block)
+    awaited = set(layers)
 
     def forget(*_: Any) -> None:
         current.clear()
+        awaited.update(layers)
 
     def observe(name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         x = inputs[0]
@@ -103,8 +116,11 @@ def observed_inputs(block: nn.Module) -> Iterator[dict[str, _Accumulator]]:
             known.add(x)
             current.append((x, known))
         seen.setdefault(name, known)
+        awaited.discard(name)
+        if leave and not awaited:
+            forget()
+            raise AllSeen
 
-    layers = linears(block)
     handles = [layer.register_forward_pre_hook(partial(observe, name)) for name, layer in layers.items()]
     handles += [block.register_forward_pre_hook(forget), block.register_forward_hook(forget)]
     try:
@@ -203,10 +219,24 @@ def _before_first_block(model: nn.Module, token_ids: torch.Tensor, batch: int) -
         handle.remove()
 
 
+@contextmanager
+def _widened(block: nn.Module) -> Iterator[None]:
+    """While the context lasts, layers that widen their weights to multiply do so once, not at every call."""
+    layers: list[Any] = [m for m in block.modules() if hasattr(m, "dequantize") and not m.compute_real]
+    for layer in layers:
+        layer.forward = partial(F.linear, weight=layer.dequantize(), bias=layer.bias)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
 @torch.no_grad()
 def _run(block: nn.Module, call: _Call, hidden: torch.Tensor, batch: int, *, keep: bool) -> None:
-    """Run a block on all hidden states; with ``keep`` its outputs take their place."""
+    """Run a block on all hidden states, as far as it goes; with ``keep`` its outputs take their place."""
     for windows in torch.split(hidden, batch):
-        output = block(windows, *call.positional, **call.named)
-        if keep:
-            windows.copy_(output[0] if isinstance(output, tuple) else output)
+        with suppress(AllSeen):
+            output = block(windows, *call.positional, **call.named)
+            if keep:
+                windows.copy_(output[0] if isinstance(output, tuple) else output)

@@ -5,10 +5,13 @@ import torch
 from torch import nn
 
 from squeeze import capture
-from squeeze.architecture import base_model, blocks, linears, named_blocks, weight
-from squeeze.capture import InputStatistics, observed_inputs, same_inputs, walk
+from squeeze.architecture import base_model, blocks, linears, named_blocks, replace, weight
+from squeeze.calibration import Calibration
+from squeeze.capture import AllSeen, InputStatistics, observed_inputs, same_inputs, walk
 from squeeze.errors import SqueezeError
-from tests.tiny import ARCHITECTURES, tiny_model
+from squeeze.techniques.quantized import QuantizedLinear
+from squeeze.techniques.rtn import RoundToNearest
+from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
 TOKENS = torch.randint(0, 256, (5, 32), generator=torch.Generator().manual_seed(0))
 
@@ -83,6 +86,40 @@ def test_a_block_sees_its_predecessors_as_they_were_left_only_if_asked(sequentia
             torch.testing.assert_close(
                 items["self_attn.q_proj"].hessian.double(), x.T @ x / len(x), rtol=1e-4, atol=1e-5
             )
+
+
+def test_sequential_blocks_are_left_at_their_last_linear_layer_and_quantized_ones_widened_once(monkeypatch):
+    quantized = RoundToNearest(bits=3, group_size=32, symmetric=True).apply(tiny_subject("llama"), Calibration.empty())
+    model, reference, calls = tiny_model("llama"), tiny_model("llama"), []
+    layers = blocks(quantized.model)[0]
+    for name in linears(blocks(reference)[0]):
+        replace(blocks(reference)[0], name, layers.get_submodule(name))
+    expected = layer_inputs(reference)
+    widen, multiply = QuantizedLinear.dequantize, nn.Linear.forward
+    monkeypatch.setattr(QuantizedLinear, "dequantize", lambda *rows: calls.append("widen") or widen(*rows))
+    down = blocks(model)[0].mlp.down_proj
+    monkeypatch.setattr(
+        nn.Linear, "forward", lambda layer, x: (calls.append("down") if layer is down else None) or multiply(layer, x)
+    )
+    for name, block, items in walk(model, TOKENS, sequential=True):
+        if name.endswith(".0"):
+            for layer in items:
+                replace(block, layer, layers.get_submodule(layer))
+    assert calls == ["down"] + 7 * ["widen"]  # the first only to see how the model calls its blocks
+    assert not any("forward" in vars(module) for module in model.modules())
+    for layer, found in items.items():
+        x = expected[f"{name}.{layer}"]
+        torch.testing.assert_close(found.hessian.double(), x.T @ x / len(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_is_not_left_while_a_layer_may_still_be_called():
+    block = nn.ModuleDict({"first": nn.Linear(4, 4), "last": nn.Linear(4, 4)})
+    with observed_inputs(block, leave=True) as seen:
+        for _ in range(2):
+            block["first"](torch.ones(3, 4))
+            with pytest.raises(AllSeen):
+                block["last"](torch.ones(3, 4))
+    assert [seen[name].statistics().tokens for name in ("first", "last")] == [6, 6]
 
 
 def test_layers_that_read_the_same_inputs_share_their_statistics():
