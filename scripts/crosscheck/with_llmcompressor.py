@@ -1,28 +1,34 @@
-"""GPTQ and SmoothQuant by llm-compressor, scored with the layers that it leaves in memory."""
+"""GPTQ, AWQ and SmoothQuant by llm-compressor, scored with the layers that it leaves in memory."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
+from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+from llmcompressor.pipelines.cache import IntermediatesCache
 from torch import nn
 
 from scripts.crosscheck.prepare import Inputs
 
 BATCH = 4  # windows: as many tokens at a time as in squeeze
 
+if not torch.accelerator.is_available():  # AWQModifier pins memory for one all the same, and torch refuses
+    IntermediatesCache.pin_memory = lambda *_: None
+
 
 def quantize(inputs: Inputs, method: str, **options: Any) -> nn.Module:
-    """method: gptq (bits, group_size, symmetric, and fields of GPTQModifier) or smoothquant (alpha)."""
+    """method: gptq or awq (bits, group_size, symmetric, and fields of the modifier), or smoothquant (alpha)."""
     windows = inputs.calibration.tolist()
     return oneshot(
         model=inputs.model(),
         tokenizer=inputs.tokenizer(),
-        recipe={"gptq": _gptq, "smoothquant": _smoothquant}[method](**options),
+        recipe={"gptq": _gptq, "awq": _awq, "smoothquant": _smoothquant}[method](**options),
         dataset=Dataset.from_dict({"input_ids": windows, "attention_mask": [[1] * len(ids) for ids in windows]}),
         num_calibration_samples=len(windows),
         max_seq_length=len(windows[0]),
@@ -32,9 +38,17 @@ def quantize(inputs: Inputs, method: str, **options: Any) -> nn.Module:
 
 
 def _gptq(bits: int, group_size: int, symmetric: bool, **form: Any) -> list[Any]:
+    return [GPTQModifier(config_groups=_groups(bits, group_size, symmetric), ignore=["lm_head"], **form)]
+
+
+def _awq(bits: int, group_size: int, symmetric: bool, **form: Any) -> list[Any]:
+    grid = QuantizationModifier(config_groups=_groups(bits, group_size, symmetric), ignore=["lm_head"])
+    return [AWQModifier(**form), grid]
+
+
+def _groups(bits: int, group_size: int, symmetric: bool) -> dict[str, Any]:
     weights = {"type": "int", "num_bits": bits, "symmetric": symmetric, "strategy": "group", "group_size": group_size}
-    groups = {"linears": {"targets": ["Linear"], "weights": weights}}
-    return [GPTQModifier(config_groups=groups, ignore=["lm_head"], **form)]
+    return {"linears": {"targets": ["Linear"], "weights": weights}}
 
 
 def _smoothquant(alpha: float) -> list[Any]:
