@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -62,6 +63,17 @@ def test_its_tensors_hold_the_weights(bits: int, group_size: int | None, symmetr
     assert config["ignore"] == ["lm_head"]
     reader = AutoTokenizer.from_pretrained(tmp_path / "exported")
     assert reader("a text")["input_ids"] == subject.tokenizer("a text")["input_ids"]
+
+
+def test_tied_tensors_are_stored_once_by_their_first_name_in_a_file_that_says_what_wrote_it(tmp_path: Path) -> None:
+    subject = RoundToNearest(4, 32, True).apply(tiny_subject("llama"), NO_DATA)
+    subject.model.lm_head.weight = subject.model.model.embed_tokens.weight
+    subject.model.config.tie_word_embeddings = True
+    artifact.save(subject, tmp_path / "artifact")
+    to_compressed_tensors(tmp_path / "artifact", tmp_path / "exported")
+    with safe_open(tmp_path / "exported" / "model.safetensors", framework="pt") as file:
+        assert {name for name in file.keys() if "embed" in name or "head" in name} == {"model.embed_tokens.weight"}
+        assert file.metadata() == {"format": "pt"}
 
 
 @pytest.mark.filterwarnings("ignore")  # the libraries' own
