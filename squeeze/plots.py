@@ -104,7 +104,8 @@ def _draw(axes: Axes, panel: Panel, board: pd.DataFrame, families: Sequence[str]
         axes.yaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.15, y=0.12)
     look = {"fontsize": 8, "zorder": 1.5, "path_effects": [HALO]}
-    named = rows.drop_duplicates(["label", "x", "y"]).head(MOST_NAMES)
+    by_need = rows.sort_values(["front", "beyond"], ascending=False, kind="stable")  # only its name says how far beyond
+    named = by_need.drop_duplicates(["label", "x", "y"]).head(MOST_NAMES)
     return [axes.text(row["x"], row["y"], _name(row), look) for _, row in named.iterrows()]
 
 

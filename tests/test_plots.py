@@ -57,6 +57,13 @@ def test_a_collapsed_model_is_drawn_on_the_edge_with_its_figure(figure):
     assert max(line.get_ydata()[0] for line in markers(size)) == pytest.approx(13.46 * plots.HEADROOM)
 
 
+def test_where_there_is_no_room_for_all_names_those_on_the_edge_have_theirs(monkeypatch):
+    monkeypatch.setattr(plots, "MOST_NAMES", 8)  # five lie on the front
+    size, _ = plots.draw(table(smoke_records())).axes
+    assert len(names := [text.get_text() for text in size.texts if text.get_text()]) == 8
+    assert {name for name in names if "↑" in name} == {"rtn-2-g64 ↑ 4e5", "rtn-3-g64 ↑ 110", "magnitude-s0.5 ↑ 80"}
+
+
 def test_the_front_joins_the_rows_that_no_other_beats(figure):
     fronts = [next(line for line in axes.lines if line.get_drawstyle().startswith("steps")) for axes in figure.axes]
     assert [line.get_drawstyle() for line in fronts] == ["steps-post", "steps-pre"]  # smaller, larger is better
