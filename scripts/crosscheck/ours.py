@@ -13,10 +13,13 @@ from squeeze.subject import Subject
 
 
 def quantize(inputs: Inputs, request: str) -> nn.Module:
-    """The model after the steps of the one cell that ``request`` names; no shared pass, so all of it is cold."""
+    """The model after the steps of the one cell that ``request`` names; no shared pass, so all of it is cold.
+
+    A cell that asks for fewer windows of calibration gets the first ones.
+    """
     [cell] = cells(request.split())
     subject = Subject(inputs.model(), inputs.tokenizer())
-    calibration = Calibration(inputs.calibration)
+    calibration = Calibration(inputs.calibration[: cell.calibration.get("samples")])
     for step in cell.technique["steps"]:
         subject = resolve_step(step).apply(subject, calibration)
     prepare_layers(subject.model)

@@ -22,9 +22,12 @@ if not torch.accelerator.is_available():  # AWQModifier pins memory for one all 
     IntermediatesCache.pin_memory = lambda *_: None
 
 
-def quantize(inputs: Inputs, method: str, **options: Any) -> nn.Module:
-    """method: gptq or awq (bits, group_size, symmetric, and fields of the modifier), or smoothquant (alpha)."""
-    windows = inputs.calibration.tolist()
+def quantize(inputs: Inputs, method: str, samples: int | None = None, **options: Any) -> nn.Module:
+    """method: gptq or awq (bits, group_size, symmetric, and fields of the modifier), or smoothquant (alpha).
+
+    samples: how many windows of calibration, the first ones; None: all.
+    """
+    windows = inputs.calibration[:samples].tolist()
     return oneshot(
         model=inputs.model(),
         tokenizer=inputs.tokenizer(),
