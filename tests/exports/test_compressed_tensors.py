@@ -33,7 +33,6 @@ NO_DATA = Calibration.empty()
     [(4, 32, True), (8, None, True), (3, 32, True), (4, 64, False), (3, None, False)],
 )
 def test_transformers_reads_it(name: str, bits: int, group_size: int | None, symmetric: bool, tmp_path: Path) -> None:
-    pytest.importorskip("compressed_tensors")
     subject = RoundToNearest(bits, group_size, symmetric).apply(tiny_subject(name), NO_DATA)
     artifact.save(subject, tmp_path / "artifact")
     assert main(["export", str(tmp_path / "artifact"), str(tmp_path / "exported")]) == 0
@@ -79,7 +78,6 @@ def test_tied_tensors_are_stored_once_by_their_first_name_in_a_file_that_says_wh
 
 @pytest.mark.filterwarnings("ignore")  # the libraries' own
 def test_symmetric_grids_may_be_of_several_kinds(tmp_path: Path) -> None:
-    pytest.importorskip("compressed_tensors")
     artifact.save(mixed(symmetric=True), tmp_path / "artifact")
     to_compressed_tensors(tmp_path / "artifact", tmp_path / "exported")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float32)

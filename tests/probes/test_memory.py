@@ -92,7 +92,6 @@ def test_a_peak_before_the_call_is_forgotten() -> None:
     assert usage.peak - usage.before.total < 2 * MB
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_freed_blocks_do_not_stay_resident_below_small_ones() -> None:
     assert run(BETWEEN_FREED_BLOCKS, "return")["kept"] < 10 << 20
     assert run(BETWEEN_FREED_BLOCKS, "keep")["kept"] > 60 << 20

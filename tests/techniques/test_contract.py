@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,7 @@ from squeeze.steps import resolve_step
 from squeeze.subject import Subject
 from tests.tiny import ARCHITECTURES, tiny_subject
 
-ALL = sorted(path.stem for path in (packaged_conf() / "technique").glob("*.yaml"))
-# The extra `test` brings torchao; where it is missing all the same, test_torchao.py shows how its techniques refuse.
-NAMES = ALL if find_spec("torchao") else [name for name in ALL if not name.startswith("torchao")]
+NAMES = sorted(path.stem for path in (packaged_conf() / "technique").glob("*.yaml"))
 DENSE = {"none", "finetune", "kv_cache"}  # the baseline, the control of trained rows, and what compresses no weights
 NEED_A_HEAD = {"finetune", "kv_cache", "qat", "qat_lsq"}  # they look at predicted tokens; an encoder predicts none
 PAIRS = [(name, shape) for name in NAMES for shape in ARCHITECTURES if not (shape == "bert" and name in NEED_A_HEAD)]

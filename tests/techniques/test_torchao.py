@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,8 +28,6 @@ TOKEN_IDS = torch.arange(24).reshape(2, 12)
 NAME = "model.layers.1.mlp.up_proj"
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::_int_mm", "aten::_weight_int4pack_mm_for_cpu"}
 
-installed = pytest.mark.skipif(find_spec("torchao") is None, reason='needs pip install "squeeze-bench[torchao]"')
-
 
 def layer_of(technique: Int8 | Int4WeightOnly, weight: torch.Tensor) -> nn.Module:
     """What becomes of a model's layer with this weight."""
@@ -40,7 +37,6 @@ def layer_of(technique: Int8 | Int4WeightOnly, weight: torch.Tensor) -> nn.Modul
     return technique.apply(subject, NO_DATA).model.get_submodule(NAME)
 
 
-@installed
 @torch.inference_mode()
 def test_int8_by_hand() -> None:
     """A step is the largest magnitude / 127.5. Here steps are powers of two, and all but the largest values on them."""
@@ -59,7 +55,6 @@ def test_int8_by_hand() -> None:
     torch.testing.assert_close(floats(beyond), beyond @ weight.T, rtol=1e-6, atol=0)
 
 
-@installed
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int4_by_hand(dtype: torch.dtype) -> None:
@@ -79,7 +74,6 @@ def test_int4_by_hand(dtype: torch.dtype) -> None:
     assert torch.equal(layer(torch.eye(64, dtype=dtype)), weight.T + layer.bias)
 
 
-@installed
 @pytest.mark.filterwarnings("ignore")  # the libraries' own
 @pytest.mark.parametrize("technique", [Int8(False), Int8(True), Int4WeightOnly(32)])
 @pytest.mark.parametrize("name", ["llama", "opt"])
@@ -99,7 +93,6 @@ def test_plain_transformers_reads_the_artifact(name: str, technique: Int8 | Int4
         assert torch.equal(theirs(TOKEN_IDS)[0], ours.model(TOKEN_IDS)[0])
 
 
-@installed
 @pytest.mark.parametrize(
     ("technique", "product", "real"),
     [
@@ -122,7 +115,6 @@ def test_what_it_says_of_itself_is_what_runs(
     assert (layer.memory_real, layer.compute_real) == (True, real)
 
 
-@installed
 def test_activations_have_a_scale_a_token_so_that_batches_do_not_matter() -> None:
     dynamic = Int8(True).apply(tiny_subject("llama", "bfloat16"), NO_DATA).model
     artifact.prepare_layers(dynamic)
@@ -132,7 +124,6 @@ def test_activations_have_a_scale_a_token_so_that_batches_do_not_matter() -> Non
     assert torch.equal(layer(loud)[:4], layer(tokens))
 
 
-@installed
 def test_it_follows_and_precedes_other_steps() -> None:
     pruned = Magnitude(0.5).apply(tiny_subject("llama", "bfloat16"), NO_DATA)
     zero = pruned.model.get_submodule(NAME).dequantize() == 0
@@ -142,14 +133,12 @@ def test_it_follows_and_precedes_other_steps() -> None:
     assert artifact.layer_specs(coarser.model)[NAME]["bits"] == 2
 
 
-@installed
 @pytest.mark.parametrize("group_size", [16, 48, 256, None])
 def test_groups_that_the_kernel_does_not_have_are_refused(group_size: int | None) -> None:
     with pytest.raises(Unsupported, match=f"groups of {group_size}; expected 32, 64 or 128"):
         Int4WeightOnly(group_size).apply(tiny_subject("llama"), NO_DATA)
 
 
-@installed
 @pytest.mark.parametrize(("rows", "columns"), [(40, 64), (48, 96)])
 def test_a_shape_that_the_kernel_cannot_take_is_refused_before_any_work(rows: int, columns: int) -> None:
     subject = tiny_subject("llama")
