@@ -3,9 +3,9 @@
 import pytest
 from torch import Tensor
 
-from squeeze.cell import Cell
-from squeeze.corpora import tokens
-from squeeze.subject import Subject
+from squeeze.models.subject import Subject
+from squeeze.request.cell import Cell
+from squeeze.sources.corpora import tokens
 
 pytest_plugins = ["squeeze.pytest_plugin"]
 

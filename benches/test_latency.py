@@ -6,12 +6,12 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from squeeze.cell import Cell
+from squeeze.models.subject import Subject
 from squeeze.probes import energy, latency
 from squeeze.probes.latency import Generation
-from squeeze.samples import Samples
-from squeeze.statistics import steady
-from squeeze.subject import Subject
+from squeeze.probes.samples import Samples
+from squeeze.records.statistics import steady
+from squeeze.request.cell import Cell
 
 Begin = Callable[[], Generation]
 

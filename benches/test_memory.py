@@ -5,10 +5,10 @@ That of loading is measured where it loads.
 
 from torch import Tensor
 
-from squeeze.cell import Cell
-from squeeze.probes import key_values, latency, memory
-from squeeze.samples import Samples
-from squeeze.subject import Subject
+from squeeze.models.subject import Subject
+from squeeze.probes import kv_cache, latency, memory
+from squeeze.probes.samples import Samples
+from squeeze.request.cell import Cell
 
 DECODED = 4  # tokens: each adds only its keys and values to the peak
 
@@ -29,4 +29,4 @@ def test_memory(subject: Subject, cell: Cell, prompts: Tensor, samples: Samples)
             _, usage = memory.measured(step, device)
             samples.put_all(usage.figures(name))
         if cell.model["kind"] != "encoder":
-            samples.put("cache_bytes_per_token", key_values.bytes_per_token(generation.cache))
+            samples.put("cache_bytes_per_token", kv_cache.bytes_per_token(generation.cache))

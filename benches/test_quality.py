@@ -2,11 +2,11 @@
 
 import pytest
 
-from squeeze import corpora
-from squeeze.job import Job
+from squeeze.models.subject import Subject
 from squeeze.probes import memory
-from squeeze.samples import Samples
-from squeeze.subject import Subject
+from squeeze.probes.samples import Samples
+from squeeze.runner.jobs.job import Job
+from squeeze.sources import corpora
 
 COMPARED = 512  # tokens on which the timed forward and the scored one are compared
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from squeeze.subject import Subject
+from squeeze.models.subject import Subject
 
 TASKS = ("lambada", "sciq", "piqa", "arc_easy")
 TOKENS, WINDOW = 16_384, 1024
@@ -26,10 +26,10 @@ pytestmark = [
 
 def load(dtype: str) -> Subject:
     """The default model."""
-    from squeeze import config
-    from squeeze.models import load_baseline
+    from squeeze.models.load import load_baseline
+    from squeeze.request import expand
 
-    (cell,) = config.cells(["model=smollm2_135m", "technique=none", f"dtype={dtype}"])
+    (cell,) = expand.cells(["model=smollm2_135m", "technique=none", f"dtype={dtype}"])
     return load_baseline(cell.model)
 
 
@@ -37,7 +37,7 @@ def questions(items: int) -> list[Any]:
     """lm-eval's requests for the first ``items`` questions of each task."""
     from lm_eval.tasks import TaskManager
 
-    from squeeze import tasks
+    from squeeze.sources import tasks
 
     manager = TaskManager(include_path=str(tasks.FOLDER), include_defaults=False, metadata={"items": items})
     loaded = manager.load(list(TASKS))["tasks"].values()
@@ -50,14 +50,14 @@ def text(subject: Subject, tokens: int) -> list[Any]:
     """One request for the perplexity of that many tokens of Wikipedia."""
     from lm_eval.api.instance import Instance
 
-    from squeeze import corpora
+    from squeeze.sources import corpora
 
     beginning = subject.tokenizer.decode(corpora.tokens("wikipedia_eval", subject.tokenizer, tokens + 64))
     return [Instance(request_type="loglikelihood_rolling", doc={}, arguments=(beginning,), idx=0)]
 
 
 def ours(subject: Subject, tokens: int = TOKENS) -> Any:
-    from squeeze.lm import SubjectLM, Windows
+    from squeeze.probes.lm_eval_model import SubjectLM, Windows
 
     return SubjectLM(subject, Windows(tokens, WINDOW, WINDOW), token_budget=TOKEN_BUDGET)
 

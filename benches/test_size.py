@@ -2,13 +2,13 @@
 
 import pytest
 
-from squeeze import artifact
-from squeeze.cell import Cell
-from squeeze.job import Job
-from squeeze.probes import running, size
+from squeeze.artifacts import format as artifact
+from squeeze.models.subject import Subject
+from squeeze.probes import realised, size
 from squeeze.probes.recount import recount
-from squeeze.samples import Samples
-from squeeze.subject import Subject
+from squeeze.probes.samples import Samples
+from squeeze.request.cell import Cell
+from squeeze.runner.jobs.job import Job
 
 pytestmark = pytest.mark.once
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.once
 def test_size(job: Job, subject: Subject, cell: Cell, samples: Samples) -> None:
     weighed = size.figures(job.artifact)
     samples.put_all(weighed)
-    samples.put_all(running.figures(subject, weighed["bytes"], cell.protocol["latency"]))
+    samples.put_all(realised.figures(subject, weighed["bytes"], cell.protocol["latency"]))
 
 
 def test_recount(job: Job, samples: Samples) -> None:

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from squeeze.aa import blocks, describe
-from squeeze.errors import SqueezeError
+from squeeze.audit.false_alarms import blocks, describe
+from squeeze.core.errors import SqueezeError
 
 
 def main() -> int:

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from squeeze.errors import SqueezeError
-from squeeze.leaderboard import collate
+from squeeze.boards.leaderboard import collate
+from squeeze.core.errors import SqueezeError
 
 
 def main() -> int:

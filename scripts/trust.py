@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from squeeze import environment
-from squeeze.files import write_atomically
+from squeeze.core import environment
+from squeeze.core.files import write_atomically
 
 PROMISES = {
     1: "An acknowledged record is never lost or torn.",

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from squeeze import __version__
-from squeeze.errors import SqueezeError
+from squeeze.core.errors import SqueezeError
 
 if TYPE_CHECKING:
-    from squeeze.cell import Cell
-    from squeeze.record import Record
+    from squeeze.records.record import Record
+    from squeeze.request.cell import Cell
 
 USAGE, INTERRUPTED = 2, 130
 
@@ -58,10 +58,10 @@ def run(
 
     Cells that have a valid record already are passed over, and so are those that failed.
     """
-    from squeeze import plan
-    from squeeze.config import cells
-    from squeeze.runner import run as run_cells
-    from squeeze.store import RecordStore
+    from squeeze.records.store import RecordStore
+    from squeeze.request.expand import cells
+    from squeeze.runner import plan
+    from squeeze.runner.run import run as run_cells
 
     wanted = cells(overrides, config_dir)
     _advise_controls(wanted, RecordStore(results).records())
@@ -75,8 +75,8 @@ def run(
 @click.pass_context
 def resume(context: click.Context, results: Path, retry: bool) -> None:
     """Measure what the last run has left unmeasured."""
-    from squeeze import plan
-    from squeeze.runner import run as run_cells
+    from squeeze.runner import plan
+    from squeeze.runner.run import run as run_cells
 
     context.exit(run_cells(plan.load(results), results, resume=True, retry=retry))
 
@@ -90,11 +90,11 @@ def list_cells(overrides: tuple[str, ...], results: Path, config_dir: Path | Non
 
     Nothing is run. A cell is "planned" when a run here would measure it; the time is that of measuring it anew.
     """
-    from squeeze import listing
-    from squeeze.config import cells
-    from squeeze.forecast import forecast
-    from squeeze.standing import standing
-    from squeeze.store import RecordStore
+    from squeeze.records.store import RecordStore
+    from squeeze.request.expand import cells
+    from squeeze.runner import listing
+    from squeeze.runner.forecast import forecast
+    from squeeze.runner.standing import standing
 
     wanted = cells(overrides, config_dir)
     records = list(RecordStore(results).records())
@@ -109,11 +109,11 @@ def list_cells(overrides: tuple[str, ...], results: Path, config_dir: Path | Non
 def board(results: Path, costs: bool, literature: bool) -> None:
     """Print the leaderboard."""
     if literature:
-        from squeeze.board import show_literature
+        from squeeze.boards.terminal import show_literature
 
         show_literature(results)
         return
-    from squeeze.board import show
+    from squeeze.boards.terminal import show
 
     show(results, costs=costs)
 
@@ -128,7 +128,7 @@ def compare(first: str, second: str, results: Path, allow_mixed: bool) -> None:
 
     FIRST and SECOND are labels, keys or beginnings of keys, as `squeeze list` shows them.
     """
-    from squeeze.compare import explain
+    from squeeze.boards.compare import explain
 
     explain(results, first, second, allow_mixed)
 
@@ -142,7 +142,7 @@ def verify(context: click.Context, results: Path, deep: bool) -> None:
 
     One line for each thing that is wrong; the exit code is 0 when nothing is, else 1.
     """
-    from squeeze.verify import verify as verify_folder
+    from squeeze.audit.verify import verify as verify_folder
 
     context.exit(verify_folder(results, deep))
 
@@ -157,7 +157,7 @@ def rerun(context: click.Context, row: str, results: Path) -> None:
     ROW is a label, or the beginning of a key or an attempt. Field by field it is said whether the figures are the same;
     the exit code is 0 when none has drifted, else 1. The new record is kept in FOLDER/rerun.
     """
-    from squeeze.rerun import rerun as rerun_row
+    from squeeze.audit.rerun import rerun as rerun_row
 
     context.exit(rerun_row(results, row))
 
@@ -173,7 +173,7 @@ def pick(context: click.Context, results: Path, most: tuple[str, ...], least: tu
 
     The columns are those of leaderboard.csv: squeeze pick --max bytes=80M --max ttft_ms=20.
     """
-    from squeeze.pick import show
+    from squeeze.boards.pick import show
 
     context.exit(show(results, most, least, by))
 
@@ -191,8 +191,8 @@ def pick(context: click.Context, results: Path, most: tuple[str, ...], least: tu
 )
 def export(artifact: Path, folder: Path, layout: str) -> None:
     """Write the ARTIFACT folder, of rtn, gptq or awq, to FOLDER in a format that other software loads."""
-    from squeeze.exports.compressed_tensors import to_compressed_tensors
-    from squeeze.exports.gptq import to_gptq
+    from squeeze.artifacts.exports.compressed_tensors import to_compressed_tensors
+    from squeeze.artifacts.exports.gptq import to_gptq
 
     write = to_gptq if layout == "gptq" else to_compressed_tensors
     write(artifact, folder)
@@ -200,7 +200,7 @@ def export(artifact: Path, folder: Path, layout: str) -> None:
 
 def _advise_controls(cells: Sequence[Cell], records: Iterable[Record]) -> None:
     """Say on stderr which cells are trained without anything to compare them with."""
-    from squeeze.uncontrolled import advice, uncontrolled
+    from squeeze.runner.uncontrolled import advice, uncontrolled
 
     if alone := uncontrolled(cells, records):
         click.echo(f"note: {advice(alone)}", err=True)

@@ -2,7 +2,7 @@
 
 ``pytest benches --cell JOB.json`` is a measuring process: it does the one stage of one cell that the job names, and
 leaves its samples in the job's folder. ``pytest benches`` measures the cells that --squeeze selects, one after the
-other in this process (squeeze.shared): quick, for developing a technique.
+other in this process (squeeze.runner.in_process): quick, for developing a technique.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from squeeze import process
-from squeeze.cell import Cell
-from squeeze.errors import SqueezeError, Unsupported
-from squeeze.job import Job
-from squeeze.samples import Samples
+from squeeze.core import process
+from squeeze.core.errors import SqueezeError, Unsupported
+from squeeze.probes.samples import Samples
+from squeeze.request.cell import Cell
+from squeeze.runner.jobs.job import Job
 
 if TYPE_CHECKING:
-    from squeeze.shared import Shared
-    from squeeze.subject import Subject
+    from squeeze.models.subject import Subject
+    from squeeze.runner.in_process import Shared
 
 STAGES = pytest.StashKey[dict[str, float]]()  # seconds spent before the first bench
 JOBS = pytest.StashKey[list[Job]]()
@@ -69,7 +69,7 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
     """Read the jobs and import what they need, so that collecting is not charged with it."""
     stages, started = session.config.stash[STAGES], time.perf_counter()
     session.config.stash[JOBS] = _jobs(session.config)
-    import squeeze.artifact  # noqa: F401 - torch and transformers: seconds, unless a worker forked with them imported
+    import squeeze.artifacts.format  # noqa: F401 - torch and transformers: seconds, unless a worker forked with them imported
 
     imported = time.perf_counter()
     yield
@@ -149,7 +149,7 @@ def samples(job: Job, pytestconfig: pytest.Config) -> Iterator[Samples]:
 @pytest.fixture(scope="session")
 def subject(job: Job, samples: Samples) -> Subject:
     """The artifact, loaded once per process and ready to run; the memory that loading took is put into the samples."""
-    from squeeze import artifact
+    from squeeze.artifacts import format as artifact
     from squeeze.probes import memory
 
     device = job.cell.runtime["device"]
@@ -163,7 +163,7 @@ def _jobs(config: pytest.Config) -> list[Job]:
     try:
         if config.option.cell is not None:
             return [Job.read(config.option.cell)]
-        from squeeze.shared import Shared  # Hydra, which a measuring process does without
+        from squeeze.runner.in_process import Shared  # Hydra, which a measuring process does without
 
         config.stash[SHARED] = Shared.of(config.option.squeeze.split(), config.option.results)
         return config.stash[SHARED].jobs()

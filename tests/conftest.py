@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from squeeze import targets
+from squeeze.request import steps
 from tests.planted import plant
 
 Figure = Callable[[str], None]
@@ -23,10 +23,10 @@ def figure(record_property: Callable[[str, object], None]) -> Figure:
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user's folder of choices, with techniques of their own: those of tests/planted.py."""
-    monkeypatch.setattr(targets, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(steps, "_folder", lambda: tmp_path)
     plant(tmp_path)
     yield tmp_path
-    targets.find.cache_clear()
+    steps.find.cache_clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

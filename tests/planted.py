@@ -1,7 +1,7 @@
 """A user's folder of choices: three techniques, whose module is planted (fixture ``own``)."""
 
-from squeeze import targets
-from squeeze.config import cells
+from squeeze.request import steps
+from squeeze.request.expand import cells
 
 SOURCE = """
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def place(folder, group, name, text):
 def plant(folder):
     """Write the choices, and the module of their techniques, which is read anew."""
     (folder / "planted.py").write_text(SOURCE)
-    targets.find.cache_clear()
+    steps.find.cache_clear()
     for name, text in TECHNIQUES.items():
         place(folder, "technique", name, text)
 

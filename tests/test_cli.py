@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from squeeze import environment, plan
+from squeeze.artifacts.keys import artifact_key
 from squeeze.cli import main
-from squeeze.config import cells
-from squeeze.identity import artifact_key
-from squeeze.record import Record, Status
-from squeeze.store import RecordStore
+from squeeze.core import environment
+from squeeze.records.record import Record, Status
+from squeeze.records.store import RecordStore
+from squeeze.request.expand import cells
+from squeeze.runner import plan
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["model=tiny_llama", "technique=none", "protocol=smoke"]
@@ -32,7 +33,7 @@ def runner(monkeypatch):
         fake.calls.append(([cell.label for cell in wanted], results, resume, retry))
         return fake.end()
 
-    monkeypatch.setitem(sys.modules, "squeeze.runner", SimpleNamespace(run=run))
+    monkeypatch.setitem(sys.modules, "squeeze.runner.run", SimpleNamespace(run=run))
     return fake
 
 
@@ -72,9 +73,11 @@ def test_resume_continues_the_last_plan(runner, results):
 def test_board_and_compare_pass_on_what_was_asked(monkeypatch, results):
     calls = []
     monkeypatch.setitem(
-        sys.modules, "squeeze.board", SimpleNamespace(show=lambda path, costs: calls.append((path, costs)))
+        sys.modules, "squeeze.boards.terminal", SimpleNamespace(show=lambda path, costs: calls.append((path, costs)))
     )
-    monkeypatch.setitem(sys.modules, "squeeze.compare", SimpleNamespace(explain=lambda *asked: calls.append(asked)))
+    monkeypatch.setitem(
+        sys.modules, "squeeze.boards.compare", SimpleNamespace(explain=lambda *asked: calls.append(asked))
+    )
     assert squeeze("board", "--costs", "--results", results) == 0
     assert squeeze("compare", "one", "two", "--results", results) == 0
     assert calls == [(results, True), (results, "one", "two", False)]
@@ -87,7 +90,7 @@ def test_verify_rerun_and_pick_pass_on_what_was_asked_and_their_exit_code(monkey
         calls.append(given)
         return 1
 
-    for module, name in (("verify", "verify"), ("rerun", "rerun"), ("pick", "show")):
+    for module, name in (("audit.verify", "verify"), ("audit.rerun", "rerun"), ("boards.pick", "show")):
         monkeypatch.setitem(sys.modules, f"squeeze.{module}", SimpleNamespace(**{name: asked}))
     assert squeeze("verify", "--deep", "--results", results) == 1
     assert squeeze("rerun", "a-row", "--results", results) == 1

@@ -11,9 +11,9 @@ from scripts.crosscheck import __main__ as crosscheck
 from scripts.crosscheck.comparisons import OURS, UNCOMPRESSED, Comparison, Trial, comparisons, trials
 from scripts.crosscheck.perplexity import perplexity, token_losses
 from scripts.crosscheck.table import collate, perplexity_ratio, verdict
-from squeeze.config import cells
-from squeeze.record import Estimate
-from squeeze.token_losses import next_token
+from squeeze.records.record import Estimate
+from squeeze.request.expand import cells
+from squeeze.techniques.losses import next_token
 from tests.tiny import CAUSAL, tiny_model
 
 PAIR = Comparison(Trial(OURS, {"request": "technique=x"}, "a form"), Trial("lib", {"bits": 4}, "another"), "a note")

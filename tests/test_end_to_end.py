@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from squeeze import samples
-from squeeze.build import INFO
-from squeeze.cache import sealed
-from squeeze.cell import Cell
-from squeeze.corpora import corpus_hash
-from squeeze.identity import artifact_key
-from squeeze.job import Job
-from squeeze.launcher import WORKER, Launcher
-from squeeze.limits import Limits
-from squeeze.record import Record, Status
-from squeeze.rerun import rerun
-from squeeze.runner import run
-from squeeze.store import RecordStore
-from squeeze.workshop import worker_variables
+from squeeze.artifacts.build import INFO
+from squeeze.artifacts.keys import artifact_key
+from squeeze.audit.rerun import rerun
+from squeeze.core.cache import sealed
+from squeeze.probes import samples
+from squeeze.records.record import Record, Status
+from squeeze.records.store import RecordStore
+from squeeze.request.cell import Cell
+from squeeze.runner.jobs.executor import worker_variables
+from squeeze.runner.jobs.job import Job
+from squeeze.runner.jobs.launcher import WORKER, Launcher
+from squeeze.runner.jobs.limits import Limits
+from squeeze.runner.run import run
+from squeeze.sources.corpora import corpus_hash
 from tests.faults.sweeps import MODEL, PROTOCOL, RUNTIME
 
 CORPUS = "wikipedia_eval"
@@ -39,7 +39,7 @@ SMALL: dict[str, Any] = {
     "tasks": [],
     "limits": {"build": LIMIT, "quality": LIMIT, "latency": LIMIT},
 }
-RTN = {"_target_": "squeeze.techniques.rtn.RoundToNearest", "bits": 4, "group_size": 32, "symmetric": True}
+RTN = {"_target_": "squeeze.techniques.quantization.rtn.RoundToNearest", "bits": 4, "group_size": 32, "symmetric": True}
 
 
 def cell(*steps: dict[str, Any]) -> Cell:

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from squeeze import artifact, corpora, paths, samples
-from squeeze.cell import Cell
-from squeeze.job import Job
+from squeeze.artifacts import format as artifact
+from squeeze.core import paths
+from squeeze.probes import samples
+from squeeze.request.cell import Cell
+from squeeze.runner.jobs.job import Job
+from squeeze.sources import corpora
 from tests.tiny import tiny_subject
 
 pytest_plugins = ["pytester"]

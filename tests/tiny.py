@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from squeeze.models import load_baseline
-from squeeze.subject import Subject
+from squeeze.models.load import load_baseline
+from squeeze.models.subject import Subject
 
 CAUSAL = ("llama", "gpt2", "opt", "gpt_neox")
 ARCHITECTURES = (*CAUSAL, "bert")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from scripts.crosscheck.prepare import Inputs
-from squeeze.artifact import prepare_layers
-from squeeze.calibration import Calibration
-from squeeze.config import cells
-from squeeze.steps import resolve_step
-from squeeze.subject import Subject
+from squeeze.artifacts.format import prepare_layers
+from squeeze.models.subject import Subject
+from squeeze.request.expand import cells
+from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.steps import resolve_step
 
 
 def quantize(inputs: Inputs, request: str) -> nn.Module:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from squeeze.config import cells
-from squeeze.corpora import calibration_tokens, tokens
-from squeeze.models import load_baseline
+from squeeze.models.load import load_baseline
+from squeeze.request.expand import cells
+from squeeze.sources.corpora import calibration_tokens, tokens
 
 REQUEST = ("technique=gptq", "protocol=smoke")  # model and calibration by default; evaluation as in the smoke sweep
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from scripts.crosscheck.comparisons import UNCOMPRESSED, Comparison, Trial, comparisons
-from squeeze.figures import BLOCK
-from squeeze.files import write_atomically
-from squeeze.leaderboard import csv
-from squeeze.record import Estimate
-from squeeze.statistics import block_means, ratio
+from squeeze.boards.leaderboard import csv
+from squeeze.core.files import write_atomically
+from squeeze.records.estimates import BLOCK
+from squeeze.records.record import Estimate
+from squeeze.records.statistics import block_means, ratio
 
 MARGIN = 0.01  # of perplexity: what two implementations may differ by
 FIGURES = ("perplexity", "seconds", "peak_bytes")

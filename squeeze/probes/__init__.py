@@ -1,1 +1,1 @@
-"""What is measured of an artifact: latency, memory, size, quality, divergence; and of the machine: its peaks."""
+"""An artifact -> samples: what one measuring process sees."""

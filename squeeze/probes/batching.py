@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from squeeze.scoring import Row, predict
+from squeeze.probes.scoring import Row, predict
 
 TEXT = 32  # tokens whose hidden states are watched
 CONTEXTS = 3  # different texts that stand beside them

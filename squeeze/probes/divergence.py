@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from squeeze import artifact
-from squeeze.architecture import head
-from squeeze.errors import IntegrityError, SqueezeError
-from squeeze.scoring import HEAD_ROWS, SOFTMAX_ROWS
+from squeeze.artifacts import format as artifact
+from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.models.architecture import head
+from squeeze.probes.scoring import HEAD_ROWS, SOFTMAX_ROWS
 
 FILE_NAME = "hidden.safetensors"
 TENSOR = "hidden"

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, StaticCache
 
-from squeeze.errors import Unsupported
-from squeeze.probes.key_values import cache_of, is_quantized
-from squeeze.subject import Subject
+from squeeze.core.errors import Unsupported
+from squeeze.models.subject import Subject
+from squeeze.probes.kv_cache import cache_of, is_quantized
 
 Clock = Callable[[], float]
 

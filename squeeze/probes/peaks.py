@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from squeeze.machine import Machine
+from squeeze.records.roofline import Machine
 
 READ_BYTES = 512 * 2**20  # far beyond any last-level cache
 SIDE = 2048  # large enough for the blocked kernels, 17 GFLOP a product

@@ -17,18 +17,18 @@ from lm_eval.tasks import TaskManager
 from torch import Tensor, nn
 from transformers import StaticCache
 
-from squeeze import corpora, tasks
-from squeeze import samples as stored
-from squeeze.architecture import head
-from squeeze.errors import IntegrityError, SqueezeError
-from squeeze.lm import SubjectLM, TokenScores, Windows
+from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.core.suggest import hint
+from squeeze.models.architecture import head
+from squeeze.models.subject import Subject
+from squeeze.probes import samples as stored
 from squeeze.probes.batching import batch_dependent, takes_branches
 from squeeze.probes.divergence import Divergence, HiddenWriter, hidden_writer, stored_head
-from squeeze.probes.key_values import is_quantized, states_of
+from squeeze.probes.kv_cache import is_quantized, states_of
 from squeeze.probes.latency import compiled
-from squeeze.samples import Samples
-from squeeze.subject import Subject
-from squeeze.suggest import hint
+from squeeze.probes.lm_eval_model import SubjectLM, TokenScores, Windows
+from squeeze.probes.samples import Samples
+from squeeze.sources import corpora, tasks
 
 
 def measure_quality(

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from squeeze import architecture, artifact
+from squeeze.artifacts import format as artifact
+from squeeze.models import architecture
+from squeeze.models.subject import Subject
 from squeeze.probes.size import stored_tensors
-from squeeze.subject import Subject
 
 SAMPLED_ROWS = 64  # of each matrix, for counting levels
 NEIGHBOURS = 32  # weights, no more than share a scale in any usual grouping

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from squeeze import artifact
-from squeeze.errors import IntegrityError
-from squeeze.files import total_bytes
+from squeeze.artifacts import format as artifact
+from squeeze.core.errors import IntegrityError
+from squeeze.core.files import total_bytes
 
 TOKENIZER = re.compile(r"tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|spiece")
 EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_positions|embed_in|embeddings|wte|wpe)\.")

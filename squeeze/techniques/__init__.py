@@ -1,1 +1,1 @@
-"""Compression techniques, one paper a file, and the layers in which they store what they made."""
+"""One paper a file, by family; ``contract.py`` says what a technique gets and owes."""

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from squeeze import worker
-from squeeze.job import Job
+from squeeze.runner.jobs import worker
+from squeeze.runner.jobs.job import Job
 
 # A step multiplies on all cores out of their caches: whoever takes a core from it shows, a neighbour of this machine on
 # the memory bus, who would be there with or without a runner, does not.

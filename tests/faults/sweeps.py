@@ -15,13 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
-from squeeze.cache import sealed
-from squeeze.cell import Cell
-from squeeze.corpora import corpus_hash
-from squeeze.launcher import environment_with
-from squeeze.record import Record
-from squeeze.runner import run
-from squeeze.store import RecordStore
+from squeeze.core.cache import sealed
+from squeeze.records.record import Record
+from squeeze.records.store import RecordStore
+from squeeze.request.cell import Cell
+from squeeze.runner.jobs.launcher import environment_with
+from squeeze.runner.run import run
+from squeeze.sources.corpora import corpus_hash
 
 WORKER = (sys.executable, str(Path(__file__).with_name("worker.py")))
 JOBS = "SQUEEZE_TEST_JOBS"
@@ -58,7 +58,7 @@ def settle_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 def cell(technique: str = "good", **changes: Any) -> Cell:
     """A cell whose processes do what the technique's name says; each name is another artifact."""
-    step = {"_target_": "squeeze.techniques.rtn.RoundToNearest", "bits": 4, "label": technique}
+    step = {"_target_": "squeeze.techniques.quantization.rtn.RoundToNearest", "bits": 4, "label": technique}
     parts = {"model": MODEL, "runtime": RUNTIME, "protocol": PROTOCOL, **changes}
     return Cell(technique={"name": technique, "family": "made_up", "steps": [step]}, **parts)
 
@@ -94,7 +94,8 @@ def jobs() -> Counter[str]:
 def start_in_the_background(cells: Sequence[Cell], results: Path) -> subprocess.Popen[bytes]:
     """A runner of its own, which can be killed."""
     program = (
-        "import json, sys; from pathlib import Path; from squeeze.cell import Cell; from tests.faults.sweeps import *;"
+        "import json, sys; from pathlib import Path; from squeeze.request.cell import Cell;"
+        "from tests.faults.sweeps import *;"
         "cells = [Cell.from_json(data) for data in json.loads(sys.stdin.read())];"
         "sys.exit(run(cells, Path(sys.argv[1]), command=WORKER))"
     )

@@ -18,10 +18,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from squeeze import store
-from squeeze.errors import SqueezeError
-from squeeze.files import write_atomically
-from squeeze.record import Status
+from squeeze.core.errors import SqueezeError
+from squeeze.core.files import write_atomically
+from squeeze.records import store
+from squeeze.records.record import Status
 from tests.faults.sweeps import (
     JOBS,
     PROTOCOL,

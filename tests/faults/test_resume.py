@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from squeeze import environment
-from squeeze.cell import Cell
-from squeeze.record import Status
-from squeeze.runner import run
-from squeeze.store import RecordStore
+from squeeze.core import environment
+from squeeze.records.record import Status
+from squeeze.records.store import RecordStore
+from squeeze.request.cell import Cell
+from squeeze.runner.run import run
 from tests.faults.sweeps import (
     MODEL,
     PROTOCOL,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from squeeze.record import Record, Status
+from squeeze.records.record import Record, Status
 from tests.faults.sweeps import MODEL, cell, limited, run_made_up, settle_in
 
 TABLE = {

@@ -16,22 +16,23 @@ import pytest
 import torch
 
 from squeeze import cli
-from squeeze.build import build
-from squeeze.cell import Cell
-from squeeze.errors import SqueezeError
+from squeeze.artifacts.build import build
+from squeeze.core.errors import SqueezeError
+from squeeze.request.cell import Cell
 from tests.faults.sweeps import RUNTIME
 from tests.tiny import tiny_subject
 
 SECRET = "hf_hunter2"
 GGUF_OF_43_BYTES = b"GGUF" + struct.pack("<IQQ", 3, 1, 2**60) + bytes(19)
 
+RTN = "squeeze.techniques.quantization.rtn.RoundToNearest"
 TECHNIQUES = {
     "a target": "steps:\n- {_target_: os.system, command: touch canary}",
-    "an alias of a target": "steps:\n- {_target_: squeeze.techniques.rtn.os.system, command: touch canary}",
+    "an alias of a target": f"steps:\n- {{_target_: {RTN.rpartition('.')[0]}.os.system, command: touch canary}}",
     "a target of posix": "steps:\n- {_target_: posix.system, command: touch canary}",
     "hydra's own": "steps:\n- {_target_: hydra.utils.call, config: {_target_: os.system, command: touch canary}}",
     "a partial": "steps:\n- {_target_: functools.partial, _args_: [os.system, touch canary], _partial_: true}",
-    "a nested target": "steps:\n- _target_: squeeze.techniques.rtn.RoundToNearest\n  bits: {_target_: os.system}",
+    "a nested target": f"steps:\n- _target_: {RTN}\n  bits: {{_target_: os.system}}",
     "a YAML tag": "steps: !!python/object/apply:os.system [touch canary]",
     "a YAML name": "steps:\n- !!python/name:os.system",
     "a YAML alias": "x: &a [1]\nsteps: *a",

@@ -19,11 +19,11 @@ from typing import NoReturn
 
 import numpy as np
 
-from squeeze import worker
-from squeeze.errors import Unsupported
-from squeeze.job import MACHINE, Job
-from squeeze.machine import Machine
-from squeeze.samples import Samples
+from squeeze.core.errors import Unsupported
+from squeeze.probes.samples import Samples
+from squeeze.records.roofline import Machine
+from squeeze.runner.jobs import worker
+from squeeze.runner.jobs.job import MACHINE, Job
 
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 TOKENS = 4096

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from squeeze.architecture import block_linears, replace, weight
-from squeeze.calibration import Calibration
+from squeeze.models.architecture import block_linears, replace, weight
 from squeeze.probes.batching import batch_dependent, takes_branches
-from squeeze.techniques.rtn import RoundToNearest
-from squeeze.techniques.torch_dynamic import TorchDynamic
+from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.quantization.rtn import RoundToNearest
+from squeeze.techniques.quantization.torch_dynamic import TorchDynamic
 from tests.tiny import CAUSAL, tiny_model, tiny_subject
 
 NO_DATA = Calibration.empty()

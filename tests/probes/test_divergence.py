@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from squeeze import artifact
-from squeeze.architecture import head
-from squeeze.errors import IntegrityError, SqueezeError
+from squeeze.artifacts import format as artifact
+from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.models.architecture import head
 from squeeze.probes.divergence import FILE_NAME, Divergence, divergence, hidden_writer, stored_head
 from tests.tiny import CAUSAL, tiny_model, tiny_subject
 

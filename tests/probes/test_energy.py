@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from squeeze.figures import energy as figures
 from squeeze.probes import energy
+from squeeze.records.estimates import energy as figures
 
 SPAN = 262_143_328_850
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from squeeze.errors import Unsupported
+from squeeze.core.errors import Unsupported
 from squeeze.probes import latency
 from tests.tiny import CAUSAL, tiny_model, tiny_subject
 

@@ -14,18 +14,18 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from squeeze import artifact, samples
-from squeeze.calibration import Calibration
-from squeeze.errors import IntegrityError, SqueezeError
-from squeeze.probes import quality
+from squeeze.artifacts import format as artifact
+from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.models.subject import Subject
+from squeeze.probes import quality, samples
 from squeeze.probes.divergence import FILE_NAME
 from squeeze.probes.quality import compiled_difference, measure_quality, standard_error
-from squeeze.samples import Samples
-from squeeze.subject import Subject
-from squeeze.tasks import data
-from squeeze.techniques.kivi import KIVI
-from squeeze.techniques.rtn import RoundToNearest
-from squeeze.techniques.torch_dynamic import TorchDynamic
+from squeeze.probes.samples import Samples
+from squeeze.sources import questions as data
+from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.inference.kivi import KIVI
+from squeeze.techniques.quantization.rtn import RoundToNearest
+from squeeze.techniques.quantization.torch_dynamic import TorchDynamic
 from tests.tiny import tiny_subject
 
 PROTOCOL: Mapping[str, Any] = {

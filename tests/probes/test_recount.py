@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from squeeze import architecture, artifact
-from squeeze.calibration import Calibration
+from squeeze.artifacts import format as artifact
+from squeeze.models import architecture
+from squeeze.models.subject import Subject
 from squeeze.probes.recount import Recount, dense, matrices, most_levels, recount
-from squeeze.subject import Subject
-from squeeze.techniques.bitsandbytes import Float4, LLMInt8
-from squeeze.techniques.magnitude import Magnitude
-from squeeze.techniques.rtn import RoundToNearest
+from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.pruning.magnitude import Magnitude
+from squeeze.techniques.quantization.bitsandbytes import Float4, LLMInt8
+from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import ARCHITECTURES, tiny_subject
 
 NO_DATA = Calibration.empty()

@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from squeeze import architecture, artifact
-from squeeze.calibration import Calibration
-from squeeze.errors import IntegrityError
+from squeeze.artifacts import format as artifact
+from squeeze.core.errors import IntegrityError
+from squeeze.models import architecture
+from squeeze.models.subject import Subject
 from squeeze.probes import size
-from squeeze.subject import Subject
-from squeeze.techniques.magnitude import Magnitude
-from squeeze.techniques.rtn import RoundToNearest
+from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.pruning.magnitude import Magnitude
+from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import ARCHITECTURES, tiny_subject
 
 

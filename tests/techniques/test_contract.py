@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from squeeze import artifact
-from squeeze.calibration import Calibration
-from squeeze.cell import Cell
-from squeeze.choices import packaged_conf
-from squeeze.config import cells
-from squeeze.errors import Unsupported
-from squeeze.steps import resolve_step
-from squeeze.subject import Subject
+from squeeze.artifacts import format as artifact
+from squeeze.core import paths
+from squeeze.core.errors import Unsupported
+from squeeze.models.subject import Subject
+from squeeze.request.cell import Cell
+from squeeze.request.expand import cells
+from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.steps import resolve_step
 from tests.tiny import ARCHITECTURES, tiny_subject
 
-NAMES = sorted(path.stem for path in (packaged_conf() / "technique").glob("*.yaml"))
+NAMES = sorted(path.stem for path in (paths.conf() / "technique").glob("*.yaml"))
 DENSE = {"none", "finetune", "kv_cache"}  # the baseline, the control of trained rows, and what compresses no weights
 NEED_A_HEAD = {"finetune", "kv_cache", "qat", "qat_lsq"}  # they look at predicted tokens; an encoder predicts none
 PAIRS = [(name, shape) for name in NAMES for shape in ARCHITECTURES if not (shape == "bert" and name in NEED_A_HEAD)]

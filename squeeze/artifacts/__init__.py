@@ -1,0 +1,1 @@
+"""The compressed model as a folder: built, keyed, saved, loaded, exported."""

@@ -1,0 +1,99 @@
+"""Building an artifact: load the baseline, apply the technique's steps, save. Runs in the limited build process."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from squeeze.artifacts import format as artifact
+from squeeze.artifacts.keys import artifact_key
+from squeeze.core.cache import cache_root
+from squeeze.core.files import write_atomically
+from squeeze.core.process import settle
+from squeeze.models.load import load_baseline
+from squeeze.models.prequantized import Grid, find_grid, flattered
+from squeeze.models.subject import Subject
+from squeeze.probes.memory import measured
+from squeeze.request.cell import Cell
+from squeeze.sources.corpora import calibration_tokens
+from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.statistics_cache import SharedPass
+from squeeze.techniques.steps import resolve_step
+from squeeze.techniques.training_loop import Workplace
+
+INFO = "build.json"
+
+
+def build(cell: Cell, folder: Path) -> None:
+    """Write the cell's artifact to ``folder``, and what is known of its making to ``build.json`` there.
+
+    build.json, which is no part of the artifact's content: content_hash; stages, the seconds of each; seconds_marginal,
+    their sum; seconds, the same as if no earlier build had left its shared pass or a training to go on with; peak_bytes
+    of the process, loading included; grid of the baseline's weights, and whether it flatters this artifact; dtype,
+    parameters and claims.
+    Raises SqueezeError for a step that may not be made, Unsupported when a technique refuses the model, and whatever
+    loading the baseline raises.
+    """
+    techniques = [resolve_step(step) for step in cell.technique["steps"]]
+    device = str(cell.runtime["device"])
+    settle(cell.runtime, int(cell.calibration.get("seed", 0)))
+    shared = SharedPass(cache_root() / "calibration")
+    workplaces = _workplaces(cell)
+    stages: dict[str, float] = {}
+
+    def make() -> Grid | None:
+        with _timed(stages, "load"):
+            subject = load_baseline(cell.model, device)
+        grid = find_grid(subject.model)
+        with _timed(stages, "calibration"):
+            data = calibration(cell.calibration, subject, device, shared)
+        with _timed(stages, "compress"):
+            for technique, workplace in zip(techniques, workplaces, strict=True):
+                subject = technique.apply(subject, replace(data, workplace=workplace))
+        with _timed(stages, "save"):
+            artifact.save(subject, folder)
+        return grid
+
+    grid, usage = measured(make, device)
+    description = artifact.describe(folder)
+    info = {
+        "content_hash": artifact.content_hash(folder),
+        "stages": stages,
+        "seconds_marginal": sum(stages.values()),
+        "seconds": sum(stages.values()) + shared.reused_seconds + sum(each.reused_seconds for each in workplaces),
+        "peak_bytes": usage.cuda.get("cuda_allocated_bytes", usage.peak),
+        "grid": grid and asdict(grid),
+        "grid_flattered": flattered(grid, description["claims"]),
+        **{name: description[name] for name in ("dtype", "parameters", "claims")},
+    }
+    write_atomically(folder / INFO, json.dumps(info, indent=1).encode())
+    for workplace in workplaces:
+        workplace.clear()
+
+
+def calibration(request: Mapping[str, Any], subject: Subject, device: str, shared: SharedPass) -> Calibration:
+    """The windows of text that a cell's calibration names; none when its technique reads no data."""
+    if not request:
+        return Calibration.empty()
+    tokens = calibration_tokens(request, subject.tokenizer)
+    return Calibration(tokens.to(device), int(request["seed"]), shared)
+
+
+def _workplaces(cell: Cell) -> list[Workplace]:
+    """Where each step's training keeps its checkpoints: whoever comes to build the same artifact finds them."""
+    if not cell.calibration:
+        return [Workplace(None) for _ in cell.technique["steps"]]
+    folder = cache_root() / "training" / artifact_key(cell)
+    return [Workplace(folder / str(number)) for number in range(len(cell.technique["steps"]))]
+
+
+@contextmanager
+def _timed(stages: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    stages[name] = time.perf_counter() - start

@@ -1,0 +1,82 @@
+"""What a module of squeeze is made of, read from source files without importing any. Standard library only."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from squeeze.core.paths import PACKAGE
+
+BY_NAME = frozenset({"find_spec", "import_module"})  # called with a literal, they import it or ask whether one could
+
+
+def closure(modules: Iterable[str], package: Path = PACKAGE) -> dict[str, Path]:
+    """Files of the named modules and of all modules of the same package that they import, directly or through others.
+
+    Raises FileNotFoundError for a named module that the package does not have.
+    """
+    files: dict[str, Path] = {}
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module not in files:
+            files[module] = source_file(module, package)
+            inside = (name for name in imported(module, files[module]) if name.partition(".")[0] == package.name)
+            waiting.extend(_module(name, package) for name in inside)
+    return dict(sorted(files.items()))
+
+
+def libraries(files: Mapping[str, Path], package: Path = PACKAGE) -> frozenset[str]:
+    """Top-level packages that the modules themselves import, other than their own and the standard library's."""
+    names = {name.partition(".")[0] for module, file in files.items() for name in imported(module, file)}
+    return frozenset(names - sys.stdlib_module_names - {package.name})
+
+
+def source_file(module: str, package: Path = PACKAGE) -> Path:
+    """The file that holds ``module``.
+
+    Raises FileNotFoundError.
+    """
+    path = package.joinpath(*module.split(".")[1:])
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(f"no module {module} in {package.name}")
+
+
+def imported(module: str, file: Path) -> Iterator[str]:
+    """Dotted names that a file imports, anywhere in it; ``from a import b`` gives ``a.b``."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node, module, is_package=file.name == "__init__.py")
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call):
+            yield from _by_name(node)
+
+
+def _by_name(node: ast.Call) -> Iterator[str]:
+    function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    match node.args:
+        case [ast.Constant(value=str(name)), *_] if function in BY_NAME and not name.startswith("."):
+            yield name
+
+
+def _absolute(node: ast.ImportFrom, module: str, *, is_package: bool) -> str:
+    if not node.level:
+        return node.module or ""
+    parents = module.split(".")
+    kept = parents[: len(parents) - node.level + is_package]
+    return ".".join([*kept, *([node.module] if node.module else [])])
+
+
+def _module(name: str, package: Path) -> str:
+    """The module that a dotted name denotes, or in which it is defined."""
+    try:
+        source_file(name, package)
+    except FileNotFoundError:
+        return name.rpartition(".")[0]
+    return name

@@ -1,0 +1,1 @@
+"""An artifact in the formats that other libraries read."""

@@ -1,0 +1,120 @@
+"""What the formats of packed weights have in common: a transformers checkpoint, with its own tensors for packed layers.
+
+Their words are int32, little-endian, and hold codes as one stream of bits. A row of codes lies so here too, hence
+exporting moves no bit of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from squeeze.artifacts import format as artifact
+from squeeze.core.errors import Unsupported
+from squeeze.layers.packing import pack, unpack
+from squeeze.layers.quantized import QuantizedLinear
+from squeeze.models.subject import Subject
+
+WORD_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a checkpoint's configuration says of a layer. group_size: None for one group an output row."""
+
+    bits: int
+    group_size: int | None
+    symmetric: bool
+
+
+def packed_layers(subject: Subject, kinds: tuple[type[nn.Module], ...]) -> dict[str, QuantizedLinear]:
+    """The packed layers by full name; ``kinds``: of the plain layers that the format can replace.
+
+    Raises Unsupported where a layer is compressed in another way than by codes with whole zero points, or stands in
+    the place of a layer of another kind, and where no layer is packed.
+    """
+    with torch.device("meta"):
+        plain = type(subject.model)(subject.model.config)
+    layers: dict[str, QuantizedLinear] = {}
+    for name, module in subject.model.named_modules():
+        if not artifact.is_compressed(module):
+            continue
+        if not isinstance(module, QuantizedLinear):
+            raise Unsupported(f"{name}: a {type(module).__name__} holds no packed codes; export rtn, gptq or awq")
+        if module.real_zeros:
+            raise Unsupported(f"{name}: its zero points lie between codes, where no format has any; export rtn or gptq")
+        if not isinstance(plain.get_submodule(name), kinds):
+            found, expected = type(plain.get_submodule(name)).__name__, " or ".join(kind.__name__ for kind in kinds)
+            raise Unsupported(f"{name}: the format replaces {expected} only, and this is one of {found}")
+        layers[name] = module
+    if not layers:
+        raise Unsupported("no layer is packed; export an artifact of rtn, gptq or awq")
+    return layers
+
+
+def grids(layers: Mapping[str, QuantizedLinear]) -> dict[Grid, list[str]]:
+    """The kinds of grid that there are, and the names of their layers.
+
+    A row that is just one group long is of the kind of the other layers' groups, where they have that size.
+    """
+    within_rows = {layer.group_size for layer in layers.values() if layer.group_size < layer.in_features}
+    found: dict[Grid, list[str]] = {}
+    for name, layer in layers.items():
+        whole_row = layer.group_size == layer.in_features and layer.group_size not in within_rows
+        grid = Grid(layer.bits, None if whole_row else layer.group_size, layer.symmetric)
+        found.setdefault(grid, []).append(name)
+    return found
+
+
+def code_words(layer: QuantizedLinear) -> torch.Tensor:
+    """(out_features, words) int32: each row's codes; its last word is filled up with zeros."""
+    assert layer.codes is not None
+    return words(layer.codes)
+
+
+def zero_points(layer: QuantizedLinear) -> torch.Tensor:
+    """(out_features, groups) uint8, those of a symmetric grid too."""
+    assert layer.scales is not None
+    if layer.zeros is None:
+        return torch.full(layer.scales.shape, 2 ** (layer.bits - 1), dtype=torch.uint8)
+    return unpack(layer.zeros, layer.bits, layer.scales.shape[1])
+
+
+def column_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes packed along the output dimension: (out_features, groups) uint8 -> (groups, words) int32."""
+    return words(pack(codes.T.contiguous(), bits))
+
+
+def words(stream: torch.Tensor) -> torch.Tensor:
+    """(rows, bytes) uint8 -> (rows, words) int32, the last one filled up with zeros."""
+    return F.pad(stream, (0, -stream.shape[1] % WORD_BYTES)).contiguous().view(torch.int32)
+
+
+def write(
+    subject: Subject, parts: Mapping[str, Mapping[str, torch.Tensor]], quantization_config: dict[str, Any], folder: Path
+) -> None:
+    """Write a folder for ``from_pretrained``: the model's tensors, for the layers named in ``parts`` those given."""
+    own = tuple(f"{name}." for name in parts)
+    tensors = {name: tensor for name, tensor in _stored(subject.model).items() if not name.startswith(own)}
+    for name, given in parts.items():
+        tensors |= {f"{name}.{part}": tensor.contiguous() for part, tensor in given.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / artifact.WEIGHTS, metadata={"format": "pt"})
+    config: dict[str, Any] = subject.model.config.to_dict()  # type: ignore[union-attr,operator]
+    config["quantization_config"] = quantization_config
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    subject.tokenizer.save_pretrained(folder)
+
+
+def _stored(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict, of tensors that share their memory the first."""
+    first = {tensor.data_ptr(): name for name, tensor in reversed(model.state_dict().items())}
+    return {name: tensor for name, tensor in model.state_dict().items() if first[tensor.data_ptr()] == name}

@@ -1,0 +1,235 @@
+"""Artifact: a folder that really is what it claims to be. Subject -> safetensors and JSON, and back.
+
+    model.safetensors   every stored tensor, packed as the layers hold it; tied tensors once
+    artifact.json       format, architecture, dtype, parameter count, compressed layers, claims
+    config.json         the transformers configuration;  tokenizer files beside it
+
+Where a library has a serialised format of its own (``claims["loader"] = "transformers"``: bitsandbytes, ...) the
+weights lie as that library writes them, and the library reads them. Layers may keep a library's format too (torchao):
+what its reader wants in the file's header comes from the layer's ``header(model)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, initialization
+
+from squeeze.core.errors import IntegrityError
+from squeeze.models import architecture
+from squeeze.models.subject import Subject
+
+FORMAT = 1
+DESCRIPTION = "artifact.json"
+WEIGHTS = "model.safetensors"
+UNHASHED = frozenset({"build.json"})  # timings: two equal builds differ there
+LAYER_HOME = ("squeeze.layers.", "squeeze.techniques.")
+
+
+def save(subject: Subject, folder: Path) -> None:
+    """Write a subject to ``folder`` (made if absent); what is on disk is the honest size."""
+    folder.mkdir(parents=True, exist_ok=True)
+    loader = subject.claims.get("loader", "squeeze")
+    tied: dict[str, str] = {}
+    if loader == "transformers":
+        subject.model.save_pretrained(folder)  # type: ignore[operator]
+    else:
+        tensors, tied = _distinct_tensors(subject.model)
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", **_library_header(subject.model)})
+        _sort_header(folder / WEIGHTS)
+        subject.model.config.save_pretrained(folder)  # type: ignore[union-attr,operator]
+    subject.tokenizer.save_pretrained(folder)
+    description = {
+        "format": FORMAT,
+        "loader": loader,
+        "architecture": type(subject.model).__name__,
+        "dtype": str(subject.model.dtype).removeprefix("torch."),
+        "parameters": subject.claims.get("parameters", count_parameters(subject.model)),
+        "layers": layer_specs(subject.model),
+        "shared": shared_layers(subject.model),
+        "tied": tied,
+        "claims": {key: value for key, value in subject.claims.items() if key not in {"loader", "parameters"}},
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
+
+
+def load(folder: Path, device: str = "cpu", *, prepare: bool = True) -> Subject:
+    """The subject that ``save`` wrote, ready to run; with ``prepare=False``, as stored (for inspection).
+
+    Weights are copied out of the file, so that memory figures of all formats compare.
+    Raises IntegrityError for a folder that is no artifact, or is truncated.
+    """
+    description = describe(folder)
+    try:
+        model = _library_model(folder, description) if description["loader"] == "transformers" else None
+        model = model or _own_model(folder, description)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (SafetensorError, KeyError, OSError, ValueError) as error:
+        raise IntegrityError(f"{folder.name}: not a readable artifact ({error}); delete it and build again") from error
+    model.to(device).eval().requires_grad_(False)
+    if prepare:
+        prepare_layers(model)
+    claims = {**description["claims"], "loader": description["loader"], "parameters": description["parameters"]}
+    return Subject(model, tokenizer, claims)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What ``artifact.json`` says.
+
+    Raises IntegrityError where it is absent, torn, or of another format.
+    """
+    try:
+        description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{folder.name}: no readable {DESCRIPTION} ({error})") from error
+    if description.get("format") != FORMAT:
+        raise IntegrityError(f"{folder.name}: artifact format {description.get('format')!r}, expected {FORMAT}")
+    return description
+
+
+def content_hash(folder: Path) -> str:
+    """sha256 over names and bytes of all files that make the artifact; timings are not among them."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in UNHASHED):
+        with path.open("rb") as file:
+            total.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def prepare_layers(model: nn.Module) -> None:
+    """Let every compressed layer lay its weights out for the kernel that runs here."""
+    for module in model.modules():
+        if is_compressed(module) and (prepare := getattr(module, "prepare", None)):
+            prepare()
+
+
+def is_compressed(module: nn.Module) -> bool:
+    """Whether a layer is one of ours, which stores its weights in fewer bytes than a dense layer."""
+    return type(module).__module__.startswith(LAYER_HOME) and hasattr(module, "spec")
+
+
+def layer_specs(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Full layer name -> class and constructor arguments, for each compressed layer."""
+    return {
+        name: {"_target_": f"{type(module).__module__}.{type(module).__qualname__}", **module.spec()}
+        for name, module in model.named_modules()
+        if is_compressed(module)
+    }
+
+
+def shared_layers(model: nn.Module) -> dict[str, str]:
+    """Full names under which a compressed layer is there once more -> the name that ``layer_specs`` has for it."""
+    first = {id(module): name for name, module in model.named_modules()}
+    return {
+        name: first[id(module)]
+        for name, module in model.named_modules(remove_duplicate=False)
+        if is_compressed(module) and first[id(module)] != name
+    }
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Logical parameters: tied ones once, a compressed layer as many as the dense one it stands for."""
+    compressed = [module for module in model.modules() if is_compressed(module)]
+    inside = {id(item) for module in compressed for item in module.parameters()}
+    dense = sum(item.numel() for item in model.parameters() if id(item) not in inside)
+    biases = sum(0 if (bias := architecture.bias(module)) is None else bias.numel() for module in compressed)
+    return dense + biases + sum(int(getattr(module, "weight_numel")) for module in compressed)  # noqa: B009 - any layer
+
+
+def _distinct_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The state dict without its aliases, and the aliases: name -> the name under which the tensor is stored."""
+    first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in model.state_dict().items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and place in first:
+            tied[name] = first[place]
+        else:
+            first[place] = name
+            tensors[name] = tensor.detach().cpu().contiguous()
+    return tensors, tied
+
+
+def _library_header(model: nn.Module) -> dict[str, str]:
+    """Entries of the weight file's header by which a library knows the layers that are stored in its format."""
+    kinds = {type(module) for module in model.modules() if is_compressed(module)}
+    describers = [describe for kind in kinds if (describe := getattr(kind, "header", None))]
+    return {name: entry for describe in describers for name, entry in describe(model).items()}
+
+
+def _sort_header(path: Path) -> None:
+    """Put the entries of a weight file's header in order: safetensors writes them in one that changes by the process.
+
+    The header is as long as before: a little-endian length of 8 bytes, then JSON.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(content.ljust(length))
+
+
+def _own_model(folder: Path, description: dict[str, Any]) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    # Parameters are made without touching their pages; the stored tensors take their place.
+    with initialization.no_init_weights():
+        model = _model_class(description["architecture"])._from_config(
+            config, dtype=getattr(torch, description["dtype"]), attn_implementation="sdpa"
+        )
+    for name, spec in description["layers"].items():
+        arguments = {key: value for key, value in spec.items() if key != "_target_"}
+        architecture.replace(model, name, _layer_class(spec["_target_"])(**arguments))
+    for name, source in description.get("shared", {}).items():
+        architecture.replace(model, name, model.get_submodule(source))
+    state = _read(folder / WEIGHTS)
+    for alias, name in description["tied"].items():
+        state[alias] = state[name]
+    try:
+        model.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        first_line = " ".join(str(error).split())[:300]
+        raise IntegrityError(f"{folder.name}: {WEIGHTS} does not fit {DESCRIPTION} ({first_line})") from error
+    model.tie_weights()
+    return model
+
+
+def _library_model(folder: Path, description: dict[str, Any]) -> PreTrainedModel:
+    return _model_class(description["architecture"]).from_pretrained(
+        folder, dtype=getattr(torch, description["dtype"]), local_files_only=True, use_safetensors=True
+    )
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
+
+
+def _model_class(name: str) -> type[PreTrainedModel]:
+    found = getattr(transformers, name, None)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise IntegrityError(f"{DESCRIPTION} names the architecture {name!r}, which transformers does not have")
+    return found
+
+
+def _layer_class(path: str) -> type[nn.Module]:
+    """The layer class at ``path``: only one that a module below squeeze.techniques itself defines."""
+    module_name, _, name = path.rpartition(".")
+    if not module_name.startswith(LAYER_HOME):
+        raise IntegrityError(f"{DESCRIPTION} names the layer {path!r}; only layers of {LAYER_HOME[0]}* are loaded")
+    found = getattr(importlib.import_module(module_name), name, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module_name):
+        raise IntegrityError(f"{DESCRIPTION} names the layer {path!r}, which {module_name} does not define")
+    return found

@@ -1,0 +1,150 @@
+"""``squeeze compare A B``: one pair of rows in words and figures, from their raw samples.
+
+Speed is compared round by round, each candidate relative to the baseline process of its own round: where both shared
+that process it cancels, where they did not it stands in for the conditions of the moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from squeeze.boards.table import NO_DIFFERENCE, NO_VERDICT, UNSTEADY, VERDICTS
+from squeeze.core.errors import SqueezeError
+from squeeze.records.estimates import changes
+from squeeze.records.record import Estimate, Record, Status
+from squeeze.records.rows import Side, find, unlike_environments
+from squeeze.records.statistics import ALPHA, mcnemar, ratio, retained_accuracy
+from squeeze.records.store import RecordStore
+
+TIMINGS = {"ttft_s": "first token", "token_s": "decoding"}
+
+
+def explain(results: Path, a: str, b: str, allow_mixed: bool = False) -> None:
+    """Print how row ``a`` differs from row ``b``; each is a label, or the beginning of a key or an attempt.
+
+    ``allow_mixed``: show rows of unlike machines or protocols apart, without a ratio between them.
+
+    Raises SqueezeError when a row is not there, failed or is ambiguous, or when the two are unlike (the fields are
+    named) and ``allow_mixed`` is false; IntegrityError when a samples file is missing or not the one recorded.
+    """
+    store = RecordStore(results)
+    found = find(store, {a, b})
+    first, second = (_measured(store, name, found[name]) for name in (a, b))
+    unlike = list(_unlike(first, second))
+    if unlike and not allow_mixed:
+        raise SqueezeError(
+            f"{a} and {b} were not measured alike: {'; '.join(unlike)}. Measure both under one set of conditions, or "
+            "use --allow-mixed to see them apart"
+        )
+    if unlike:
+        print(f"Not measured alike, so shown apart: {'; '.join(unlike)}.")
+        for side in (first, second):
+            print("\n".join([_heading(side), *_alone(side)]))
+        return
+    print(f"{_heading(first)}\nagainst {_heading(second)}")
+    print("\n".join([*_speed(first, second), *_perplexity(first, second), *_answers(first, second)]))
+    print("Intervals and p-values are of this pair alone; `squeeze board` corrects its verdicts for all rows.")
+
+
+def _measured(store: RecordStore, name: str, record: Record) -> Side:
+    if record.status != Status.OK:
+        raise SqueezeError(f"{name!r} has no figures: {record.status}: {record.reason}")
+    return Side.of(store, record)
+
+
+def _unlike(first: Side, second: Side) -> Iterator[str]:
+    """The conditions in which two rows differ, with both values."""
+    one, other = first.cell, second.cell
+    for name in ("model", "common_protocol", "runtime"):
+        parts = (_conditions(getattr(cell, name)) for cell in (one, other))
+        yield from _differing(name.removeprefix("common_"), *parts)
+    yield from unlike_environments(first.record, second.record)
+
+
+def _conditions(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A part of a cell without what two rows may differ in: names, and the dtype that a model is held in."""
+    return {name: value for name, value in part.items() if name not in ("name", "dtype")}
+
+
+def _differing(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
+    for key in sorted(one.keys() | other.keys()):
+        if one.get(key) != other.get(key):
+            yield f"{name}.{key} ({one.get(key)} and {other.get(key)})"
+
+
+def _heading(side: Side) -> str:
+    return f"{side.cell.label} (attempt {side.record.attempt[:12]}, protocol {side.cell.protocol['name']})"
+
+
+def _alone(side: Side) -> Iterator[str]:
+    """The row's own figures, against its own baseline."""
+    for name in ("decode_speedup", "ttft_speedup", "perplexity", "perplexity_delta"):
+        if (estimate := side.record.estimates.get(name)) is not None:
+            yield f"  {name}: {estimate.value:.4g}{_interval(estimate)}"
+
+
+def _speed(first: Side, second: Side) -> Iterator[str]:
+    baselines = [side.record.realised.get("speed_baseline", side.cell.model["dtype"]) for side in (first, second)]
+    if baselines[0] != baselines[1]:
+        yield f"  speed: not comparable, the baselines are unlike ({baselines[0]} and {baselines[1]})"
+        return
+    for name in sorted(name for name in first.arrays.keys() & second.arrays.keys() if name.startswith(tuple(TIMINGS))):
+        what = f"{TIMINGS[name.rpartition('_b')[0]]} at batch {name.rpartition('_b')[2]}"
+        estimate = ratio(_relative_rates(first, name), _relative_rates(second, name))
+        unsteady = UNSTEADY in (*first.record.flags, *second.record.flags)
+        verdict = f"{NO_VERDICT}, unsteady" if unsteady else _verdict(estimate, "decode_speedup")
+        yield f"  {what}: {estimate.value:.3f} times as fast{_interval(estimate)}, {estimate.n} rounds: {verdict}"
+
+
+def _relative_rates(side: Side, name: str) -> list[float]:
+    """For each round, the rate of the row's process over that of its baseline's process; a baseline's own are 1."""
+    own = np.median(side.arrays[name], axis=1)
+    baseline = side.arrays.get(f"baseline_{name}")
+    return [1.0] * len(own) if baseline is None else list(np.median(baseline, axis=1) / own)
+
+
+def _perplexity(first: Side, second: Side) -> Iterator[str]:
+    if not {"token_nll"} <= first.arrays.keys() & second.arrays.keys():
+        return
+    one, other = (side.arrays["token_nll"].astype(np.float64) for side in (first, second))
+    estimate = changes({"token_nll": one}, {"token_nll": other}, first.cell.protocol["seed"])["perplexity_delta"]
+    values = [float(np.exp(losses.mean())) for losses in (one, other)]
+    yield (
+        f"  perplexity: {values[0]:.4g} against {values[1]:.4g}, {estimate.value:+.3g}{_interval(estimate, '+')} or "
+        f"{estimate.value / values[1]:+.1%}, {estimate.n} blocks of tokens: {_verdict(estimate, 'perplexity_delta')}"
+    )
+
+
+def _answers(first: Side, second: Side) -> Iterator[str]:
+    endings = {name for name in first.arrays.keys() & second.arrays.keys() if name.endswith("_correct")}
+    for name in sorted(name for name in endings if not name.startswith("baseline_")):
+        one, other = first.arrays[name].astype(bool), second.arrays[name].astype(bool)
+        flips = mcnemar(one, other)
+        bound = retained_accuracy(one, other)
+        kept = "" if bound is None else f"; keeps at least {bound:.1%} of the accuracy (one-sided 95 %)"
+        verdict = "different" if flips["p_value"] <= ALPHA else NO_DIFFERENCE
+        yield (
+            f"  {name.removesuffix('_correct')}: {one.mean():.1%} against {other.mean():.1%} of {one.size} items; "
+            f"{flips['wrong_to_right']} answers won, {flips['right_to_wrong']} lost, "
+            f"McNemar p = {flips['p_value']:.2g}: {verdict}{kept}"
+        )
+
+
+def _verdict(estimate: Estimate, name: str) -> str:
+    below, neutral, above = VERDICTS[name]
+    if estimate.p_value is None:
+        return f"{NO_VERDICT}, too few samples"
+    if estimate.p_value > ALPHA:
+        return NO_DIFFERENCE
+    return above if estimate.value > neutral else below
+
+
+def _interval(estimate: Estimate, sign: str = "") -> str:
+    if estimate.low is None or estimate.high is None:
+        return ""
+    p_value = "" if estimate.p_value is None else f", p = {estimate.p_value:.2g}"
+    return f" (95 % interval {estimate.low:{sign}.3g} to {estimate.high:{sign}.3g}{p_value})"

@@ -1,0 +1,94 @@
+"""The published tables: leaderboard.csv, one CSV per family, leaderboard.md and pareto.png.
+
+The same records give the same CSV bytes in any clone: rows are in reading order, floats have six significant digits.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from squeeze.boards import plots, summary
+from squeeze.boards.table import read
+from squeeze.core.errors import SqueezeError
+from squeeze.core.files import write_atomically
+
+FORMULA = r"\s*[=+\-@]|\t"  # what makes a spreadsheet evaluate the text that follows
+LINE_BREAKS = r"[\r\n]+"
+EXCERPT_ROWS = 50
+EXCERPT_BOARDS = 10
+
+
+def collate(results: Path, out: Path) -> None:
+    """Write the leaderboards of ``results``/records into ``out``.
+
+    Files that are no records are named on stderr and left alone. Raises SqueezeError when there is no record, or
+    ``out`` cannot be written to.
+    """
+    frame = read(results)
+    try:
+        for name, content in texts(frame).items():
+            write_atomically(out / name, content)
+        write_atomically(out / "pareto.png", plots.pareto(frame))
+    except OSError as error:
+        raise SqueezeError(f"cannot write leaderboards to {out} ({error.strerror}); name another folder") from error
+
+
+def texts(frame: pd.DataFrame) -> dict[str, bytes]:
+    """What is published of a table as text, by file name: all its rows, those of each family, and an excerpt."""
+    header, *rows = csv(frame).splitlines(keepends=True)
+    families = {
+        f"leaderboard_{_file_name(str(family))}.csv": b"".join([header, *(rows[position] for position in positions)])
+        for family, positions in frame.groupby("family").indices.items()
+    }
+    return {"leaderboard.csv": b"".join([header, *rows]), **families, "leaderboard.md": markdown(frame).encode()}
+
+
+def csv(frame: pd.DataFrame) -> bytes:
+    """The table as UTF-8 CSV, a line for each row.
+
+    Text that a spreadsheet would take for a formula is preceded by an apostrophe; line breaks become spaces.
+    """
+    exact = {name: _harmless(frame[name]) for name in frame.columns if not pd.api.types.is_float_dtype(frame[name])}
+    return frame.assign(**exact).to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A readable excerpt: the first rows of each board, then what failed and why."""
+    boards = summary.boards(frame)
+    parts = ["# Leaderboard", summary.LEGEND, *map(_board, boards[:EXCERPT_BOARDS])]
+    if (left_out := len(boards) - EXCERPT_BOARDS) > 0:
+        parts.append(f"{left_out} more boards are in leaderboard.csv.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _board(board: pd.DataFrame) -> str:
+    ok, failed = summary.parted(board)
+    alignment = [":--" if heading in summary.LEFT else "--:" for heading in summary.HEADINGS]
+    rows = [[_plain(cell) for cell in summary.cells(row)] for _, row in ok.head(EXCERPT_ROWS).iterrows()]
+    lines = [f"| {' | '.join(cells)} |" for cells in (summary.HEADINGS, alignment, *rows)]
+    reasons = [f"- {_plain(summary.failure(row))}" for _, row in failed.head(EXCERPT_ROWS).iterrows()]
+    controls = [f"- {_plain(text)}" for text in summary.controls(board.head(EXCERPT_ROWS))]
+    parts = [f"## {_plain(summary.title(board))}", *map("\n".join, (lines, controls, reasons))]
+    if (left_out := len(board) - len(rows) - len(reasons)) > 0:
+        parts.append(f"{left_out} more rows are in leaderboard.csv.")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is: a record's words are not markup."""
+    return re.sub(r"([\\`*_<>|\[\]])", r"\\\1", text)
+
+
+def _harmless(column: pd.Series) -> pd.Series:
+    words = column.astype("string").str.replace(LINE_BREAKS, " ", regex=True)
+    if pd.api.types.is_numeric_dtype(column):
+        return words
+    return words.mask(words.str.match(FORMULA), "'" + words)
+
+
+def _file_name(family: str) -> str:
+    """A record's family is foreign text: no separator, no dot."""
+    return re.sub(r"[^A-Za-z0-9-]", "_", family)

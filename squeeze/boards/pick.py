@@ -1,0 +1,133 @@
+"""``squeeze pick``: the rows that keep given bounds, best first; such as the best under 80 MB and 20 ms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from squeeze.boards import summary
+from squeeze.boards.table import table
+from squeeze.boards.terminal import console
+from squeeze.core.errors import SqueezeError
+from squeeze.core.suggest import hint
+from squeeze.records.record import Record, Status
+from squeeze.records.statistics import ranks
+from squeeze.records.store import RecordStore
+
+AMOUNT = re.compile(r"([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)([kMG]?)B?")
+UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+# Columns of which more is better; of all others, less is.
+MORE = re.compile(r"(acc_.*|top1_agreement|decode_tokens_per_s|\w+_speedup|compression_ratio|mbu|mfu|sparsity)(_b\d+)?")
+TESTED = "perplexity"  # its differences are tested, paired by block of tokens
+NORMAL = 1.96  # standard errors of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A column and the most (or, with ``least``, the least) that a row may have of it."""
+
+    column: str
+    value: float
+    least: bool
+
+    @classmethod
+    def of(cls, text: str, least: bool) -> Bound:
+        """The bound that a text such as ``bytes=80M`` names. Raises SqueezeError when it names none."""
+        column, _, amount = text.partition("=")
+        if (found := AMOUNT.fullmatch(amount.strip())) is None:
+            raise SqueezeError(f"{text!r} is no bound; expected COLUMN=NUMBER such as bytes=80M (k, M or G)")
+        return cls(column.strip(), float(found[1]) * UNITS[found[2]], least)
+
+    def kept(self, frame: pd.DataFrame) -> pd.Series:
+        """Which rows of a table keep it; one without a value does not."""
+        values = numbers(frame, self.column)
+        return values.ge(self.value) if self.least else values.le(self.value)
+
+    def __str__(self) -> str:
+        return f"{self.column} {'>=' if self.least else '<='} {self.value:,.6g}"
+
+
+def show(results: Path, most: Sequence[str], least: Sequence[str], by: str) -> int:
+    """Print the ok rows that keep all bounds, each board's best in column ``by`` first; returns 0, or 1 for none.
+
+    most, least: such as ``bytes=80M``. A row is said to tie where no difference to the board's best is shown.
+    Raises SqueezeError for a bound that is none, a column that is not there or holds no numbers, and without records.
+    """
+    bounds = [*(Bound.of(text, least=False) for text in most), *(Bound.of(text, least=True) for text in least)]
+    records = {record.attempt: record for record in RecordStore(results).records()}
+    frame = table(records.values())
+    if frame.empty:
+        raise SqueezeError(f"no record in {results}: expected records/*.json there; `squeeze run` makes them")
+    frame = frame[frame["status"] == Status.OK].assign(**{by: numbers(frame, by)}).dropna(subset=by)
+    kept = {bound: bound.kept(frame) for bound in bounds}
+    out = console()
+    picked = frame[np.logical_and.reduce([*kept.values(), frame[by].notna()])]
+    if picked.empty:
+        out.print(f"no row of {len(frame)} keeps all bounds")
+        for bound, keeps in kept.items():
+            out.print(Text(f"  {bound}: {keeps.sum()} do"))
+        return 1
+    columns = list(dict.fromkeys([by, *(bound.column for bound in bounds)]))
+    for board in summary.boards(picked):
+        out.print(_table(best_first(board, by), columns, records))
+    if picked["flags"].any():
+        out.print(Text("* see the flags in leaderboard.csv", style="dim"))
+    return 0
+
+
+def numbers(frame: pd.DataFrame, column: str) -> pd.Series:
+    """A column as floats. Raises SqueezeError when the table has none of that name, or it holds no numbers."""
+    if column not in frame.columns:
+        raise SqueezeError(f"no column {column!r}; {hint(column, frame.columns)}")
+    values = pd.to_numeric(frame[column], errors="coerce").astype(float)
+    if values.isna().all():
+        raise SqueezeError(f"column {column!r} holds no numbers in these records")
+    return values
+
+
+def best_first(board: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The rows in order of a column: upwards or downwards, as its kind of figure is the better for."""
+    return board.sort_values(by, ascending=MORE.fullmatch(by) is None, kind="stable", ignore_index=True)
+
+
+def ties(board: pd.DataFrame, by: str, records: Mapping[str, Record]) -> npt.NDArray[np.bool_]:
+    """Which rows (rows,) are not shown to be worse than the first.
+
+    In perplexity: the paired t-test over blocks of tokens, corrected (Holm) for all pairs of these rows. In other
+    columns: where their intervals or spreads meet, and those without one are equal.
+    """
+    losses = [records[attempt].block_nll for attempt in board["attempt"]]
+    if by == TESTED and len({len(each) for each in losses}) == 1 and losses[0]:
+        return np.asarray(ranks(np.array(losses)) == 1)
+    value = board[by].to_numpy()
+    error = NORMAL * board.get(f"{by}_stderr", pd.Series(0.0, board.index)).fillna(0.0).to_numpy(dtype=float)
+    low, high = (
+        board[name].fillna(board[by]).to_numpy(dtype=float) if name in board else value + distance
+        for name, distance in ((f"{by}_low", -error), (f"{by}_high", error))
+    )
+    return np.asarray((low <= high[0]) & (high >= low[0]))
+
+
+def _table(board: pd.DataFrame, columns: Sequence[str], records: Mapping[str, Record]) -> Table:
+    tied = ties(board, columns[0], records)
+    made = Table(title=Text(summary.title(board)), title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("row", *columns, ""):
+        made.add_column(Text(heading), justify="left" if heading in ("row", "") else "right", overflow="fold")
+    for number, row in board.iterrows():
+        name = summary.short_label(row) + (" *" if row["flags"] else "")
+        remark = "best" if number == 0 else "tie: no difference shown" if tied[int(str(number))] else ""
+        made.add_row(Text(name), *(_figure(row[column]) for column in columns), remark)
+    return made
+
+
+def _figure(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:,.4g}"

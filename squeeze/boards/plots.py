@@ -1,0 +1,197 @@
+"""pareto.png: size against quality and speed against quality, one row of panels for each board."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from adjustText import adjust_text
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from matplotlib.ticker import LogLocator, NullLocator
+
+from squeeze.boards import summary
+from squeeze.boards.pareto import front
+from squeeze.records.record import Status
+
+# Okabe & Ito's colours, told apart by colour-blind readers, too.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vPX*<>ph"
+MOST_BOARDS = 3
+MOST_ROWS = 60  # of a board, the best and those on its fronts; more would be a cloud
+MOST_NAMES = 20
+HEADROOM = 5.0  # perplexities above this multiple of the best are drawn on the upper edge
+HALO = withStroke(linewidth=2.5, foreground="white")  # keeps names readable on lines
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What lies on the x axis: ``column`` in units of ``unit``, and the boolean that says whether it is real."""
+
+    column: str
+    unit: float
+    label: str
+    better: int  # -1: smaller is better, 1: larger
+    real: str
+
+
+PANELS = (
+    Panel("bytes", 1e6, "size on disk, MB", -1, "bytes_real"),
+    Panel("decode_tokens_per_s", 1.0, "decoding, tokens/s at batch 1", 1, "compute_real"),
+)
+
+
+def pareto(frame: pd.DataFrame) -> bytes:
+    """The figure of a table (see `squeeze.boards.table`) as PNG."""
+    image = io.BytesIO()
+    draw(frame).savefig(image, format="png", metadata={"Software": None})
+    return image.getvalue()
+
+
+@matplotlib.rc_context(STYLE)
+def draw(frame: pd.DataFrame) -> Figure:
+    """The boards with most rows, at most three. Rows that failed are counted, not drawn."""
+    boards = sorted(summary.boards(frame), key=len, reverse=True)
+    families = sorted(frame["family"].unique(), key=lambda family: (family != "baseline", family))
+    shown = boards[:MOST_BOARDS]
+    figure = Figure(figsize=(12, 5 * len(shown) + 0.8), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    named = []
+    for board, row in zip(shown, figure.subplots(len(shown), len(PANELS), squeeze=False), strict=True):
+        row[0].set_title(_plain(summary.title(board)), loc="left", fontsize=10, fontweight="bold")
+        named += [(axes, _draw(axes, panel, board, families)) for panel, axes in zip(PANELS, row, strict=True)]
+    figure.legend(handles=_legend(families), loc="outside upper left", ncols=len(families) + 3, frameon=False)
+    figure.supxlabel(_caption(shown, len(boards) - len(shown)), fontsize=8, color="#444444")
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # names are moved apart in pixels: the layout stays as it is now
+    for axes, names in named:
+        _move_apart(axes, names)
+    return figure
+
+
+def _draw(axes: Axes, panel: Panel, board: pd.DataFrame, families: Sequence[str]) -> list[Text]:
+    """Draw one panel; returns the names in it."""
+    axes.set_xlabel(f"{panel.label} ({'more' if panel.better > 0 else 'less'} is better)")
+    axes.set_ylabel("perplexity (less is better)")
+    rows = _placed(panel, board)
+    if rows.empty:
+        axes.text(0.5, 0.5, "no row has both figures", transform=axes.transAxes, ha="center")
+        return []
+    steps = rows[rows["front"]].sort_values("x")
+    axes.step(steps["x"], steps["y"], where="post" if panel.better < 0 else "pre", color="#999999", lw=1, zorder=1)
+    for _, row in rows.iterrows():
+        _point(axes, panel, row, families)
+    if rows["y"].max() > 3 * rows["y"].min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.15, y=0.12)
+    look = {"fontsize": 8, "zorder": 1.5, "path_effects": [HALO]}
+    by_need = rows.sort_values(["front", "beyond"], ascending=False, kind="stable")  # only its name says how far beyond
+    named = by_need.drop_duplicates(["label", "x", "y"]).head(MOST_NAMES)
+    return [axes.text(row["x"], row["y"], _name(row), look) for _, row in named.iterrows()]
+
+
+def _placed(panel: Panel, board: pd.DataFrame) -> pd.DataFrame:
+    """The rows to draw, those on the front first, with their place (x, y) and whether they are ``beyond`` the edge."""
+    rows = board[(board["status"] == Status.OK) & board["perplexity"].notna() & board[panel.column].notna()]
+    ceiling = rows["perplexity"].min() * HEADROOM
+    rows = rows.assign(
+        x=rows[panel.column].astype(float) / panel.unit,
+        y=rows["perplexity"].clip(upper=ceiling),
+        beyond=rows["perplexity"] > ceiling,
+    )
+    rows["front"] = front(-panel.better * rows["x"], rows["perplexity"]) & ~rows["beyond"]
+    return rows.sort_values("front", ascending=False, kind="stable").head(MOST_ROWS)
+
+
+def _point(axes: Axes, panel: Panel, row: pd.Series, families: Sequence[str]) -> None:
+    colour, marker = _look(families, row["family"])
+    filled = row["family"] == "baseline" or row[panel.real] is True
+    if not row["beyond"]:
+        above = _bar(row["perplexity"], row, "perplexity_delta", relative=False)
+        aside = _bar(row["x"], row, "decode_speedup", relative=True) if panel.column == "decode_tokens_per_s" else None
+        axes.errorbar(row["x"], row["y"], yerr=above, xerr=aside, color=colour, lw=1, capsize=2, zorder=2)
+    axes.plot(row["x"], row["y"], marker, color=colour, mfc=colour if filled else "white", ms=7, mew=1.4, zorder=3)
+
+
+def _bar(value: float, row: pd.Series, name: str, *, relative: bool) -> list[list[float]] | None:
+    """The paired interval of a change against the baseline, carried over to the value itself: [[below], [above]]."""
+    change, low, high = (row[column] for column in (name, f"{name}_low", f"{name}_high"))
+    if pd.isna(low):
+        return None
+    scale = value / change if relative else 1.0
+    return [[max((change - low) * scale, 0.0)], [max((high - change) * scale, 0.0)]]
+
+
+def _name(row: pd.Series) -> str:
+    label, perplexity = _plain(summary.short_label(row)), row["perplexity"]
+    if not row["beyond"]:
+        return label
+    return f"{label} ↑ " + (f"{perplexity:.3g}" if perplexity < 1000 else f"{perplexity:.0e}".replace("e+0", "e"))
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib takes for no formula."""
+    return summary.line(text).replace("$", r"\$")
+
+
+def _move_apart(axes: Axes, names: list[Text]) -> None:
+    if not names:
+        return
+    markers = [line for line in axes.lines if line.get_marker() not in ("None", "|", "_")]
+    adjust_text(
+        names,
+        ax=axes,
+        objects=markers,
+        expand=(1.2, 1.8),
+        iter_lim=200,  # not a time limit: the same records give the same picture
+        prevent_crossings=False,  # takes minutes for 20 names
+        arrowprops={"arrowstyle": "-", "color": "#888888", "lw": 0.6},
+    )
+
+
+def _look(families: Sequence[str], family: str) -> tuple[str, str]:
+    index = families.index(family)
+    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+
+
+def _legend(families: Sequence[str]) -> list[Line2D]:
+    looks = [(family, *_look(families, family)) for family in families]
+    known = [
+        Line2D([], [], color=colour, marker=marker, ls="", label=_plain(family)) for family, colour, marker in looks
+    ]
+    hollow = Line2D([], [], color="#666666", marker="o", mfc="white", ls="", label="hollow: not realised")
+    return [*known, hollow, Line2D([], [], color="#999999", lw=1, label="Pareto front")]
+
+
+def _caption(shown: Sequence[pd.DataFrame], boards_left_out: int) -> str:
+    failed = sum(int((board["status"] != Status.OK).sum()) for board in shown)
+    parts = [
+        "Bars: 95 % intervals of the change against the baseline.",
+        "Hollow: left, not small on disk in fact; right, no low-bit arithmetic.",
+        f"↑ beyond {HEADROOM:g} times the best perplexity, drawn on the edge.",
+        f"Failed and not drawn: {failed}.",
+    ]
+    if any(len(board) > MOST_ROWS for board in shown):
+        parts.append(f"Of each board, the best {MOST_ROWS} rows.")
+    if boards_left_out:
+        parts.append(f"Boards left out: {boards_left_out}.")
+    return textwrap.fill(" ".join(parts), 210)

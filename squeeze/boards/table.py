@@ -1,0 +1,174 @@
+"""Records -> one table: the newest official attempt of each cell, joined into boards, ranked, with verdicts.
+
+A *board* is a set of rows that may be compared: same model (in whatever dtype), protocol and fingerprint. Nothing
+is ranked, tested or counted across boards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from squeeze.boards import controls
+from squeeze.core.errors import SqueezeError
+from squeeze.records.record import Record, Status
+from squeeze.records.statistics import ALPHA, holm, ranks
+from squeeze.records.store import RecordStore
+from squeeze.request.cell import Cell, digest
+
+COLUMNS = (
+    *("rank", "model", "technique", "family", "label", "dtype", "bits", "sparsity", "group_size", "effective_bits"),
+    *("bytes", "compression_ratio", "load_peak_bytes", "prefill_peak_bytes", "decode_peak_bytes"),
+    *("ttft_ms", "ttft_speedup", "ttft_speedup_low", "ttft_speedup_high"),
+    *("decode_tokens_per_s", "decode_speedup", "decode_speedup_low", "decode_speedup_high", "decode_speedup_p_value"),
+    *("decode_speedup_verdict", "perplexity", "perplexity_delta", "perplexity_delta_low", "perplexity_delta_high"),
+    *("perplexity_delta_p_value", "perplexity_delta_verdict", "bits_per_byte", "kl_divergence", "top1_agreement"),
+)
+LAST_COLUMNS = (
+    *("build_seconds", "build_peak_bytes", "bytes_real", "memory_real", "compute_real", "batch_dependent"),
+    *("speed_baseline", "flags", "coverage", "status", "stage", "reason", "isolation", "protocol", "device"),
+    *("fingerprint", "board", "key", "artifact_key", "attempt", "finished"),
+)
+REQUESTED = ("bits", "sparsity", "group_size")  # numbers where a technique has them, else missing
+UNSTEADY = "unsteady"  # the flag under which a time supports no verdict
+TIMED = {"decode_speedup"}
+VERDICTS = {"decode_speedup": ("slower", 1.0, "faster"), "perplexity_delta": ("better", 0.0, "worse")}
+NO_DIFFERENCE, NO_VERDICT = "no difference shown", "no verdict"
+READING_ORDER = ["model", "protocol", "device", "fingerprint", "board", "rank", "perplexity", "label", "key", "attempt"]
+ROWS_AT_ONCE = 5_000  # dicts turned into columns together: bounds the memory of 100,000 records
+
+
+def read(results: Path) -> pd.DataFrame:
+    """The table of a results folder; files there that are no records are named on stderr and left alone.
+
+    Raises SqueezeError when there is not one record.
+    """
+    frame = table(RecordStore(results).records())
+    if frame.empty:
+        raise SqueezeError(f"no record in {results}: expected records/*.json there; `squeeze run` makes them")
+    return frame
+
+
+def table(records: Iterable[Record]) -> pd.DataFrame:
+    """One row for the attempt that counts of each (cell, artifact, fingerprint), in the order in which boards are read.
+
+    Columns: COLUMNS, acc_<task> and acc_<task>_stderr, LAST_COLUMNS with every further scalar of the records before
+    them; where rows are trained, those of ``controls.joined``, too. Values that a row does not have are missing.
+    """
+    rows = map(_row, records)
+    frames = [pd.DataFrame(part) for part in iter(lambda: list(islice(rows, ROWS_AT_ONCE)), [])]
+    if not frames:
+        return pd.DataFrame(columns=[*COLUMNS, *LAST_COLUMNS])
+    frame = _arranged(controls.joined(_newest(pd.concat(frames, ignore_index=True))))
+    frame["rank"] = _ranks(frame)
+    frame["coverage"] = _coverage(frame)
+    for name in VERDICTS:
+        frame[f"{name}_verdict"] = _verdicts(frame, name)
+    return frame.drop(columns=["block_nll", "training"]).sort_values(
+        READING_ORDER, na_position="last", ignore_index=True
+    )
+
+
+def _row(record: Record) -> dict[str, Any]:
+    cell = Cell.from_json(record.cell)
+    return {
+        **_figures(record),
+        "model": cell.model["name"],
+        "technique": cell.technique["name"],
+        "family": cell.technique["family"],
+        "label": cell.label,
+        "dtype": cell.model["dtype"],
+        "bits": record.claimed.get("bits", cell.axis("bits")),
+        "sparsity": _sparsity(record),
+        "group_size": cell.axis("group_size"),
+        "flags": "; ".join(record.flags),
+        "status": str(record.status),
+        "stage": record.stage,
+        "reason": record.reason,
+        "isolation": record.isolation,
+        "protocol": cell.protocol["name"],
+        "device": cell.runtime["device"],
+        "fingerprint": record.fingerprint,
+        "board": _board(cell, record.fingerprint),
+        "training": cell.training,
+        "key": record.key,
+        "artifact_key": record.artifact_key,
+        "attempt": record.attempt,
+        "finished": record.finished,
+        "precedence": record.precedence,
+        "block_nll": np.array(record.block_nll, dtype=np.float32),
+    }
+
+
+def _figures(record: Record) -> dict[str, Any]:
+    """Every scalar of what was realised and estimated, and the intervals and p-values of all but counts of bytes."""
+    figures = {name: value for name, value in record.realised.items() if isinstance(value, bool | int | float | str)}
+    for name, estimate in record.estimates.items():
+        figures[name] = float(estimate.value)
+        if not name.endswith("_bytes"):
+            parts = {"low": estimate.low, "high": estimate.high, "p_value": estimate.p_value}
+            figures |= {f"{name}_{part}": float(value) for part, value in parts.items() if value is not None}
+    return figures
+
+
+def _sparsity(record: Record) -> Any:
+    """The recounted share of zeros of a row that claims some; a coarse grid has zeros too, which save nothing."""
+    return None if record.claimed.get("sparsity") is None else record.realised.get("sparsity")
+
+
+def _board(cell: Cell, fingerprint: str) -> str:
+    model = {name: value for name, value in cell.model.items() if name != "dtype"}
+    return digest([model, cell.common_protocol, fingerprint])[:12]
+
+
+def _newest(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of the attempts at one cell, artifact and fingerprint, the one of greatest ``Record.precedence``."""
+    ordered = frame.sort_values(["precedence"], kind="stable", ignore_index=True).drop(columns="precedence")
+    return ordered.drop_duplicates(["key", "artifact_key", "fingerprint"], keep="last", ignore_index=True)
+
+
+def _ranks(frame: pd.DataFrame) -> pd.Series:
+    """1 + number of significantly better rows of the board; missing where a row failed or has no block losses."""
+    result = pd.Series(pd.NA, index=frame.index, dtype="Int64")
+    lengths = frame["block_nll"].map(len)
+    scored = frame[(frame["status"] == Status.OK) & (lengths > 0)]
+    for _, board in scored.groupby("board"):
+        board = board[lengths[board.index] == lengths[board.index].mode()[0]]
+        result[board.index] = ranks(np.stack(list(board["block_nll"])))
+    return result
+
+
+def _coverage(frame: pd.DataFrame) -> pd.Series:
+    """Such as 3/4: of the technique's four cells on this board, three are ok. No method wins by crashing."""
+    groups = (frame["status"] == Status.OK).groupby([frame["board"], frame["technique"]])
+    return groups.transform("sum").astype(str) + "/" + groups.transform("size").astype(str)
+
+
+def _verdicts(frame: pd.DataFrame, name: str) -> pd.Series:
+    """What the estimate ``name`` shows, corrected (Holm) for the number of rows of its board that can show anything."""
+    lower, neutral, higher = VERDICTS[name]
+    value = frame[name].astype(float)
+    p_values = frame[f"{name}_p_value"].astype(float)
+    if name in TIMED:
+        p_values = p_values.mask(frame["flags"].str.split("; ").map(lambda flags: UNSTEADY in flags))
+    adjusted = p_values.groupby(frame["board"]).transform(holm)
+    verdict = pd.Series(NO_VERDICT, index=frame.index).mask(adjusted > ALPHA, NO_DIFFERENCE)
+    verdict = verdict.mask(adjusted.le(ALPHA) & value.lt(neutral), lower)
+    verdict = verdict.mask(adjusted.le(ALPHA) & value.gt(neutral), higher)
+    return verdict.where(value.notna())
+
+
+def _arranged(frame: pd.DataFrame) -> pd.DataFrame:
+    """The named columns first and last, tasks and other figures between; counts of bytes as integers."""
+    others = sorted(set(frame.columns) - {*COLUMNS, *LAST_COLUMNS})
+    tasks = [name for name in others if name.startswith("acc_")]
+    further = [name for name in others if not name.startswith("acc_")]
+    frame = frame.reindex(columns=[*COLUMNS, *tasks, *further, *LAST_COLUMNS])
+    counts = [name for name in frame.columns if name == "bytes" or name.endswith("_bytes")]
+    whole = {name: frame[name].astype(float).round().astype("Int64") for name in counts}
+    return frame.assign(**whole, **{name: pd.to_numeric(frame[name], errors="coerce") for name in REQUESTED})

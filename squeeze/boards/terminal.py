@@ -1,0 +1,134 @@
+"""``squeeze board``: the leaderboard in the terminal, what measuring it cost, and what others have published of it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from squeeze.boards import literature, summary
+from squeeze.boards.drift import Drift, drifts
+from squeeze.boards.literature import Comparison
+from squeeze.boards.table import read
+from squeeze.core.errors import SqueezeError
+from squeeze.records.store import RecordStore
+from squeeze.request.cell import Cell
+
+PIPE_WIDTH = 120  # columns when the output is no terminal
+
+
+def show(results: Path, costs: bool = False) -> None:
+    """Print the boards of a results folder or, with ``costs``, the seconds that each cell's stages took and the drift.
+
+    Raises SqueezeError when there is no record.
+    """
+    out = console()
+    if costs:
+        out.print(_costs(results))
+        store = RecordStore(results)
+        for drift in drifts(store, store.records()):
+            out.print(Text(_in_words(drift), style="dim"), soft_wrap=True)
+        return
+    for board in summary.boards(read(results)):
+        _print(out, board)
+    out.print(Text(summary.LEGEND, style="dim"))
+
+
+def show_literature(results: Path) -> None:
+    """Print measured perplexities beside published ones, and which rows have no counterpart and why.
+
+    Raises SqueezeError when there is no record.
+    """
+    records = list(RecordStore(results).records())
+    if not records:
+        raise SqueezeError(f"no record in {results}: expected records/*.json there; `squeeze run` makes them")
+    joined = literature.join(records, literature.numbers())
+    out = console()
+    if joined.comparisons:
+        sources = list(dict.fromkeys(comparison.published.source for comparison in joined.comparisons))
+        out.print(_literature(joined.comparisons, sources))
+        for number, source in enumerate(sources, 1):
+            out.print(Text(f"[{number}] {source}", style="dim"), soft_wrap=True)
+    for why, pairs in groupby(sorted(joined.alone, key=itemgetter(1)), key=itemgetter(1)):
+        labels = ", ".join(cell.label for cell, _ in pairs)
+        out.print(Text(summary.line(f"no counterpart: {labels}: {why}"), style="yellow"), soft_wrap=True)
+    if joined.unmeasured:
+        text = f"{len(joined.unmeasured)} published numbers have no row here; `squeeze run sweep=paper` measures them"
+        out.print(Text(f"{text}, where the hub is reachable", style="dim"), soft_wrap=True)
+
+
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal, wide enough where there is none."""
+    made = Console(highlight=False)
+    if not made.is_terminal:
+        made.width = max(made.width, PIPE_WIDTH)
+    return made
+
+
+def _print(out: Console, board: pd.DataFrame) -> None:
+    ok, failed = summary.parted(board)
+    table = Table(
+        title=Text(summary.title(board)), title_justify="left", box=SIMPLE_HEAD, padding=0, collapse_padding=True
+    )
+    for heading in summary.HEADINGS:
+        table.add_column(heading, justify="left" if heading in summary.LEFT else "right", overflow="fold")
+    for _, row in ok.iterrows():
+        table.add_row(*map(Text, summary.cells(row)))
+    out.print(table)
+    for text in summary.controls(board):
+        out.print(Text(text))
+    for _, row in failed.iterrows():
+        out.print(Text(summary.failure(row), style="yellow"))
+    out.print()
+
+
+def _literature(comparisons: list[Comparison], sources: list[str]) -> Table:
+    table = Table(title="perplexity, measured and published", title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("row", "measured", "published", "ratio", "tolerance", "", "source"):
+        table.add_column(heading, justify="left" if heading in ("row", "") else "right", overflow="fold")
+    for comparison in comparisons:
+        published = comparison.published
+        table.add_row(
+            Text(summary.line(comparison.cell.label)),
+            f"{comparison.measured:.2f}",
+            f"{published.value:g}",
+            f"{comparison.ratio:.3f}",
+            f"{published.tolerance:.0%}",
+            "within" if comparison.agrees else "outside",
+            f"\\[{sources.index(published.source) + 1}]",
+        )
+    return table
+
+
+def _in_words(drift: Drift) -> str:
+    change, low, high = (100 * (value or 0.0) for value in (drift.change.value, drift.change.low, drift.change.high))
+    return (
+        f"{drift.baseline}: {drift.change.n} control runs, time a token changed by {change:+.1f} % from first to last "
+        f"(95 % interval {low:+.1f} to {high:+.1f} %), {100 * drift.spread:.1f} % spread about that"
+    )
+
+
+def _costs(results: Path) -> Table:
+    """Wall seconds by cell (all its attempts) and stage; stages in the order of what they took in all."""
+    spent: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in RecordStore(results).records():
+        spent[Cell.from_json(record.cell).label].update(record.stages)
+    if not spent:
+        raise SqueezeError(f"no record in {results}: expected records/*.json there; `squeeze run` makes them")
+    total = sum(spent.values(), Counter[str]())
+    stages = [name for name, _ in total.most_common()]
+    table = Table(title="wall seconds", title_justify="left", box=SIMPLE_HEAD, show_footer=True)
+    table.add_column("cell", footer=f"{len(spent)} cells")
+    for name in stages:
+        table.add_column(name, footer=f"{total[name]:.1f}", justify="right")
+    table.add_column("total", footer=f"{total.total():.1f}", justify="right")
+    for label, seconds in sorted(spent.items(), key=lambda item: -item[1].total()):
+        table.add_row(Text(label), *(f"{seconds[name]:.1f}" for name in stages), f"{seconds.total():.1f}")
+    return table

@@ -1,0 +1,1 @@
+"""What knows nothing of models: errors, hashes, whole files, the cache, this machine."""

@@ -1,0 +1,211 @@
+"""The measuring environment: what a timing depends on besides the cell. No torch import.
+
+    hardware, software   what the fingerprint covers: timings with unlike ones are never compared
+    code                 the commit that measured, and whether squeeze, conf or benches differed from it
+    state                what changes by the minute (load, GPU clocks); kept before and after, never part of an identity
+
+Nothing here names a person, a host or a path.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import squeeze
+from squeeze.request.cell import Cell, digest
+
+# Distributions whose version can move a figure.
+DISTRIBUTIONS = (
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "gguf",
+    "lm-eval",
+    "numpy",
+    "peft",
+    "pytest",
+    "pytest-benchmark",
+    "safetensors",
+    "scipy",
+    "tokenizers",
+    "torch",
+    "torchao",
+    "transformers",
+)
+# Environment variables that set threads, instruction sets, allocators or visible devices.
+VARIABLE_PREFIXES = (
+    "OMP_",
+    "KMP_",
+    "GOMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "ONEDNN_",
+    "DNNL_",
+    "ATEN_",
+    "MALLOC_",
+    "CUDA_VISIBLE",
+)
+CPUS, CGROUP = Path("/sys/devices/system/cpu"), Path("/sys/fs/cgroup")
+CODE_FOLDERS = ("squeeze", "conf", "benches")
+GPU_FIELDS = ("name", "uuid", "driver_version", "memory.total", "clocks.max.sm", "power.limit")
+GPU_STATE_FIELDS = ("clocks.sm", "temperature.gpu", "clocks_throttle_reasons.active")
+
+
+def describe() -> dict[str, Any]:
+    """The environment of this process as plain JSON data."""
+    return {"hardware": hardware(), "software": software(), "code": code(), "state": state()}
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, memory, their limits for this process, and the GPUs that nvidia-smi shows."""
+    cpu = _cpuinfo()
+    affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return {
+        "machine": platform.machine(),
+        "cpu_model": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cpu_flags": digest(sorted((cpu.get("flags") or cpu.get("Features") or "").split()))[:16],
+        "cores_physical": psutil.cpu_count(logical=False),
+        "cores_logical": psutil.cpu_count(),
+        "affinity": affinity,
+        "cpu_quota": _line(CGROUP / "cpu.max"),
+        "memory_limit": _line(CGROUP / "memory.max"),
+        "governor": _line(CPUS / "cpu0" / "cpufreq" / "scaling_governor"),
+        "ram_gib": round(psutil.virtual_memory().total / 2**30),
+        "gpus": _nvidia_smi(GPU_FIELDS),
+    }
+
+
+def software() -> dict[str, Any]:
+    """Operating system, Python, libraries and the variables that set threads and instruction sets."""
+    return {
+        "system": platform.system(),
+        "distribution": _distribution(),
+        "kernel": platform.release(),
+        "libc": "-".join(platform.libc_ver()),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "versions": {"squeeze": squeeze.__version__, **_versions()},
+        "variables": {key: value for key, value in sorted(os.environ.items()) if key.startswith(VARIABLE_PREFIXES)},
+        "preloaded": [Path(path).name for path in os.environ.get("LD_PRELOAD", "").replace(":", " ").split()],
+    }
+
+
+def code() -> dict[str, Any]:
+    """Commit of the checkout that runs, and whether its code differs from it; None outside a checkout."""
+    root = Path(squeeze.__file__).parents[1]
+    if not (root / ".git").exists():
+        return {"commit": None, "dirty": None}
+    commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
+    changes = _output("git", "-C", str(root), "status", "--porcelain", "--", *CODE_FOLDERS)
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+
+
+def state() -> dict[str, Any]:
+    """Load averages (1, 5, 15 minutes), available memory, throttling, and the GPUs' clocks and temperatures, now."""
+    return {
+        "load": [round(value, 2) for value in psutil.getloadavg()],
+        "throttled": _throttled(),
+        "available_gib": round(psutil.virtual_memory().available / 2**30, 1),
+        "gpus": _nvidia_smi(GPU_STATE_FIELDS),
+    }
+
+
+def fingerprint(environment: Mapping[str, Any], cell: Cell) -> str:
+    """sha256 (hex) of all that a timing of `cell` depends on besides the cell's request itself.
+
+    The cell's runtime says which part counts: a GPU does not matter to what runs on the CPU.
+    """
+    fields = dict(_fingerprinted(environment))
+    if not str(cell.runtime.get("device", "cpu")).startswith("cuda"):
+        fields = {name: value for name, value in fields.items() if not name.startswith("hardware.gpus")}
+    runtime = {name: value for name, value in cell.runtime.items() if name != "name"}
+    return digest({"environment": fields, "runtime": runtime})
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the fingerprinted fields, such as `software.versions.torch`, in which two environments differ."""
+    left, right = dict(_fingerprinted(one)), dict(_fingerprinted(other))
+    absent = object()
+    return sorted(name for name in left.keys() | right.keys() if left.get(name, absent) != right.get(name, absent))
+
+
+def _fingerprinted(environment: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for part in ("hardware", "software"):
+        yield from _flattened(part, environment[part])
+
+
+def _flattened(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flattened(f"{name}.{key}", item)
+    else:
+        yield name, value
+
+
+def _versions() -> dict[str, str]:
+    """Versions of those distributions that are installed."""
+    found = {}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entries in /proc/cpuinfo; empty where there is none."""
+    try:
+        first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _throttled() -> dict[str, int | None]:
+    """How often, so far, the cores were slowed down for heat, and this control group halted for its quota."""
+    heat = [_line(path) for path in CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
+    quota = dict(line.split() for line in (_line(CGROUP / "cpu.stat") or "").splitlines())
+    return {
+        "heat": sum(map(int, filter(None, heat))) if heat else None,
+        "quota": int(quota["nr_throttled"]) if "nr_throttled" in quota else None,
+    }
+
+
+def _distribution() -> str | None:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME")
+    except OSError:
+        return None
+
+
+def _nvidia_smi(names: tuple[str, ...]) -> list[dict[str, str]]:
+    """The named fields of each GPU; an empty list where there is no NVIDIA driver."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    text = _output("nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits")
+    lines = (text or "").splitlines()
+    return [dict(zip(names, (value.strip() for value in line.split(",")), strict=True)) for line in lines]
+
+
+def _line(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    """A command's output, or None when it is not there, fails or takes more than 10 s."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

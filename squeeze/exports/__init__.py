@@ -1,1 +1,0 @@
-"""Artifacts of packed layers in the formats of other software."""

@@ -1,0 +1,1 @@
+"""How compressed weights are stored and multiplied; ``contract.py`` says what a layer owes."""

@@ -1,0 +1,82 @@
+"""A linear layer whose weights are indices into a small table of shared values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from squeeze.layers import blockwise
+from squeeze.layers.affine import scale_dtype
+from squeeze.layers.packing import pack, packed_bytes, unpack
+
+
+class CodebookLinear(nn.Module):
+    """y = x W^T + b with W_ij = codebooks[i // rows, codes_ij], codes packed without a wasted bit.
+
+    bits: of a code; a codebook has 2^bits values. rows: output rows that share a codebook, a divisor of out_features.
+    dtype: of inputs, bias and outputs ("bfloat16").
+
+    Stored: ``codes`` (out_features, in_features * bits / 8) uint8, ``codebooks`` (out_features / rows, 2^bits) 16-bit,
+    ``bias`` (out_features,).
+
+    ``memory_real``: weights stay indices while running. ``compute_real`` is False: values are looked up some rows at a
+    time, and multiplied as floats. No kernel of torch looks values up, so decoding is slow.
+    """
+
+    memory_real = True
+    compute_real = False
+
+    def __init__(self, in_features: int, out_features: int, bits: int, rows: int, bias: bool, dtype: str) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.bits, self.rows = in_features, out_features, bits, rows
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.codes: torch.Tensor
+        self.codebooks: torch.Tensor
+        self.bias: torch.Tensor | None
+        self.register_buffer("codes", torch.empty((out_features, packed_bytes(in_features, bits)), dtype=torch.uint8))
+        self.register_buffer("codebooks", torch.empty((out_features // rows, 2**bits), dtype=scale_dtype(self.dtype)))
+        self.register_buffer("bias", torch.empty(out_features, dtype=self.dtype) if bias else None)
+
+    @classmethod
+    def of(
+        cls, codes: torch.Tensor, codebooks: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> CodebookLinear:
+        """The layer of codes (out_features, in_features) uint8 and codebooks (out_features / rows, 2^bits), 16-bit."""
+        out_features, in_features = codes.shape
+        bits, rows = codebooks.shape[1].bit_length() - 1, out_features // len(codebooks)
+        with torch.device("meta"):  # the tensors that follow take the place of the constructor's
+            layer = cls(in_features, out_features, bits, rows, bias is not None, str(dtype).removeprefix("torch."))
+        layer.codes, layer.codebooks, layer.bias = pack(codes, bits), codebooks, bias
+        return layer
+
+    def spec(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bits": self.bits,
+            "rows": self.rows,
+            "bias": self.bias is not None,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    @property
+    def weight_numel(self) -> int:
+        """Weights that the layer stands for."""
+        return self.in_features * self.out_features
+
+    def dequantize(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Output rows ``start`` to ``stop`` as floats: (rows, in_features)."""
+        stop = self.out_features if stop is None else stop
+        codes = unpack(self.codes[start:stop], self.bits, self.in_features).to(torch.int32)
+        first = torch.arange(start, stop, dtype=torch.int32, device=codes.device) // self.rows * 2**self.bits
+        values = self.codebooks.to(self.dtype).flatten()
+        return values.index_select(0, codes.add_(first[:, None]).flatten()).view(codes.shape)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        rows = inputs.reshape(-1, self.in_features)
+        outputs = blockwise.multiply(rows, self.dequantize, self.out_features, self.bias)
+        return outputs.reshape(*inputs.shape[:-1], self.out_features)

@@ -1,0 +1,204 @@
+"""How quantized weights lie in memory while they run, for the low-bit matrix kernels that torch has on CPUs.
+
+int8    one scale per output row: ``torch._weight_int8pack_mm``
+int4    groups of 32, 64, 128 or 256 weights, w = (q - 8) * scale + offset: ``_weight_int4pack_mm_for_cpu``.
+        Codes of 2 and 3 bits run in it too, then at 4 bits a weight in memory. 8-bit codes in groups run as two planes
+        of nibbles, q = 16 * high + low, whose products add up.
+
+The kernels read few bits and widen them in registers: they save memory traffic, not arithmetic. So they are fast for
+the few rows of a decoding step and slow for a prompt; there weights are dequantized and multiplied as floats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from squeeze.layers.affine import AffineGrid
+
+# For a 1536 x 576 matrix in bfloat16 on two cores with AVX-512, microseconds by rows of input:
+#   rows                     1    8   16   32   64  512
+#   dense product           67   93  116  173  265 1050
+#   int4 kernel             17   66  125  264  480 3900
+#   int8 kernel             15   70  131  264  555 3330
+# Dequantizing takes about 300 (int4) or 150 (int8) before a dense product. In float16 and float32 neither kernel is
+# vectorised: 690 and 310 for a single row, ten times the dense product, so they are used for bfloat16 alone.
+MOST_ROWS = 32
+INT4_GROUPS = (256, 128, 64, 32)
+
+
+class Layout(Protocol):
+    """Weights (out_features, in_features) as a kernel wants them."""
+
+    def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(rows, in_features) -> (rows, out_features)."""
+
+    def dequantize(self, start: int, stop: int) -> torch.Tensor:
+        """Output rows ``start`` (a multiple of 64) to ``stop`` as floats, equal to those of the stored codes."""
+
+    def rows(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The output rows with these numbers, (n,) int64 -> (n, in_features), equal to those of ``dequantize``."""
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All that it holds in memory."""
+
+
+def arrange(codes: torch.Tensor, grid: AffineGrid, dtype: torch.dtype) -> Layout | None:
+    """The layout in which these weights run fastest, or None where no kernel takes them.
+
+    codes: (out_features, in_features) uint8. dtype: of the inputs.
+    """
+    if dtype != torch.bfloat16 or codes.device.type != "cpu":
+        return None
+    if grid.bits == 8 and grid.zeros is None and grid.scales.shape[1] == 1:
+        return Int8Layout((codes.to(torch.int16) - 128).to(torch.int8), grid.scales[:, 0].to(dtype))
+    group_size = codes.shape[1] // grid.scales.shape[1]
+    kernel_group = next((size for size in INT4_GROUPS if group_size % size == 0), None)
+    if kernel_group is None or _int4_block() is None or not (grid.bits <= 4 or grid.bits == 8):
+        return None
+    return Int4Layout.of(codes, grid, kernel_group)
+
+
+@dataclass(frozen=True)
+class Int8Layout:
+    """codes: (out_features, in_features) int8; scales: (out_features,)."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+    def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
+        """See ``Layout``."""
+        return torch._weight_int8pack_mm(inputs, self.codes, self.scales)
+
+    def dequantize(self, start: int, stop: int) -> torch.Tensor:
+        """See ``Layout``."""
+        return self.codes[start:stop].to(self.scales.dtype).mul_(self.scales[start:stop, None])
+
+    def rows(self, numbers: torch.Tensor) -> torch.Tensor:
+        """See ``Layout``."""
+        return self.codes[numbers].to(self.scales.dtype).mul_(self.scales[numbers, None])
+
+    def tensors(self) -> list[torch.Tensor]:
+        """See ``Layout``."""
+        return [self.codes, self.scales]
+
+
+@dataclass(frozen=True)
+class Int4Layout:
+    """One plane of 4-bit codes, or two for 8-bit codes: low nibbles, then high ones.
+
+    planes: each (out_padded, in_features / 2) uint8, interleaved by the kernel's own packer in blocks of output rows.
+    grids: each (groups, out_padded, 2), the plane's scale and offset.
+    zeros: (groups, out_padded) uint8, or float32 for real ones, or the one zero point of all groups.
+    """
+
+    planes: tuple[torch.Tensor, ...]
+    grids: tuple[torch.Tensor, ...]
+    zeros: torch.Tensor | int
+    group_size: int
+    out_features: int
+
+    @classmethod
+    def of(cls, codes: torch.Tensor, grid: AffineGrid, group_size: int) -> Int4Layout:
+        """codes: (out_features, in_features) uint8; group_size: the kernel's, a divisor of the grid's."""
+        out_features, in_features = codes.shape
+        repeats = in_features // group_size // grid.scales.shape[1]
+        scales = _kernel_order(grid.scales, repeats)
+        zeros = 2 ** (grid.bits - 1) if grid.zeros is None else _kernel_order(grid.zeros, repeats)
+        if grid.zeros_are_real:
+            zeros = zeros.float()  # what is added to them must not round
+        if grid.bits <= 4:
+            centred = 8 - 2 ** (grid.bits - 1)  # added to codes and zero points: the middle code becomes the kernel's 8
+            codes, zeros = codes + centred, zeros + centred
+            planes, grids = [codes], [_kernel_grid(scales, (8 - _signed(zeros)) * scales)]
+        else:
+            # s (q - z) = 16 s (high - 8) + s (low - 8) + s (136 - z). The last, too long for 16 bits, is held in a
+            # coarse and a fine part, one a plane.
+            offsets = (136 - _signed(zeros)) * scales.float()
+            coarse = offsets.to(scales.dtype)
+            planes = [codes & 15, codes >> 4]
+            grids = [_kernel_grid(scales, offsets - coarse), _kernel_grid(16 * scales, coarse)]
+        return cls(tuple(map(_interleave, planes)), tuple(grids), zeros, group_size, out_features)
+
+    def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
+        """See ``Layout``."""
+        multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
+        product: torch.Tensor = multiply(inputs, self.planes[0], self.group_size, self.grids[0])
+        for plane, grid in zip(self.planes[1:], self.grids[1:], strict=True):
+            product += multiply(inputs, plane, self.group_size, grid)
+        return product[:, : self.out_features]
+
+    def dequantize(self, start: int, stop: int) -> torch.Tensor:
+        """See ``Layout``."""
+        return self._values([_deinterleave(plane, start, stop) for plane in self.planes], slice(start, stop))
+
+    def rows(self, numbers: torch.Tensor) -> torch.Tensor:
+        """See ``Layout``."""
+        return self._values([_picked(plane, numbers) for plane in self.planes], numbers)
+
+    def _values(self, planes: list[torch.Tensor], rows: slice | torch.Tensor) -> torch.Tensor:
+        """Codes of some rows, (in_features, rows) in each plane -> their values, (rows, in_features)."""
+        codes, *high = planes
+        for plane in high:
+            codes |= plane << 4
+        scales = self.grids[0][:, rows, 0].contiguous()  # strided, each product takes three times as long
+        zeros = self.zeros if isinstance(self.zeros, int) else self.zeros[:, None, rows]
+        steps = codes.reshape(len(scales), self.group_size, -1).to(scales.dtype).sub_(zeros)
+        return steps.mul_(scales[:, None]).flatten(0, 1).T
+
+    def tensors(self) -> list[torch.Tensor]:
+        """See ``Layout``."""
+        return [*self.planes, *self.grids, *([] if isinstance(self.zeros, int) else [self.zeros])]
+
+
+def _kernel_order(values: torch.Tensor, repeats: int) -> torch.Tensor:
+    """(out_features, groups) -> (groups * repeats, out_padded): the kernel's smaller groups, rows to a whole block."""
+    padding = -values.shape[0] % (_int4_block() or 1)
+    return F.pad(values.repeat_interleave(repeats, dim=1), (0, 0, 0, padding)).T.contiguous()
+
+
+def _kernel_grid(scales: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    return torch.stack([scales, offsets.to(scales.dtype)], dim=-1)
+
+
+def _signed(zeros: torch.Tensor | int) -> torch.Tensor | int:
+    """Zero points that may be subtracted from: bytes would wrap around."""
+    return zeros if isinstance(zeros, int) or zeros.is_floating_point() else zeros.to(torch.int16)
+
+
+def _interleave(codes: torch.Tensor) -> torch.Tensor:
+    padding = -codes.shape[0] % (_int4_block() or 1)
+    padded = F.pad(codes, (0, 0, 0, padding)).to(torch.int32)
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(padded, 1)  # type: ignore[no-any-return]
+
+
+def _deinterleave(packed: torch.Tensor, start: int, stop: int, block: int | None = None) -> torch.Tensor:
+    """Output rows ``start`` (of a block) to ``stop`` of packed codes, as (in_features, rows) uint8.
+
+    The packer takes the rows in blocks. For each input feature of a block there are block / 2 bytes: the first half of
+    the rows in their low nibbles, the second half in the high ones.
+    """
+    block = block or _int4_block() or 1
+    blocks = packed.view(-1, packed.shape[1] * 2, block // 2)[start // block : -(-stop // block)].permute(1, 0, 2)
+    return torch.stack([blocks & 15, blocks >> 4], dim=2).flatten(1)[:, : stop - start]
+
+
+def _picked(packed: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """What ``_deinterleave`` gives of single rows: (n,) int64 -> (in_features, n) uint8."""
+    block = _int4_block() or 1
+    half = block // 2
+    blocks = packed.view(-1, packed.shape[1] * 2, half)
+    both = blocks[rows // block, :, rows % half]
+    return torch.where((rows % block < half)[:, None], both & 15, both >> 4).T
+
+
+@cache
+def _int4_block() -> int | None:
+    """Rows in a block of this CPU's packer (AVX-512: 64, AVX2: 32), found with a probe; None if it packs otherwise."""
+    probe = torch.randint(16, (64, 32), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(probe, 1)
+    return next((block for block in (64, 32) if torch.equal(_deinterleave(packed, 0, 64, block).T.int(), probe)), None)

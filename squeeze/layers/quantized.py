@@ -1,0 +1,146 @@
+"""A linear layer whose weights are packed codes: one layout for every method that rounds to an affine grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from squeeze.layers import blockwise, kernels
+from squeeze.layers.affine import AffineGrid, scale_dtype
+from squeeze.layers.packing import pack, packed_bytes, unpack
+
+
+class QuantizedLinear(nn.Module):
+    """y = x W^T + b with W = scales * (codes - zeros), codes packed without a wasted bit.
+
+    Given integers it is an embedding, and gives the rows of W that they number: so one layer, stored and held once,
+    serves as a model's embedding and as the head that is tied to it.
+
+    bits: 1 to 8. group_size: weights of a row that share a scale, a divisor of in_features (itself: one group a row).
+    symmetric: all zero points are 2^(bits-1), and none is stored. dtype: of inputs, bias and outputs ("bfloat16").
+    real_zeros: whether zero points, where they are stored, lie between codes.
+
+    Stored: ``codes`` (out_features, in_features * bits / 8) uint8, ``scales`` (out_features, groups) 16-bit,
+    ``zeros`` (out_features, groups * bits / 8) uint8 unless symmetric, (out_features, groups) 16-bit if real,
+    ``bias`` (out_features,).
+
+    ``memory_real``: weights stay in few bits while running. ``compute_real`` is False: every kernel for such weights
+    widens them and multiplies in floating point. What decoding gains, it gains by reading fewer bytes.
+    """
+
+    memory_real = True
+    compute_real = False
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bits: int,
+        group_size: int,
+        symmetric: bool,
+        bias: bool,
+        dtype: str,
+        real_zeros: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.bits, self.group_size, self.symmetric, self.real_zeros = bits, group_size, symmetric, real_zeros
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.layout: kernels.Layout | None = None
+        groups = in_features // group_size
+        rows = (out_features,)
+        self.codes: torch.Tensor | None
+        self.scales: torch.Tensor | None
+        self.zeros: torch.Tensor | None
+        self.bias: torch.Tensor | None
+        self.register_buffer("codes", torch.empty((*rows, packed_bytes(in_features, bits)), dtype=torch.uint8))
+        self.register_buffer("scales", torch.empty((*rows, groups), dtype=scale_dtype(self.dtype)))
+        packed_zeros = torch.empty((*rows, packed_bytes(groups, bits)), dtype=torch.uint8)
+        zeros = torch.empty_like(self.scales) if real_zeros else packed_zeros
+        self.register_buffer("zeros", None if symmetric else zeros)
+        self.register_buffer("bias", torch.empty(rows, dtype=self.dtype) if bias else None)
+
+    @classmethod
+    def of(
+        cls, codes: torch.Tensor, grid: AffineGrid, bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> QuantizedLinear:
+        """The layer of codes (out_features, in_features) uint8 on a grid; dtype: what it computes in."""
+        out_features, in_features = codes.shape
+        group_size = in_features // grid.scales.shape[1]
+        name = str(dtype).removeprefix("torch.")
+        symmetric, real_zeros = grid.zeros is None, grid.zeros_are_real
+        with torch.device("meta"):  # the tensors that follow take the place of the constructor's
+            layer = cls(in_features, out_features, grid.bits, group_size, symmetric, bias is not None, name, real_zeros)
+        layer.codes = pack(codes, grid.bits)
+        layer.scales = grid.scales
+        layer.zeros = grid.zeros if grid.zeros is None or real_zeros else pack(grid.zeros, grid.bits)
+        layer.bias = bias
+        return layer
+
+    def spec(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "symmetric": self.symmetric,
+            "bias": self.bias is not None,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "real_zeros": self.real_zeros,
+        }
+
+    @property
+    def weight_numel(self) -> int:
+        """Weights that the layer stands for."""
+        return self.in_features * self.out_features
+
+    @property
+    def opaque_bytes(self) -> int:
+        """Bytes in a kernel's layout, which no buffer shows."""
+        return 0 if self.layout is None else sum(tensor.nbytes for tensor in self.layout.tensors())
+
+    def prepare(self) -> None:
+        """Lay the weights out for the fastest kernel there is here, if any; from then on the layer only runs."""
+        self.layout = kernels.arrange(self._codes(slice(None)), self._grid(slice(None)), self.dtype)
+        if self.layout is not None:
+            self.codes = self.scales = self.zeros = None
+
+    def dequantize(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Output rows ``start`` (a multiple of 64) to ``stop`` as floats: (rows, in_features)."""
+        stop = self.out_features if stop is None else stop
+        if self.layout is not None:
+            return self.layout.dequantize(start, stop)
+        return self._grid(slice(start, stop)).dequantize(self._codes(slice(start, stop)), self.dtype)
+
+    def look_up(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Single output rows as floats: (...) integers -> (..., in_features)."""
+        flat = numbers.flatten()
+        if self.layout is not None:
+            return self.layout.rows(flat).reshape(*numbers.shape, -1)
+        return self._grid(flat).dequantize(self._codes(flat), self.dtype).reshape(*numbers.shape, -1)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) floats -> (..., out_features); (...) integers -> (..., in_features)."""
+        if not inputs.is_floating_point():
+            return self.look_up(inputs)
+        rows = inputs.reshape(-1, self.in_features)
+        if self.layout is None or len(rows) > kernels.MOST_ROWS:
+            outputs = blockwise.multiply(rows, self.dequantize, self.out_features, self.bias)
+        else:
+            outputs = self.layout.multiply(rows)
+            outputs = outputs if self.bias is None else outputs + self.bias
+        return outputs.reshape(*inputs.shape[:-1], self.out_features)
+
+    def _codes(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        assert self.codes is not None
+        return unpack(self.codes[rows], self.bits, self.in_features)
+
+    def _grid(self, rows: slice | torch.Tensor) -> AffineGrid:
+        assert self.scales is not None
+        groups = self.in_features // self.group_size
+        zeros = None if self.zeros is None else self.zeros[rows]
+        zeros = zeros if zeros is None or self.real_zeros else unpack(zeros, self.bits, groups)
+        return AffineGrid(self.bits, self.scales[rows], zeros)

@@ -1,0 +1,1 @@
+"""A model in memory: loaded, and how to find one's way in it."""

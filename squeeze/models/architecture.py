@@ -1,0 +1,94 @@
+"""Finding one's way in a transformer: its blocks, linear layers and head, for every architecture alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from squeeze.core.errors import Unsupported
+
+# Where each architecture keeps its list of transformer blocks, below the base model.
+BLOCK_LISTS = ("layers", "h", "decoder.layers", "encoder.layer")
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The transformer without its head (the model itself where it has none)."""
+    base = getattr(model, "base_model", model)
+    return base if isinstance(base, nn.Module) else model
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks, in the order in which they run.
+
+    Raises Unsupported for a model whose blocks lie in none of the places of ``BLOCK_LISTS``.
+    """
+    return [block for _, block in named_blocks(model)]
+
+
+def named_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The transformer blocks with their full names, such as ``model.layers.0``."""
+    names = {module: name for name, module in model.named_modules()}
+    base = base_model(model)
+    for path in BLOCK_LISTS:
+        found = _descend(base, path)
+        if isinstance(found, nn.ModuleList):
+            return [(names[block], block) for block in found]
+    raise Unsupported(f"{type(model).__name__}: no transformer blocks found under any of {', '.join(BLOCK_LISTS)}")
+
+
+def linears(module: nn.Module) -> dict[str, nn.Module]:
+    """Linear layers below a module by relative name: ``nn.Linear`` and GPT-2's ``Conv1D``."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
+
+
+def block_linears(model: nn.Module) -> dict[str, nn.Module]:
+    """All linear layers within the blocks by full name; embeddings and head are not among them."""
+    return {
+        f"{block_name}.{name}": layer
+        for block_name, block in named_blocks(model)
+        for name, layer in linears(block).items()
+    }
+
+
+def weight(layer: nn.Module) -> torch.Tensor:
+    """A linear layer's weight as (out_features, in_features): a view, so writing to it writes to the layer."""
+    stored: torch.Tensor = layer.weight.data  # type: ignore[assignment]
+    return stored.T if isinstance(layer, Conv1D) else stored
+
+
+def bias(layer: nn.Module) -> torch.Tensor | None:
+    """A linear layer's bias, (out_features,), or None."""
+    stored = getattr(layer, "bias", None)
+    return None if stored is None else stored.data
+
+
+def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put ``layer`` in the place that the full name ``name`` denotes."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
+
+
+def head(model: nn.Module) -> nn.Module:
+    """The output head that maps hidden states to logits.
+
+    Raises Unsupported for a model that has none (an encoder without a language-modelling head).
+    """
+    found = model.get_output_embeddings()  # type: ignore[operator]
+    if found is None:
+        raise Unsupported(f"{type(model).__name__} has no language-modelling head")
+    return found  # type: ignore[no-any-return]
+
+
+def last_hidden_state(model: nn.Module, **inputs: Any) -> torch.Tensor:
+    """(batch, tokens, hidden): what the head is applied to."""
+    return base_model(model)(**inputs).last_hidden_state  # type: ignore[no-any-return]
+
+
+def _descend(module: nn.Module, path: str) -> Any:
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found

@@ -1,0 +1,105 @@
+"""Random two-layer models of every architecture, with a byte-level tokenizer: built in milliseconds, without files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from squeeze.core.errors import SqueezeError
+from squeeze.core.suggest import hint
+
+END, PAD, CLS, SEP = "<|endoftext|>", "<|pad|>", "[CLS]", "[SEP]"
+SPECIAL_TOKENS = (END, PAD, CLS, SEP)
+VOCABULARY = 256 + len(SPECIAL_TOKENS)
+
+# One shape in each architecture's own words: 2 layers, hidden 64 (groups of 16, 32 and 64 divide it), 4 heads.
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+    },
+    "gpt2": {"n_embd": 64, "n_inner": 128, "n_layer": 2, "n_head": 4, "n_positions": 2048},
+    "opt": {
+        "hidden_size": 64,
+        "word_embed_proj_dim": 64,
+        "ffn_dim": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 2048,
+    },
+    "gpt_neox": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 2048,
+    },
+    "bert": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 2048,
+    },
+}
+
+
+def random_model(architecture: str, seed: int, kind: str) -> PreTrainedModel:
+    """A float32 model of the named architecture (a key of ``SHAPES``), the same for the same seed.
+
+    Every parameter is random, biases and norms too, so that a technique that loses one of them is noticed.
+    Torch's global generator is left as it was. Raises SqueezeError for an unknown architecture.
+    """
+    if architecture not in SHAPES:
+        raise SqueezeError(f"random:{architecture}: unknown architecture; {hint(architecture, SHAPES)}")
+    config = CONFIG_MAPPING[architecture](
+        vocab_size=VOCABULARY,
+        bos_token_id=SPECIAL_TOKENS.index(END) + 256,
+        eos_token_id=SPECIAL_TOKENS.index(END) + 256,
+        pad_token_id=SPECIAL_TOKENS.index(PAD) + 256,
+        **SHAPES[architecture],
+    )
+    auto_class = AutoModel if kind == "encoder" else AutoModelForCausalLM
+    with torch.random.fork_rng(devices=[]):
+        model: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise + 1 if _is_norm_scale(name, parameter) else noise)
+    return model
+
+
+def byte_tokenizer(*, encloses: bool = False) -> PreTrainedTokenizerFast:
+    """One token a byte (ids 0-255), then ``SPECIAL_TOKENS``; saved and loaded like any fast tokenizer.
+
+    encloses: whether a text is enclosed in [CLS] and [SEP], as encoders expect.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    if encloses:
+        ids = [(token, backend.token_to_id(token)) for token in (CLS, SEP)]
+        backend.post_processor = processors.TemplateProcessing(single=f"{CLS} $A {SEP}", special_tokens=ids)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=END,
+        eos_token=END,
+        pad_token=PAD,
+        cls_token=CLS,
+        sep_token=SEP,
+        model_max_length=2048,
+    )
+
+
+def _is_norm_scale(name: str, parameter: torch.Tensor) -> bool:
+    return parameter.ndim == 1 and name.endswith("weight")

@@ -1,0 +1,87 @@
+"""What an artifact is while it runs: the memory that its weights take, and the work of a token and of a prompt."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from squeeze.artifacts import format as artifact
+from squeeze.models import architecture
+from squeeze.models.subject import Subject
+from squeeze.probes.recount import logical_weights, matrices
+from squeeze.records.roofline import prefill_operations
+
+SMALL = 0.95  # of what the uncompressed model takes in the same dtype
+
+
+def figures(subject: Subject, stored_bytes: int, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an artifact that is ready to run, whose weight files take `stored_bytes`; protocol: its `latency` part.
+
+    bytes_real: stored small; memory_real: small while running; compute_real: computes in low bits or skips
+    arithmetic, instead of dequantising and multiplying; arithmetic: what the blocks multiply in ("int8", or a dtype).
+    live_bytes: of weights in memory; bytes_per_token: of weights that one decoding step reads; prefill_operations: of
+    one prompt, batch size -> operations of the dense matrices.
+    """
+    model = subject.model
+    dtype: torch.dtype = model.dtype  # type: ignore[assignment]
+    dense_bytes = subject.claims["parameters"] * dtype.itemsize
+    compressed = [module for module in model.modules() if artifact.is_compressed(module)]
+    live = max(live_bytes(model), stored_bytes)  # some libraries keep scales where no buffer shows them
+    real = computes_less(subject, compressed)
+    arithmetic = "int8" if real and "bits" in subject.claims else str(dtype).removeprefix("torch.")
+    return {
+        "bytes_real": stored_bytes < SMALL * dense_bytes,
+        "memory_real": live < SMALL * dense_bytes and all(layer.memory_real for layer in compressed),
+        "compute_real": real,
+        "arithmetic": arithmetic,
+        "live_bytes": live,
+        "bytes_per_token": live - unread_bytes(model),
+        "prefill_operations": {
+            str(batch): operations(model, protocol["prompt_tokens"], batch) for batch in protocol["batch_sizes"]
+        },
+    }
+
+
+def computes_less(subject: Subject, compressed: list[nn.Module]) -> bool:
+    """Whether compressed layers really run low-bit or sparse kernels; of others, what is left of the model says it."""
+    if compressed:
+        return all(bool(layer.compute_real) for layer in compressed)
+    fewer = artifact.count_parameters(subject.model) < SMALL * subject.claims["parameters"]
+    return bool(subject.claims.get("compute_real", fewer))
+
+
+def live_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers, those that share memory once."""
+    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    opaque = sum(int(getattr(module, "opaque_bytes", 0)) for module in model.modules())
+    return sum(tensors.values()) + opaque
+
+
+def unread_bytes(model: nn.Module) -> int:
+    """Bytes of an embedding table that serves as input only: a decoding step reads one of its rows."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    table = own_bytes(embedding)
+    return 0 if head is not None and own_bytes(head).keys() & table.keys() else sum(table.values())
+
+
+def own_bytes(layer: nn.Module) -> dict[int, int]:
+    """Address -> bytes of all that a layer holds."""
+    tensors = [*layer.parameters(), *layer.buffers()]
+    opaque = {id(layer): int(getattr(layer, "opaque_bytes", 0))}
+    return {tensor.data_ptr(): tensor.nbytes for tensor in tensors} | opaque
+
+
+def operations(model: nn.Module, tokens: int, batch: int) -> float:
+    """Operations of one prefill, compressed layers counted as the dense ones they stand for."""
+    config: Any = model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = None if model.get_output_embeddings() is None else architecture.head(model)  # type: ignore[operator]
+    return prefill_operations(
+        block_weights=sum(logical_weights(layer) for _, layer in matrices(model)),
+        head_weights=0 if head is None else logical_weights(head),
+        attention_width=config.num_attention_heads * head_dim,
+        layers=len(architecture.blocks(model)),
+        tokens=tokens,
+        batch=batch,
+    )

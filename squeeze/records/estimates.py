@@ -1,0 +1,153 @@
+"""Samples -> estimates, by the names of the leaderboard's columns.
+
+A timing's unit is the process: each round gives one median, an estimate is the median over rounds with the rounds'
+least and greatest as its spread; a speed-up is paired by round. Quality is paired by token and by item.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import numpy.typing as npt
+
+from squeeze.records.record import Estimate
+from squeeze.records.roofline import Machine, mbu, mfu
+from squeeze.records.statistics import mcnemar, perplexity_delta, ratio
+
+BLOCK = 128  # fewest tokens of a bootstrap block: further apart, token losses hardly depend on each other
+BLOCKS = 256  # most blocks: a longer text gets longer ones
+STEPS = ("load", "prefill", "decode")  # those of a latency process
+MEMORY = ("peak", "peak_anon_bound", "rss_anon", "rss_file", "cuda_reserved", "cuda_device")
+SIZES = (
+    *("bytes", "bytes_on_disk", "effective_bits", "block_effective_bits", "compression_ratio"),
+    "cache_bytes_per_token",
+)
+SCORES = ("perplexity", "perplexity_ood", "bits_per_byte", "kl_divergence", "top1_agreement")
+TEXTS = {"token_nll": "perplexity_delta", "token_nll_ood": "perplexity_ood_delta"}
+
+Values = Mapping[str, Any]
+Arrays = Mapping[str, npt.NDArray[Any]]
+Estimates = dict[str, Estimate]
+
+
+def known(estimates: Estimates) -> Estimates:
+    """Those whose value is finite, rounded to the digits that a record keeps."""
+    return {name: _rounded(estimate) for name, estimate in estimates.items() if math.isfinite(estimate.value)}
+
+
+def sizes(values: Values) -> Estimates:
+    """What the artifact weighs."""
+    return {name: Estimate(values[name]) for name in SIZES if name in values}
+
+
+def memory(processes: Sequence[Values], steps: Sequence[str] = STEPS) -> Estimates:
+    """Each step's peak over the processes that took it, and what lay in memory afterwards.
+
+    On CUDA the peak is what torch allocated there; the host's own is called load_host_peak_bytes, and so on.
+    """
+    found = {}
+    for step in steps:
+        names = {f"{step}_{part}_bytes": f"{step}_{part}_bytes" for part in MEMORY}
+        if f"{step}_cuda_allocated_bytes" in processes[0]:
+            names[f"{step}_host_peak_bytes"] = f"{step}_peak_bytes"
+            names[f"{step}_peak_bytes"] = f"{step}_cuda_allocated_bytes"
+        for name, source in names.items():
+            if source in processes[0]:
+                found[name] = _spread([values[source] for values in processes])
+    return found
+
+
+def speeds(rounds: Sequence[Values], baseline: Sequence[Values]) -> Estimates:
+    """ttft_ms, decode_tokens_per_s and their ratios to the baseline's; of batch sizes above 1 with the suffix _b8."""
+    found = {}
+    for batch in rounds[0].get("ttft_s", {}):
+        own, other = (medians(each, "ttft_s", batch) for each in (rounds, baseline))
+        found[f"ttft_ms{suffix(batch)}"] = _spread([1000 * seconds for seconds in own])
+        found[f"ttft_speedup{suffix(batch)}"] = ratio(_rates(own), _rates(other))
+    for batch in rounds[0].get("token_s", {}):
+        own, other = (medians(each, "token_s", batch) for each in (rounds, baseline))
+        found[f"decode_tokens_per_s{suffix(batch)}"] = _spread([int(batch) / seconds for seconds in own])
+        found[f"decode_speedup{suffix(batch)}"] = ratio(_rates(own), _rates(other))
+    return found
+
+
+def energy(rounds: Sequence[Values]) -> Estimates:
+    """Joules for each decoded token, where the machine counts them in every round."""
+    found = {}
+    for batch in rounds[0].get("energy_j_per_token", {}):
+        joules = [values["energy_j_per_token"][batch] for values in rounds]
+        if None not in joules:
+            found[f"energy_j_per_token{suffix(batch)}"] = _spread(joules)
+    return found
+
+
+def utilisation(rounds: Sequence[Values], machine: Machine) -> Estimates:
+    """Of batch size 1: decoding as a share of the machine's read bandwidth, prefill of its matrix-product peak.
+
+    The peak is that of the arithmetic which really runs: int8 where the blocks multiply integers, else the dtype.
+    """
+    found = {}
+    if "1" in rounds[0].get("token_s", {}):
+        rate = 1 / median(medians(rounds, "token_s", "1"))
+        found["mbu"] = Estimate(mbu(rate, rounds[0]["bytes_per_token"], machine.read_bandwidth))
+    arithmetic = str(rounds[0].get("arithmetic"))
+    if "1" in rounds[0].get("ttft_s", {}) and arithmetic in machine.matmul:
+        seconds = median(medians(rounds, "ttft_s", "1"))
+        found["mfu"] = Estimate(mfu(seconds, rounds[0]["prefill_operations"]["1"], machine.matmul[arithmetic]))
+    return found
+
+
+def medians(rounds: Sequence[Values], name: str, batch: str) -> list[float]:
+    """The median of each round's process, in seconds."""
+    return [float(median(values[name][batch])) for values in rounds]
+
+
+def suffix(batch: str) -> str:
+    """What tells a batch size apart in a column's name: nothing for 1."""
+    return "" if batch == "1" else f"_b{batch}"
+
+
+def scores(values: Values) -> Estimates:
+    """Perplexity, accuracies and distances from the baseline, as the quality stage found them."""
+    names = [*SCORES, *sorted(name for name in values if name.startswith("acc_"))]
+    return {name: Estimate(values[name]) for name in names if values.get(name) is not None}
+
+
+def changes(arrays: Arrays, baseline: Arrays, seed: int) -> Estimates:
+    """The paired change of perplexity on each text, and McNemar's p-value of each task's change of accuracy."""
+    found = {}
+    for name, change in TEXTS.items():
+        if name in arrays:
+            block = max(BLOCK, arrays[name].size // BLOCKS)
+            found[change] = perplexity_delta(arrays[name], baseline[name], block, seed)
+    for name in sorted(name for name in arrays if name.endswith("_correct")):
+        own, other = arrays[name], baseline[name]
+        flips = mcnemar(own, other)
+        found[f"acc_{name.removesuffix('_correct')}_delta"] = Estimate(
+            float(own.mean() - other.mean()), p_value=flips["p_value"], n=own.size
+        )
+    return found
+
+
+def _rates(seconds: Sequence[float]) -> list[float]:
+    return [1 / value for value in seconds]
+
+
+def _spread(values: Sequence[float]) -> Estimate:
+    """Median of the rounds, with their least and greatest: a spread, not a confidence interval."""
+    return Estimate(median(values), min(values), max(values), n=len(values))
+
+
+def _short(number: float) -> float:
+    """Six significant digits; counts, such as bytes, stay exact."""
+    return int(number) if number == int(number) else float(f"{number:.6g}")
+
+
+def _rounded(estimate: Estimate) -> Estimate:
+    low, high, p_value = (
+        None if number is None else _short(number) for number in (estimate.low, estimate.high, estimate.p_value)
+    )
+    return Estimate(_short(estimate.value), low, high, p_value, estimate.n)

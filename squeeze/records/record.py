@@ -1,0 +1,131 @@
+"""A record: all that is known of one attempt at one cell. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from squeeze.core.errors import IntegrityError
+from squeeze.request.cell import Cell
+
+SCHEMA = 1
+PROCESS = "process"  # the isolation of official records: each measurement in a process of its own
+# What readers of records take for granted in a cell.
+CELL_FIELDS = {
+    "model": ("name", "dtype"),
+    "technique": ("name", "family", "steps"),
+    "runtime": ("device",),
+    "protocol": ("name",),
+}
+
+
+class Status(StrEnum):
+    """How an attempt ended; each attempt ends in exactly one of these."""
+
+    OK = "ok"
+    UNSUPPORTED = "unsupported"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"
+    DIVERGED = "diverged"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval (or observed spread, where the field's documentation says so).
+
+    ``low``, ``high`` and ``p_value`` are None where the protocol's sample count cannot support them;
+    ``n`` is the number of independent units (rounds, windows, items) behind the value.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    n: int | None = None
+
+    def to_json(self) -> dict[str, float | int]:
+        """The fields that are known."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One attempt; the schema of ``results/records/*.json`` (docs/record.md explains each field)."""
+
+    cell: Mapping[str, Any]
+    key: str
+    artifact_key: str
+    fingerprint: str
+    status: Status
+    attempt: str
+    started: str
+    finished: str
+    artifact_hash: str | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    stage: str = ""
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    claimed: Mapping[str, Any] = field(default_factory=dict)
+    realised: Mapping[str, Any] = field(default_factory=dict)
+    stages: Mapping[str, float] = field(default_factory=dict)
+    block_nll: tuple[float, ...] = ()
+    flags: tuple[str, ...] = ()
+    samples: Mapping[str, str] = field(default_factory=dict)
+    isolation: str = PROCESS
+    log_tail: str = ""
+    schema: int = SCHEMA
+
+    @property
+    def precedence(self) -> tuple[bool, str, str]:
+        """Of several attempts at one row, that of the greatest counts: official before shared, then newer ones."""
+        return self.isolation == PROCESS, self.finished, self.attempt
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data, from which ``from_json`` makes an equal record."""
+        shallow = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {
+            **shallow,
+            "status": str(self.status),
+            "estimates": {name: estimate.to_json() for name, estimate in self.estimates.items()},
+            "block_nll": list(self.block_nll),
+            "flags": list(self.flags),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Record:
+        """The record that ``to_json`` described.
+
+        Raises IntegrityError when the data is no record of this schema, its cell no cell, or its key not the cell's:
+        the caller reports the file and goes on.
+        """
+        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
+            found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
+            raise IntegrityError(f"not a record of schema {SCHEMA} (found {found!r})")
+        try:
+            _check_cell(data["cell"], data["key"])
+            return cls(
+                **{
+                    **data,
+                    "status": Status(data["status"]),
+                    "estimates": {name: Estimate(**estimate) for name, estimate in data["estimates"].items()},
+                    "block_nll": tuple(data["block_nll"]),
+                    "flags": tuple(data["flags"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise IntegrityError(f"not a valid record: {type(error).__name__}: {error}") from error
+
+
+def _check_cell(data: Mapping[str, Any], key: str) -> None:
+    """Raise IntegrityError, or what reading nonsense raises, unless ``data`` is a cell's JSON whose key is ``key``."""
+    cell = Cell.from_json(data)
+    for part, names in CELL_FIELDS.items():
+        if missing := [name for name in names if name not in getattr(cell, part)]:
+            raise IntegrityError(f"not a valid record: its cell has no {part}.{missing[0]}")
+    label, _ = cell.label, cell.training  # these read the rest of what a cell needs
+    if cell.key != key:
+        raise IntegrityError(f"its key is {key!r}, that of its cell {label!r} is {cell.key!r}: one of them was changed")

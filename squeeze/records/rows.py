@@ -1,0 +1,82 @@
+"""Rows side by side: how they are found by name, read with their raw samples, and in what their conditions differ."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from squeeze.core.environment import differences
+from squeeze.core.errors import SqueezeError
+from squeeze.core.suggest import hint
+from squeeze.records.record import Record
+from squeeze.records.store import RecordStore
+from squeeze.request.cell import Cell
+
+
+@dataclass(frozen=True)
+class Side:
+    """A row: its record and the arrays of its samples file (none for an attempt that failed before it had any)."""
+
+    record: Record
+    arrays: Mapping[str, npt.NDArray[Any]]
+
+    @property
+    def cell(self) -> Cell:
+        """The cell that was measured."""
+        return Cell.from_json(self.record.cell)
+
+    @classmethod
+    def of(cls, store: RecordStore, record: Record) -> Side:
+        """The record with its samples. Raises IntegrityError when their file is missing or not the one recorded."""
+        if not record.samples:
+            return cls(record, {})
+        with np.load(store.samples(record), allow_pickle=False) as arrays:
+            return cls(record, dict(arrays))
+
+
+def find(store: RecordStore, names: Collection[str]) -> dict[str, Record]:
+    """The record that counts of the row that each name stands for: the newest official one.
+
+    A name is a label, with or without that of the model, or the beginning of a key or an attempt.
+
+    Raises SqueezeError for a name that no row has, or several.
+    """
+    newest: dict[str, dict[tuple[str, str, str], Record]] = {name: {} for name in names}
+    labels: set[str] = set()
+    for record in store.records():
+        cell = Cell.from_json(record.cell)
+        known = {cell.label, cell.label.removeprefix(f"{cell.model['name']}-")}
+        labels |= known
+        for name, found in newest.items():
+            if name and (name in known or record.key.startswith(name) or record.attempt.startswith(name)):
+                identity = (record.key, record.artifact_key, record.fingerprint)
+                if identity not in found or found[identity].precedence < record.precedence:
+                    found[identity] = record
+    return {name: _only(name, list(found.values()), labels) for name, found in newest.items()}
+
+
+def unlike_environments(one: Record, other: Record) -> Iterator[str]:
+    """The fingerprinted fields in which two records differ, with both values: ``software.kernel (6.1 and 6.2)``."""
+    for name in differences(one.environment, other.environment):
+        yield f"{name} ({_field(one.environment, name)} and {_field(other.environment, name)})"
+
+
+def _only(name: str, found: list[Record], labels: set[str]) -> Record:
+    if not found:
+        raise SqueezeError(f"no record of {name!r}: {hint(name, labels)}")
+    if len(found) > 1:
+        attempts = ", ".join(record.attempt[:12] for record in found)
+        raise SqueezeError(f"{name!r} stands for {len(found)} rows: name one by its attempt ({attempts})")
+    return found[0]
+
+
+def _field(environment: Mapping[str, Any], name: str) -> Any:
+    """The value of a dotted field, such as ``software.versions.torch``; None where it is not there."""
+    value: Any = environment
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

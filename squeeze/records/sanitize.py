@@ -1,0 +1,36 @@
+"""What a record must not tell: secrets, absolute paths, the name of the user."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from squeeze.records.record import Record
+from squeeze.runner.jobs.outcome import ABSOLUTE_PATH, public
+
+# A text without any of these holds no SECRET; looking for them first makes a thousand records take no second.
+MARKS = (
+    *("hf_", "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "AKIA", "xox", "PRIVATE KEY"),
+    *("TOKEN", "SECRET", "PASSW", "API_KEY", "APIKEY", "token=", "secret=", "password=", "passwd=", "key=", "Bearer"),
+)
+# Tokens that services give out, recognised by their prefix; private keys; what a variable so called was set to.
+SECRET = re.compile(
+    r"\bhf_[A-Za-z0-9]{20,}|\bsk-[\w-]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{20,}"
+    r"|\bAKIA[A-Z0-9]{16}\b|\bxox[abpr]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY)\w*\\?[\"']?\s*[=:]\s*\\?[\"']?[\w./+-]{8,}"
+    r"|(?:token|secret|password|passwd|api_?key)=[\w./+-]{8,}|\bBearer [\w./+-]{8,}"
+)
+WINDOWS_PATH = re.compile(r"\b[A-Za-z]:\\\\?\w+\\")
+SHOWN = 6  # characters of a secret that a finding repeats
+
+
+def leaks(record: Record, text: str) -> Iterator[str]:
+    """Each kind of thing in a record that should not be there. text: the record's JSON as it lies in the file."""
+    if any(mark in text for mark in MARKS) and (secret := SECRET.search(text)):
+        yield f"holds what looks like a secret ({secret.group()[:SHOWN]}...); revoke it, then delete the record"
+    path = ABSOLUTE_PATH.search(text) or (WINDOWS_PATH.search(text) if ":\\" in text else None)
+    if path:
+        yield f"holds an absolute path ({path.group()})"
+    free = " ".join([record.reason, *record.log_tail.split()])
+    if not path and public(free) != " ".join(free.split()):
+        yield "its reason or log_tail holds the name of the user"

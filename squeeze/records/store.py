@@ -1,0 +1,148 @@
+"""The record store: one JSON file per attempt, whole or not there, and its raw samples beside it.
+
+    records/<label>-<attempt>.json   at most 8 KB
+    records/<label>-<attempt>.npz    raw samples; the record names their sha256
+    logs/<label>-<attempt>.log       what the attempt's processes printed
+
+Many runners may write to one folder, also on a shared file system: names are unique, no lock is held, nothing is
+ever rewritten or deleted. Standard library only.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.core.files import sha256, write_atomically
+from squeeze.records.record import Record
+from squeeze.request.cell import Cell
+
+LARGEST_RECORD = 8192  # bytes: 100,000 records stay readable in seconds
+
+Report = Callable[[Path, str], None]
+
+
+def warn(path: Path, why: str) -> None:
+    """Name on stderr a file that is passed over."""
+    print(f"warning: {path} is passed over: {why}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class RecordStore:
+    """The records below a results folder."""
+
+    results: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the records lie."""
+        return self.results / "records"
+
+    def prepare(self) -> None:
+        """Make the folders. Raises SqueezeError, before any work is done, when they cannot be written to."""
+        try:
+            for folder in (self.folder, self.results / "logs"):
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+        except OSError as error:
+            raise SqueezeError(
+                f"results folder {self.results} is not writable ({error.strerror}); choose another with --results"
+            ) from error
+
+    def log(self, cell: Cell, attempt: str) -> Path:
+        """The log file of an attempt."""
+        return self.results / "logs" / f"{stem(cell, attempt)}.log"
+
+    def write(self, record: Record, samples: bytes = b"") -> Record:
+        """Keep a record, its samples (an .npz file's bytes) first; returns the record as written, naming them.
+
+        When this returns, both files are on the disk. Raises SqueezeError when the disk is full or the folder gone;
+        then neither a torn record nor one without its samples is left.
+        """
+        name = stem(Cell.from_json(record.cell), record.attempt)
+        try:
+            if samples:
+                write_atomically(self.folder / f"{name}.npz", samples)
+                found = {"file": f"{name}.npz", "sha256": hashlib.sha256(samples).hexdigest()}
+                record = replace(record, samples=found)
+            write_atomically(self.folder / f"{name}.json", encode(record))
+            _flush_folder(self.folder)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            advice = "free some space" if full else "check the folder"
+            raise SqueezeError(
+                f"record of {name} could not be written to {self.folder} ({error.strerror}); {advice}, "
+                "then `squeeze resume` measures what is missing"
+            ) from error
+        return record
+
+    def records(self, report: Report = warn) -> Iterator[Record]:
+        """All readable records, in the order of their names. ``report(path, why)`` hears of each file passed over."""
+        if not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                yield read(path)
+            except IntegrityError as error:
+                report(path, str(error))
+
+    def samples(self, record: Record) -> Path:
+        """The record's samples file. Raises IntegrityError when it is missing or not what the record says."""
+        path = self.folder / Path(record.samples.get("file", "")).name
+        if not path.is_file():
+            raise IntegrityError(f"{path.name or 'samples'} of attempt {record.attempt} is missing from {self.folder}")
+        found = sha256(path)
+        if found != record.samples["sha256"]:
+            raise IntegrityError(f"{path.name} has sha256 {found}, its record says {record.samples['sha256']}")
+        return path
+
+
+def read(path: Path) -> Record:
+    """One record. Raises IntegrityError for a truncated or foreign file."""
+    try:
+        return decode(path.read_bytes())
+    except OSError as error:
+        raise IntegrityError(f"not readable: {error.strerror}") from error
+
+
+def decode(content: bytes) -> Record:
+    """The record that ``encode`` wrote. Raises IntegrityError when the content is truncated or foreign."""
+    try:
+        return Record.from_json(json.loads(content))
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"not readable as JSON: {error}") from error
+
+
+def encode(record: Record) -> bytes:
+    """The record's JSON. Raises ValueError when it is above 8 KB or holds NaN: both are mistakes of its author."""
+    content = json.dumps(record.to_json(), separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
+    if len(content) > LARGEST_RECORD:
+        raise ValueError(
+            f"record of {len(content)} bytes, expected at most {LARGEST_RECORD}: put lists into the samples"
+        )
+    return content
+
+
+def stem(cell: Cell, attempt: str) -> str:
+    """The name that an attempt's files share: readable, unique, and safe on every file system."""
+    label = re.sub(r"[^\w.+-]", "_", cell.label).lstrip(".")
+    return f"{label[:100]}-{attempt}"
+
+
+def _flush_folder(folder: Path) -> None:
+    """Put the folder's new names on the disk, too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""What is asked: overrides and conf/ -> cells, checked, frozen, hashed."""

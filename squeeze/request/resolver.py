@@ -1,0 +1,164 @@
+"""From the choices and scalars of one point of a grid to its cell, every value made concrete."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from squeeze.core.device import default_device, usable_threads
+from squeeze.core.errors import SqueezeError
+from squeeze.core.suggest import hint
+from squeeze.request.cell import TRAINED_ONLY, Cell
+from squeeze.request.choices import GROUPS, SWEEP, Choices
+from squeeze.request.overrides import Setting, edited, is_addition
+from squeeze.request.plain_yaml import INTERPOLATION
+from squeeze.request.schema import check_axis, check_group
+from squeeze.request.steps import check_step
+
+MISSING = "???"  # OmegaConf's word for a value that must still be given
+Point = Mapping[str, Any]  # key of a setting -> the one value that it has here
+
+
+class Resolver:
+    """Makes cells of points. Each distinct group is edited, resolved and checked once, however many cells share it."""
+
+    def __init__(self, choices: Choices, wanted: Mapping[str, Sequence[str]]) -> None:
+        """Compose config.yaml with the ``wanted`` names of each group: one composition serves all points.
+
+        Raises SqueezeError for an unknown name and for a file that cannot be used.
+        """
+        self._defaults = choices.defaults
+        config = _composed(choices, {group: {*wanted.get(group, ()), self._defaults[group]} for group in GROUPS})
+        self._choices = config.pop("choices")
+        self._axes = {name: value for name, value in config.items() if name not in GROUPS}
+        self._templates: dict[str, tuple[Any, list[str]]] = {}
+        self._groups: dict[str, dict[str, Any]] = {}
+
+    def check_keys(self, settings: Mapping[str, Setting]) -> None:
+        """Raise SqueezeError for a setting of something that is neither a scalar of config.yaml nor in a group."""
+        for setting in settings.values():
+            name, *rest = setting.path
+            if name not in GROUPS and (rest or not (name in self._axes or is_addition(setting))):
+                raise SqueezeError(f"unknown option {name!r}; {hint(name, [*self._axes, *GROUPS, SWEEP])}")
+
+    def cell(self, settings: Mapping[str, Setting], point: Point) -> Cell:
+        """The cell of one point of the grid that the settings span. Raises SqueezeError for a value not allowed."""
+        axes = self._axes
+        for key, value in point.items():
+            if settings[key].path[0] not in GROUPS:
+                axes = edited(axes, settings[key], value)
+        for name, value in axes.items():
+            check_axis(name, value)
+        groups = {group: self._group(group, settings, point, axes) for group in GROUPS}
+        technique = {**groups["technique"]}
+        calibrated, trained = technique.pop("calibrated", False), technique.pop("trained", False)
+        protocol = groups["protocol"]
+        return Cell(
+            model=groups["model"],
+            technique=technique,
+            calibration=groups["calibration"] if calibrated else {},
+            runtime=groups["runtime"],
+            protocol=protocol if trained else {name: protocol[name] for name in protocol if name not in TRAINED_ONLY},
+            replicate=axes.get("replicate", 0),
+        )
+
+    def _group(
+        self, group: str, settings: Mapping[str, Setting], point: Point, axes: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        choice = point.get(group, self._defaults[group])
+        edits = [(settings[key], value) for key, value in point.items() if key.startswith(f"{group}.")]
+        template, reads = self._template(group, choice, edits)
+        identity = repr((group, choice, edits, [(name, axes.get(name)) for name in reads]))
+        if identity not in self._groups:
+            self._groups[identity] = _concrete(group, _resolved(template, axes, group))
+        return self._groups[identity]
+
+    def _template(self, group: str, choice: str, edits: Sequence[tuple[Setting, Any]]) -> tuple[Any, list[str]]:
+        identity = repr((group, choice, edits))
+        if identity not in self._templates:
+            tree = {group: {"name": choice, **self._choices[group][choice]}}
+            for setting, value in edits:
+                tree = edited(tree, setting, value)
+            self._templates[identity] = tree[group], sorted(set(_reads(tree[group])))
+        return self._templates[identity]
+
+
+def _resolved(node: Any, axes: Mapping[str, Any], where: str) -> Any:
+    """A copy of ``node`` with each ``${name}`` replaced by that scalar: plain JSON data.
+
+    Raises SqueezeError, naming the place, for what is not such data and for any other interpolation.
+    """
+    if isinstance(node, dict):
+        return {str(name): _resolved(item, axes, f"{where}.{name}") for name, item in node.items()}
+    if isinstance(node, list):
+        return [_resolved(item, axes, f"{where}.{index}") for index, item in enumerate(node)]
+    if isinstance(node, str) and "${" in node:
+        match = INTERPOLATION.fullmatch(node)
+        if match is None or match[1] not in axes:
+            raise SqueezeError(f"{where}: {node!r} is refused; only these may be read: {', '.join(axes)}")
+        return _scalar(axes[match[1]], where)
+    return _scalar(node, where)
+
+
+def _scalar(value: Any, where: str) -> Any:
+    """A JSON scalar, unchanged. Raises SqueezeError for anything else, and for what is still to be given."""
+    if isinstance(value, str):
+        allowed = "${" not in value and value != MISSING
+    else:
+        allowed = value is None or (isinstance(value, int | float) and abs(value) < 2**63)
+    if not allowed:
+        raise SqueezeError(
+            f"{where}: {value!r} is not allowed; expected a number below 2**63, a text, true, false or null"
+        )
+    return value
+
+
+def _reads(node: Any) -> Iterator[str]:
+    """The names of the scalars that a tree reads."""
+    if isinstance(node, dict | list):
+        for item in node.values() if isinstance(node, dict) else node:
+            yield from _reads(item)
+    elif isinstance(node, str) and (match := INTERPOLATION.fullmatch(node)):
+        yield match[1]
+
+
+def _concrete(group: str, node: Any) -> dict[str, Any]:
+    """A resolved choice, checked; in a runtime, ``auto`` becomes a device and null the threads that may be used."""
+    check_group(group, node)
+    if group == "technique":
+        steps = [_step(step, f"technique.steps.{index}") for index, step in enumerate(node["steps"])]
+        return {**node, "steps": steps}
+    if group == "runtime":
+        device = default_device() if node["device"] == "auto" else node["device"]
+        return {**node, "device": device, "threads": node["threads"] or usable_threads()}
+    return dict(node)
+
+
+def _step(step: Any, where: str) -> dict[str, Any]:
+    """A checked step. What its class declares a float is one: ``sparsity=0`` and ``sparsity=0.0`` are the same cell."""
+    target = check_step(step, where)
+    for name, value in step.items():
+        check_axis(f"{where}.{name}", value)
+    floats = {name: float(step[name]) for name in target.floats & step.keys() if type(step[name]) is int}
+    return {**step, **floats}
+
+
+def _composed(choices: Choices, wanted: Mapping[str, set[str]]) -> dict[str, Any]:
+    """config.yaml, interpolations unresolved, with every wanted choice under ``choices.GROUP.NAME``."""
+    pairs = [(group, name) for group, names in wanted.items() for name in sorted(names)]
+    for group, name in pairs:
+        choices.read(group, name)
+    overrides = [f"+{group}@choices.{group}.{name}={name}" for group, name in pairs]
+    main, *further = choices.folders
+    overrides += [f"hydra.searchpath=['file://{folder}']" for folder in further]
+    try:
+        with initialize_config_dir(str(main), version_base="1.3"):
+            config = OmegaConf.to_container(compose("config", overrides), resolve=False)
+    except (HydraException, OmegaConfBaseException, RecursionError) as error:
+        raise SqueezeError(f"cannot compose the configuration: {' '.join(str(error).split())}") from error
+    return {str(name): value for name, value in config.items()} if isinstance(config, dict) else {}

@@ -1,0 +1,180 @@
+"""An attempt -> its record, and the raw samples that are kept beside it. No torch import."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from squeeze.core import environment
+from squeeze.probes import samples
+from squeeze.records import estimates as figures
+from squeeze.records.record import Estimate, Record, Status
+from squeeze.records.statistics import block_means
+from squeeze.runner.attempt import Attempt, now
+from squeeze.runner.jobs.outcome import Failure, public
+from squeeze.runner.stages import Member
+
+REALISED = (
+    *("bytes_real", "memory_real", "compute_real", "batch_dependent", "sparsity", "levels", "compressed_share"),
+    *("scored_as", "scored_difference", "mismatches"),
+)
+UNSTEADY, GRID_FLATTERED, NOT_REALISED = "unsteady", "grid_flattered", "claimed != realised"
+NOT_AVAILABLE = "not available"
+BLOCKS = 128  # of mean token losses in a record: what ranking needs of them, in a kilobyte
+
+Values = dict[str, Any]
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def assemble(attempt: Attempt, failure: Failure | None = None) -> tuple[Record, bytes]:
+    """The record of an attempt, and the .npz file of its raw samples (empty for one that failed).
+
+    Samples that do not fit together make an invalid record, not an error.
+    """
+    if failure is None:
+        try:
+            return _measured(attempt)
+        except (ValueError, KeyError, TypeError, OSError, BadZipFile) as error:
+            reason = public(f"samples do not fit together: {type(error).__name__}: {error}")
+            failure = Failure(Status.INVALID, reason[:300], "assemble")
+    record = _frame(attempt, failure.status)
+    return replace(record, reason=failure.reason, stage=failure.stage, log_tail=failure.log_tail), b""
+
+
+def _measured(attempt: Attempt) -> tuple[Record, bytes]:
+    candidate, baseline = attempt.member, attempt.speed_baseline
+    assert baseline is not None
+    assert attempt.quality_baseline is not None
+    scored, arrays = _quality(candidate)
+    _, baseline_arrays = _quality(attempt.quality_baseline)
+    if candidate.quality == attempt.quality_baseline.quality:  # it is the baseline: nothing is nearer to it
+        scored = {**scored, "kl_divergence": 0.0, "top1_agreement": 1.0}
+    weighed = candidate.timings[0]
+    estimates = {
+        **figures.sizes(weighed),
+        **figures.memory(candidate.timings),
+        **figures.memory([scored], ("quality",)),
+        **figures.speeds(candidate.timings, baseline.timings),
+        **figures.energy(candidate.timings),
+        **figures.scores(scored),
+        **_building(candidate),
+    }
+    if attempt.machine is not None:
+        estimates |= figures.utilisation(candidate.timings, attempt.machine)
+    diverged = str(scored["reason"]) if scored.get("diverged") else ""
+    if not diverged:
+        estimates |= figures.changes(arrays, baseline_arrays, attempt.cell.protocol["seed"])
+    found = {name: values[name] for values in (scored, weighed) for name in REALISED if values.get(name) is not None}
+    record = replace(
+        _frame(attempt, Status.DIVERGED if diverged else Status.OK),
+        reason=diverged,
+        stage="quality" if diverged else "",
+        estimates=figures.known(estimates),
+        claimed=candidate.built.info["claims"],
+        realised={
+            **found,
+            "dtype": candidate.built.dtype,
+            "speed_baseline": baseline.cell.model["dtype"],
+            "energy": "counted" if "energy_j_per_token" in estimates else NOT_AVAILABLE,
+        },
+        block_nll=() if diverged else _block_nll(arrays),
+        flags=tuple(_flags(attempt, weighed)),
+    )
+    return record, _packed(_raw(candidate.timings, baseline.timings, arrays, baseline_arrays))
+
+
+def _frame(attempt: Attempt, status: Status) -> Record:
+    """What every record says, whatever became of its attempt. ``stages`` add up to the wall time of the cell."""
+    member = attempt.member
+    seconds = {
+        "build": member.seconds["build"],
+        **member.work,
+        "overhead": sum(member.overheads),
+        "baseline": attempt.baseline_seconds,
+    }
+    machine = {"machine": attempt.machine.to_json()} if attempt.machine else {}
+    return Record(
+        cell=attempt.cell.to_json(),
+        key=attempt.cell.key,
+        artifact_key=attempt.artifact_key,
+        fingerprint=attempt.fingerprint,
+        status=status,
+        attempt=attempt.id,
+        started=attempt.started,
+        finished=now(),
+        artifact_hash=member.artifact.hash if member.artifact else None,
+        environment={**attempt.place, "state_after": environment.state(), **machine},
+        stages={name: round(value, 3) for name, value in seconds.items()},
+    )
+
+
+def _building(member: Member) -> dict[str, Estimate]:
+    info = member.built.info
+    overheads = {"process_overhead_seconds": Estimate(float(np.median(member.overheads)), n=len(member.overheads))}
+    return {
+        "build_seconds": Estimate(info["seconds"]),
+        "build_seconds_marginal": Estimate(info["seconds_marginal"]),
+        "build_peak_bytes": Estimate(info["peak_bytes"]),
+        **(overheads if member.overheads else {}),
+    }
+
+
+def _quality(member: Member) -> tuple[Values, Arrays]:
+    """The scalars and the arrays of a member's quality."""
+    assert member.quality is not None
+    values = samples.read(member.quality, arrays=False).values
+    with (member.quality / samples.ARRAYS_NAME).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        return values, dict(stored)
+
+
+def _block_nll(arrays: Arrays) -> tuple[float, ...]:
+    """What ranking needs of the token losses; nothing for a model that predicts no tokens."""
+    if "token_nll" not in arrays:
+        return ()
+    return tuple(round(value, 5) for value in block_means(arrays["token_nll"], BLOCKS))
+
+
+def _flags(attempt: Attempt, weighed: Values) -> Iterator[str]:
+    assert attempt.speed_baseline is not None
+    if any(_unsteady(member.timings) for member in (attempt.member, attempt.speed_baseline)):
+        yield UNSTEADY
+    if attempt.member.built.info.get(GRID_FLATTERED):
+        yield GRID_FLATTERED
+    if weighed.get("mismatches"):
+        yield NOT_REALISED
+
+
+def _unsteady(rounds: Sequence[Values]) -> bool:
+    """Whether half the processes or more did not settle; a single one moves no median of rounds."""
+    return 2 * sum(bool(values["unsteady"]) for values in rounds) >= len(rounds)
+
+
+def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, baseline_arrays: Arrays) -> Arrays:
+    """All samples by name: timings (rounds, n) in seconds, quality (tokens,) or (items,); baseline_... beside them."""
+    raw = {name: _compact(array) for name, array in arrays.items()}
+    raw |= {f"baseline_{name}": _compact(array) for name, array in baseline_arrays.items() if _is_paired(name)}
+    for prefix, timings in (("", rounds), ("baseline_", baseline)):
+        for kind in ("ttft_s", "token_s"):
+            for batch in timings[0].get(kind, {}):
+                raw[f"{prefix}{kind}_b{batch}"] = np.array([values[kind][batch] for values in timings])
+    return raw
+
+
+def _is_paired(name: str) -> bool:
+    return name in figures.TEXTS or name.endswith("_correct")
+
+
+def _compact(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def _packed(arrays: Arrays) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()

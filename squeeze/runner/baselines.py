@@ -1,0 +1,107 @@
+"""The uncompressed models that candidates are compared with. Each is built and scored once per run, whoever asks."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from squeeze.artifacts.keys import baseline_hash
+from squeeze.core.cache import cache_root, sealed
+from squeeze.records.store import RecordStore
+from squeeze.request.cell import Cell, digest
+from squeeze.runner import stages
+from squeeze.runner.jobs.executor import Workshop
+from squeeze.runner.jobs.outcome import StageError
+from squeeze.runner.stages import Member
+
+SPEED_DTYPES = ("float32", "bfloat16")  # the faster one on this machine is the speed to beat
+CHOICE = "choice.json"
+
+
+@dataclass
+class Baselines:
+    """The baselines of one run, by cell key; of one that cannot be had, the reason."""
+
+    shop: Workshop
+    store: RecordStore
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _known: dict[str, Member | StageError] = field(default_factory=dict)
+
+    def built(self, cell: Cell, dtype: str) -> Member:
+        """The uncompressed model of a cell in ``dtype``. Raises StageError when it cannot be built."""
+        baseline = cell.baseline(dtype)
+        if baseline.key not in self._known:
+            member = Member(baseline, self.store.log(baseline, self.run))
+            try:
+                stages.build(self.shop, member)
+                self._known[baseline.key] = member
+            except StageError as failed:
+                self._known[baseline.key] = of_baseline(failed)
+        return self._sound(baseline)
+
+    def scored(self, cell: Cell, dtype: str) -> Member:
+        """The same, its quality known. Raises StageError when it cannot be built or scored."""
+        member = self.built(cell, dtype)
+        if member.quality is None:
+            try:
+                stages.score(self.shop, member, None)
+            except StageError as failed:
+                self._known[member.cell.key] = of_baseline(failed)
+        return self._sound(member.cell)
+
+    def rivals(self, cell: Cell, fingerprint: str) -> list[Member]:
+        """The models that may be the speed to beat: the one known to be, else those that can be built.
+
+        Raises StageError when none can.
+        """
+        choice = _choice(cell, fingerprint)
+        dtypes = [json.loads(choice.read_text())["dtype"]] if choice.is_file() else SPEED_DTYPES
+        members: list[Member] = []
+        for dtype in dtypes:
+            try:
+                members.append(self.built(cell, dtype))
+            except StageError as failed:
+                failure = failed
+        if not members:
+            raise failure
+        return members
+
+    def fastest(self, cell: Cell, fingerprint: str) -> Member:
+        """The speed to beat, without any timing: which dtype it is, is found by a pilot and kept; its times are not.
+
+        Raises StageError when no baseline can be timed.
+        """
+
+        def pilot(folder: Path) -> None:
+            winner = stages.faster(self.shop, [_fresh(member) for member in self.rivals(cell, fingerprint)])
+            (folder / CHOICE).write_text(json.dumps({"dtype": winner.cell.model["dtype"]}))
+
+        try:
+            choice = sealed(_choice(cell, fingerprint).parent.relative_to(cache_root()).as_posix(), pilot) / CHOICE
+        except StageError as failed:
+            raise of_baseline(failed) from failed
+        return _fresh(self.built(cell, json.loads(choice.read_text())["dtype"]))
+
+    def _sound(self, baseline: Cell) -> Member:
+        known = self._known[baseline.key]
+        if isinstance(known, StageError):
+            raise known
+        return known
+
+
+def of_baseline(failed: StageError) -> StageError:
+    """The same failure, said to be the baseline's."""
+    reason = failed.failure.reason
+    return StageError(replace(failed.failure, reason=f"baseline: {reason.removeprefix('baseline: ')}"))
+
+
+def _choice(cell: Cell, fingerprint: str) -> Path:
+    key = digest([fingerprint, baseline_hash(cell.model)])
+    return cache_root() / "speed_baseline" / key / CHOICE
+
+
+def _fresh(member: Member) -> Member:
+    """The member, about to be timed: a timing never leaves the block in which it was taken."""
+    return Member(member.cell, member.log, member.artifact, member.quality)

@@ -1,0 +1,125 @@
+"""Cells measured one after the other in one process: quick, for developing a technique.
+
+Each is compared with the uncompressed model in the same dtype, measured once in the same process. So its record says
+``isolation: shared``, carries no verdict on speed, and does not stand in for an official one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from squeeze.artifacts.keys import artifact_key
+from squeeze.core import environment
+from squeeze.core.cache import cache_root, sealed
+from squeeze.probes import samples
+from squeeze.records.record import Record, Status
+from squeeze.records.store import RecordStore
+from squeeze.request import expand
+from squeeze.request.cell import Cell
+from squeeze.runner.assemble import assemble
+from squeeze.runner.attempt import Attempt
+from squeeze.runner.jobs.job import Job
+from squeeze.runner.jobs.outcome import Failure, public, status_of
+from squeeze.runner.stages import BUILD_INFO, START_UP, Artifact, Member
+
+ISOLATION = "shared"
+STAGES: tuple[Literal["latency"], Literal["quality"]] = ("latency", "quality")
+
+
+@dataclass
+class Shared:
+    """The measurements of one session. cells: those that were asked for; results: the folder for their records."""
+
+    cells: Sequence[Cell]
+    results: Path
+    _scratch: TemporaryDirectory[str] = field(default_factory=lambda: TemporaryDirectory(prefix="squeeze-"))
+
+    @classmethod
+    def of(cls, overrides: Sequence[str], results: Path) -> Shared:
+        """The session of the cells that overrides such as ``technique=rtn bits=4`` name.
+
+        Raises SqueezeError for a wrong request.
+        """
+        return cls(expand.cells(overrides), results)
+
+    def jobs(self) -> list[Job]:
+        """Both stages of each cell, every baseline before the candidates that need it."""
+        cells = {each.key: each for cell in self.cells for each in (_baseline(cell), cell)}
+        return [self._job(cell, stage) for cell in cells.values() for stage in STAGES]
+
+    def build(self, job: Job) -> None:
+        """Build the job's artifact in this process, unless the cache has it.
+
+        Raises Unsupported when a technique refuses the model, and whatever else building raises.
+        """
+        from squeeze.artifacts.build import build  # torch: seconds
+
+        sealed(f"artifacts/{artifact_key(job.cell)}", lambda folder: build(job.cell, folder / job.artifact.name))
+
+    def records(self, failures: Mapping[Path, BaseException]) -> Iterator[Record]:
+        """Write the record of each cell that was measured or failed, and yield it.
+
+        failures: the first exception of a job, by the job's ``out``.
+        """
+        store = RecordStore(self.results)
+        store.prepare()
+        place = environment.describe()
+        for cell in self.cells:
+            attempt = Attempt.begin(cell, store, place)
+            failure = self._failure(cell, failures)
+            if failure is None:
+                if not (self._is_measured(cell) and self._is_measured(_baseline(cell))):
+                    continue  # only some of the benches were asked for
+                attempt.member = self._member(cell, attempt.member.log)
+                attempt.quality_baseline = attempt.speed_baseline = self._member(_baseline(cell), attempt.member.log)
+            record, raw = assemble(attempt, failure)
+            if record.status is not Status.INVALID:
+                yield store.write(replace(record, isolation=ISOLATION), raw)
+
+    def close(self) -> None:
+        """Remove the samples; records keep what they need of them."""
+        self._scratch.cleanup()
+
+    def _job(self, cell: Cell, stage: Literal["latency", "quality"]) -> Job:
+        job, baseline = Job(cell, _folder(cell), stage, self._out(cell, stage)), _baseline(cell)
+        if stage == "latency" or cell.key == baseline.key:
+            return job
+        return replace(job, baseline=self._out(baseline, stage), baseline_artifact=_folder(baseline))
+
+    def _out(self, cell: Cell, stage: str) -> Path:
+        return Path(self._scratch.name) / cell.key / stage
+
+    def _is_measured(self, cell: Cell) -> bool:
+        return all((self._out(cell, stage) / samples.JSON_NAME).exists() for stage in STAGES)
+
+    def _failure(self, cell: Cell, failures: Mapping[Path, BaseException]) -> Failure | None:
+        for stage in STAGES:
+            if (error := failures.get(self._out(cell, stage))) is not None:
+                return Failure(status_of(error), public(f"{type(error).__name__}: {error}"), stage)
+        return None
+
+    def _member(self, cell: Cell, log: Path) -> Member:
+        """The cell as the runner would know it after one round."""
+        folder = _folder(cell)
+        member = Member(cell, log, Artifact(folder, artifact_key(cell), json.loads((folder / BUILD_INFO).read_text())))
+        member.quality = self._out(cell, "quality")
+        member.timings = [samples.read(self._out(cell, "latency"), arrays=False).values]
+        for stage in STAGES:
+            seconds = samples.read(self._out(cell, stage), arrays=False).values["stages"]
+            member.work[stage] = sum(spent for name, spent in seconds.items() if name not in START_UP)
+        member.overheads = [sum(seconds.get(name, 0.0) for name in START_UP)]
+        return member
+
+
+def _baseline(cell: Cell) -> Cell:
+    return cell.baseline(cell.model["dtype"])
+
+
+def _folder(cell: Cell) -> Path:
+    """Where the runner keeps the cell's artifact, too."""
+    return cache_root() / "artifacts" / artifact_key(cell) / "artifact"

@@ -1,0 +1,96 @@
+"""What a run shows while it works: a bar with the time that is left on a terminal, one plain line a process elsewhere.
+
+On stderr, always. The bar is drawn once a second: drawing it takes processor time from what is being measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from squeeze.records.record import Record, Status
+
+STYLES = {Status.OK: "green", Status.UNSUPPORTED: "yellow"}
+LONGEST_LINE = 500  # bytes
+MEMORY = 3600  # seconds over which the speed is averaged that the remaining time is reckoned with
+
+
+@dataclass(frozen=True)
+class LastLine:
+    """What a process has said last, such as a training's step and loss: read from its log whenever it is shown.
+
+    start: where in the log the process begins, in bytes.
+    """
+
+    log: Path
+    start: int
+
+    def __str__(self) -> str:
+        with self.log.open("rb") as file:
+            file.seek(max(self.start, self.log.stat().st_size - LONGEST_LINE))
+            lines = file.read().decode(errors="replace").split("\n")
+        said = next((line for line in reversed(lines) if line.strip()), "")
+        return "".join(letter for letter in said if letter.isprintable())
+
+
+class Display:
+    """Shows a run of ``cells`` cells, each of which takes at most ``steps`` steps (processes of its own)."""
+
+    def __init__(self, cells: int, steps: int, console: Console | None = None):
+        self.cells, self.steps, self.done = cells, steps, 0
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._taken: Counter[str] = Counter()
+        self._bar = Progress(
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            TextColumn("{task.fields[said]}", style="dim", markup=False),
+            console=self.console,
+            refresh_per_second=1,
+            speed_estimate_period=MEMORY,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("starting", total=cells * steps, said="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    @contextmanager
+    def process(self, what: str, said: LastLine | None = None) -> Iterator[None]:
+        """While a process runs, such as ``smollm2_135m-rtn-4: quality``; beside it stands what it has ``said``."""
+        self._bar.update(self._task, description=what, said=said or "")
+        start = time.monotonic()
+        yield
+        if not self.console.is_terminal:
+            self.say(f"{what}: {time.monotonic() - start:.1f} s")
+
+    def step(self, key: str) -> None:
+        """A step of the cell with this key has been taken, or was not needed."""
+        self._taken[key] += 1
+        self._bar.advance(self._task)
+
+    def finish(self, label: str, record: Record) -> None:
+        """A cell has its record, which is on the disk; it takes no further steps."""
+        self._bar.advance(self._task, self.steps - self._taken.pop(record.key, 0))
+        self.done += 1
+        why = f" in {record.stage}: {record.reason}" if record.reason else ""
+        self.say(f"[{self.done}/{self.cells}] {label}: {record.status}{why}", STYLES.get(record.status, "red"))
+
+    def say(self, line: str, style: str = "") -> None:
+        """One line, above the bar where there is one."""
+        self.console.print(Text(line, style))

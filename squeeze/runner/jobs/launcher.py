@@ -1,0 +1,134 @@
+"""The runner's end of the worker: start it, hand it one job at a time, outlive it when it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from squeeze.core.errors import SqueezeError
+from squeeze.core.paths import PACKAGE
+from squeeze.runner.jobs.limits import Limits, kernel_kills, killed_since
+from squeeze.runner.jobs.outcome import Exit
+
+WORKER = (sys.executable, "-m", "squeeze.runner.jobs.worker")
+STARTS = 5  # of a worker that something kills before it is ready
+PATIENCE = 5.0  # seconds that a worker has for ending its job before it is killed
+
+
+@dataclass
+class Launcher:
+    """One worker process, started at the first job, started again should it die.
+
+    command: the worker's command line. variables: environment variables of the worker and its jobs, over the runner's
+    own. log: file that receives what the worker itself writes (warnings of the libraries it imports).
+    """
+
+    log: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
+    command: Sequence[str] = WORKER
+    _worker: subprocess.Popen[bytes] | None = None
+
+    def run(self, job: Path, log: Path, limits: Limits) -> Exit:
+        """Run the job that ``job`` (a JOB.json) describes; its output is appended to ``log``.
+
+        Blocks without using the processor. A worker that dies takes its job along: that is an exit, too. Raises
+        SqueezeError when no worker can be started.
+        """
+        started, kills = time.monotonic(), kernel_kills()
+        worker = self._worker or self._start()
+        group = 0
+        try:
+            self._send(worker, {"job": str(job), "log": str(log), "limits": asdict(limits)})
+            group = self._receive(worker, "started")["pid"]
+            return Exit(**self._receive(worker, "ended")["exit"])
+        except (OSError, EOFError):
+            self._worker = None
+            code = _clear(worker, group)
+            return Exit(code, time.monotonic() - started, kernel_kill=killed_since(kills))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the worker and with it the running job."""
+        worker, self._worker = self._worker, None
+        if worker is None:
+            return
+        assert worker.stdin is not None
+        worker.stdin.close()
+        _clear(worker, patience=PATIENCE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        """A worker that is ready. One that is killed meanwhile is started again, a few times."""
+        for _ in range(STARTS):
+            worker = self._worker = self._spawn()
+            try:
+                self._receive(worker, "ready")
+                return worker
+            except (OSError, EOFError):
+                self._worker = None
+                if (code := _clear(worker)) >= 0:
+                    break
+        raise SqueezeError(f"the worker did not start (exit code {code}); its log is {self.log}")
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment_with(self.variables),
+                start_new_session=True,  # Ctrl-C is for the runner, which ends the job in good order
+            )
+
+    def _send(self, worker: subprocess.Popen[bytes], message: Mapping[str, Any]) -> None:
+        assert worker.stdin is not None
+        worker.stdin.write(json.dumps(message).encode() + b"\n")
+        worker.stdin.flush()
+
+    def _receive(self, worker: subprocess.Popen[bytes], event: str) -> dict[str, Any]:
+        assert worker.stdout is not None
+        line = worker.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError(f"the worker ended before it said {event!r}")
+        message: dict[str, Any] = json.loads(line)
+        if message["event"] != event:
+            raise EOFError(f"the worker said {message['event']!r}, expected {event!r}")
+        return message
+
+
+def _clear(worker: subprocess.Popen[bytes], group: int = 0, patience: float = 1.0) -> int:
+    """End what is left of a worker and of the process group of its job; the worker's exit code."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        worker.wait(patience)  # it has closed its output, or been told to leave: let it show its own exit code
+    worker.kill()
+    if group:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+    for pipe in (worker.stdin, worker.stdout):
+        with contextlib.suppress(OSError):  # what was not sent yet is of no use
+            pipe and pipe.close()
+    return worker.wait()
+
+
+def environment_with(variables: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process of ours: this one's, the variables, and this very squeeze to import."""
+    places = (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), **variables}

@@ -1,0 +1,135 @@
+"""How a process ended, and what that means for its cell: exit -> failure (or none).
+
+A child that fails in Python leaves ``failure.json`` in its output folder; a child that was ended from outside leaves
+only its exit code. Both are turned into one status with a one-line reason that names no path and no user.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from squeeze.core.errors import IntegrityError, Unsupported
+from squeeze.core.files import write_atomically
+from squeeze.records.record import Status
+from squeeze.runner.jobs.limits import Limits
+
+REPORT = "failure.json"
+REASON_LENGTH = 300
+TAIL_LENGTH = 1000
+TAIL_LINES = 30
+LINE_LENGTH = 200
+DECORATION = re.compile(r"[\s^~=_-]*$|Extension modules:")
+NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|cannot allocate memory", re.IGNORECASE)
+ABSOLUTE_PATH = re.compile(r"(?<![\w:/.])~?(?:/[\w.+@%=-]+)+/([\w.+@%=-]+)")
+MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The end of one process.
+
+    code: exit code, negative for the signal that ended it. seconds: wall time from request to end.
+    bytes: private memory last seen, descendants included. breach: the limit it was ended for ("seconds", "bytes").
+    kernel_kill: the kernel killed a process for want of memory meanwhile; None where the kernel does not say.
+    """
+
+    code: int
+    seconds: float
+    bytes: int = 0
+    breach: str = ""
+    kernel_kill: bool | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a cell has no figures."""
+
+    status: Status
+    reason: str
+    stage: str
+    log_tail: str = ""
+
+
+class StageError(Exception):
+    """Ends the work on one cell; carries the `Failure` that its record will show."""
+
+    def __init__(self, failure: Failure):
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+def report(folder: Path, error: BaseException) -> None:
+    """Leave word, in a failing child, of the exception that ends it. Raises OSError when the folder is full."""
+    words = {"status": status_of(error), "error": type(error).__qualname__, "message": str(error)}
+    write_atomically(folder / REPORT, json.dumps(words).encode())
+
+
+def status_of(error: BaseException) -> Status:
+    """The status that an exception stands for; torch's classes are known by name, so that torch need not be there."""
+    if isinstance(error, Unsupported):
+        return Status.UNSUPPORTED
+    if isinstance(error, IntegrityError):
+        return Status.INVALID
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Status.OUT_OF_MEMORY
+    if isinstance(error, RuntimeError | OSError) and NO_MEMORY.search(str(error)):
+        return Status.OUT_OF_MEMORY
+    return Status.CRASHED
+
+
+def judge(end: Exit, folder: Path, limits: Limits, stage: str) -> Failure | None:
+    """What the end of a process means: None for success. ``folder``: where it may have left word."""
+    if end.code == 0 and not end.breach:
+        return None
+    status, reason = _verdict(end, _read_report(folder), limits)
+    memory = f" (at {end.bytes // MIB} MiB)" if end.bytes else ""
+    return Failure(status, public(reason)[:REASON_LENGTH] + memory, stage)
+
+
+def public(text: str) -> str:
+    """The text on one line, without absolute paths (the last part of each stays) and without the user's name."""
+    text = ABSOLUTE_PATH.sub(r"\1", " ".join(text.split()))
+    user = Path.home().name
+    return text if user in {"", "root"} else re.sub(rf"\b{re.escape(user)}\b", "user", text)
+
+
+def tail(log: str) -> str:
+    """The last lines of a log, at most 1,000 characters, each made `public`; decoration is left out."""
+    lines = [public(line)[:LINE_LENGTH] for line in log.splitlines()[-TAIL_LINES:] if not DECORATION.match(line)]
+    return "\n".join(lines)[-TAIL_LENGTH:]
+
+
+def _verdict(end: Exit, words: dict[str, Any] | None, limits: Limits) -> tuple[Status, str]:
+    if end.breach == "seconds":
+        return Status.TIMEOUT, f"still running after the limit of {limits.seconds:g} s; ended"
+    if end.breach == "bytes":
+        return Status.OUT_OF_MEMORY, f"more private memory than the limit of {limits.bytes // MIB} MiB; ended"
+    if words is not None:
+        message = str(words["message"]).strip().partition("\n")[0]
+        return Status(words["status"]), f"{words['error']}: {message}" if message else str(words["error"])
+    if end.code == -signal.SIGKILL and end.kernel_kill is not False:
+        return Status.OUT_OF_MEMORY, "killed by the kernel: the machine ran out of memory"
+    if end.code < 0:
+        return Status.CRASHED, f"ended by {_signal_name(-end.code)}"
+    return Status.CRASHED, f"exit code {end.code}, without a word"
+
+
+def _read_report(folder: Path) -> dict[str, Any] | None:
+    try:
+        words = json.loads((folder / REPORT).read_bytes())
+        Status(words["status"])
+        return {"error": str(words["error"]), "message": str(words["message"]), "status": words["status"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,251 @@
+"""The worker: starts one process per job, keeps it inside its limits, and reports how it ended.
+
+``python -m squeeze.runner.jobs.worker`` reads jobs as JSON lines on standard input, one at a time, and answers with
+JSON lines on standard output. Started with ``--fork`` it imports what every job needs beforehand and forks a child per
+job: nothing is computed in the parent, so a child starts in milliseconds from the state that a fresh interpreter would
+reach in seconds. Without it (CUDA, systems where forking is unsafe) each child is a fresh interpreter.
+
+The worker outlives no runner: when its standard input ends, it ends the running job with all descendants and leaves.
+A child outlives no worker: the kernel kills it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+from squeeze.core import paths
+from squeeze.core.files import write_atomically
+from squeeze.runner.jobs import limits, outcome
+from squeeze.runner.jobs.job import MACHINE, Job
+from squeeze.runner.jobs.limits import Limits
+from squeeze.runner.jobs.outcome import Exit
+
+TICK = 0.5  # seconds between two looks at a job's memory
+PRELOADED = (
+    "torch",
+    "transformers",
+    "transformers.models.llama.modeling_llama",
+    "pytest",
+    "pytest_benchmark.plugin",
+    "squeeze.artifacts.build",
+    "squeeze.probes.quality",
+    "squeeze.probes.peaks",
+    "squeeze.probes.realised",
+    "squeeze.runner.in_process",
+    "squeeze.records.statistics",
+)
+
+Perform = Callable[[Path], int]  # the path of a job file -> exit code
+
+
+def perform(path: Path) -> int:
+    """Do one job in this process and return its exit code: build an artifact, or run the benches of one stage."""
+    job = Job.read(path)
+    if job.stage == "build":
+        from squeeze.artifacts.build import build
+
+        build(job.cell, job.artifact)
+        return 0
+    if job.stage == "machine":
+        from squeeze.probes import peaks
+
+        measured = peaks.measure(job.cell.runtime["threads"])
+        write_atomically(job.out / MACHINE, json.dumps(measured.to_json()).encode())
+        return 0
+    return run_benches(path, job.out)
+
+
+def run_benches(path: Path, out: Path) -> int:
+    """``pytest benches --cell FILE``, with word left of the first bench that fails."""
+    import pytest
+
+    folder = str(paths.benches())
+    plugins = ["-p", "pytest_benchmark.plugin", "-p", "no:cacheprovider"]  # no other is loaded: see worker_variables
+    return int(pytest.main([folder, "--cell", str(path), "--rootdir", folder, *plugins], [_FailureReporter(out)]))
+
+
+def serve(perform: Perform, *, fork: bool, preloaded: Sequence[str]) -> None:
+    """Serve jobs until standard input ends. Each request is {"job": path of JOB.json, "log": path, "limits": {}}."""
+    replies = _private_stdout()
+    limits.adopt_orphans()
+    woken = _wake_on_child()
+    if fork:
+        _preload(preloaded)
+    _reply(replies, {"event": "ready"})
+    for request in _requests():
+        bounds = Limits(**request["limits"])
+        started, kills = time.monotonic(), limits.kernel_kills()
+        pid = _fork(request, bounds, perform) if fork else _spawn(request)
+        _reply(replies, {"event": "started", "pid": pid})
+        code, used, breach = _supervise(pid, bounds, started, woken)
+        limits.end_descendants(pid)
+        end = Exit(code, time.monotonic() - started, used, breach, limits.killed_since(kills))
+        if breach == "runner":
+            return
+        _reply(replies, {"event": "ended", "exit": asdict(end)})
+
+
+def run_job(path: Path, bounds: Limits, parent: int, perform: Perform) -> int:
+    """One job, in the process made for it: confined, and with word left of the exception that ends it."""
+    limits.die_with(parent)
+    limits.confine(bounds)
+    faulthandler.enable()
+    try:
+        return perform(path)
+    except BaseException as error:
+        traceback.print_exc()
+        outcome.report(Job.read(path).out, error)
+        return 1
+
+
+def main(perform: Perform = perform, preloaded: Sequence[str] = PRELOADED) -> None:
+    """Serve (the default), or do the one job that ``--job`` names."""
+    parser = argparse.ArgumentParser(prog="squeeze.runner.jobs.worker")
+    parser.add_argument("--fork", action="store_true")
+    parser.add_argument("--job", type=json.loads)
+    arguments = parser.parse_args()
+    if arguments.job is None:
+        serve(perform, fork=arguments.fork, preloaded=preloaded)
+    else:
+        sys.exit(run_job(Path(arguments.job["job"]), Limits(**arguments.job["limits"]), os.getppid(), perform))
+
+
+class _FailureReporter:
+    """A pytest plugin: the first exception of a bench, a fixture or a collection is left in the output folder."""
+
+    def __init__(self, out: Path):
+        self.out = out
+
+    def pytest_exception_interact(self, call: Any) -> None:
+        if not (self.out / outcome.REPORT).exists():
+            outcome.report(self.out, call.excinfo.value)
+
+
+def _supervise(pid: int, bounds: Limits, started: float, woken: int) -> tuple[int, int, str]:
+    """Wait for child ``pid``: its exit code, its private memory when last seen, and the limit it was ended for."""
+    used = 0
+    while (code := limits.exit_code(pid)) is None:
+        used = limits.private_bytes(pid) or used
+        left = started + bounds.seconds - time.monotonic()
+        breach = "seconds" if left <= 0 else "bytes" if used > bounds.bytes else ""
+        readable, _, _ = select.select([sys.stdin, woken], [], [], 0 if breach else min(TICK, left))
+        if sys.stdin in readable:  # no request comes before the reply: the runner has closed the pipe, or is gone
+            breach = "runner"
+        if breach:
+            return limits.end_group(pid), used, breach
+        with contextlib.suppress(BlockingIOError):
+            os.read(woken, 1024)
+    return code, used, ""
+
+
+def _fork(request: Mapping[str, Any], bounds: Limits, perform: Perform) -> int:
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _redirect(Path(request["log"]))
+        code = run_job(Path(request["job"]), bounds, parent, perform)
+    finally:
+        _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End a forked child without running what the parent registered for its own end."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _spawn(request: Mapping[str, Any]) -> int:
+    with Path(request["log"]).open("ab") as log:
+        command = [sys.executable, *_own_module(), "--job", json.dumps(dict(request))]
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    child.returncode = 0  # reaped by `limits`, not by Popen
+    return child.pid
+
+
+def _own_module() -> list[str]:
+    """How this very program was started: as a module, or as a script that brings its own ``perform``."""
+    main_module = sys.modules["__main__"]
+    if main_module.__spec__ is not None:
+        return ["-m", main_module.__spec__.name]
+    return [str(main_module.__file__)]
+
+
+def _redirect(log: Path) -> None:
+    """Standard output and error to the cell's log, standard input from nowhere."""
+    for descriptor, path, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+    ):
+        opened = os.open(path, flags, 0o644)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    os.dup2(1, 2)
+
+
+def _preload(names: Sequence[str]) -> None:
+    for name in names:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # children share these pages instead of copying them at their first collection
+
+
+def _requests() -> Iterator[dict[str, Any]]:
+    """Lines of standard input, read without a buffer, so that `select` sees whatever has not been read."""
+    while line := _read_line():
+        yield json.loads(line)
+
+
+def _read_line() -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and (piece := os.read(sys.stdin.fileno(), 65536)):
+        line += piece
+    return line
+
+
+def _private_stdout() -> int:
+    """Keep standard output for replies: whatever a library prints goes to standard error."""
+    replies = os.dup(1)
+    os.dup2(2, 1)
+    return replies
+
+
+def _reply(replies: int, message: Mapping[str, Any]) -> None:
+    os.write(replies, json.dumps(message).encode() + b"\n")
+
+
+def _wake_on_child() -> int:
+    """The end of a pipe that becomes readable when a child ends."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    return reader
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The runner: cells -> records. Starts processes, keeps their time and memory in bounds, never imports torch.
+
+Cells that can share a baseline are worked on in blocks. For each block: build what the cache lacks, score quality once
+per artifact, find which dtype of the uncompressed model is the one to beat, then time fresh processes in rounds.
+Whatever happens to one cell ends in its record and leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from squeeze.core import environment
+from squeeze.records.roofline import Machine
+from squeeze.records.store import RecordStore
+from squeeze.request.cell import Cell
+from squeeze.runner import rounds, stages
+from squeeze.runner.assemble import assemble
+from squeeze.runner.attempt import Attempt
+from squeeze.runner.baselines import Baselines, of_baseline
+from squeeze.runner.jobs.display import Display
+from squeeze.runner.jobs.executor import Workshop, device_lock
+from squeeze.runner.jobs.launcher import WORKER
+from squeeze.runner.jobs.outcome import Failure, StageError
+from squeeze.runner.pending import pending
+
+INTERRUPTED = 130
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGINT too: a shell's background jobs start deaf to it
+
+
+def run(
+    cells: Sequence[Cell], results: Path, *, resume: bool = True, retry: bool = False, command: Sequence[str] = WORKER
+) -> int:
+    """Measure the cells; each ends in one record below ``results``. Returns 0, or 130 when it was interrupted.
+
+    resume: pass over the cells that have a record; retry: but not over those whose record is of a failure.
+    command: how a worker is started. Raises SqueezeError when the results folder or the cache cannot be written to:
+    before any work or, when the disk fills up, with every record so far in place.
+    """
+    store = RecordStore(results)
+    store.prepare()
+    place = environment.describe()
+    wanted = pending(cells, store.records() if resume else (), place, retry=retry)
+    if not wanted:
+        print(f"nothing to do: all {len(cells)} cells have their record in {results}", file=sys.stderr)
+        return 0
+    display = Display(len(wanted), max(2 + cell.protocol["rounds"] for cell in wanted))
+    try:
+        with _ending_as_interrupts(), display, Workshop(results, display, command) as shop:
+            work = _Run(store, shop, place, Baselines(shop, store))
+            for block in rounds.blocks(wanted):
+                work.measure(block)
+    except KeyboardInterrupt:
+        display.say(f"interrupted: {display.done} of {len(wanted)} cells measured; `squeeze resume` measures the rest")
+        return INTERRUPTED
+    return 0
+
+
+@dataclass
+class _Run:
+    """A run at work."""
+
+    store: RecordStore
+    shop: Workshop
+    place: Mapping[str, Any]
+    baselines: Baselines
+    machines: dict[int, Machine | None] = field(default_factory=dict)
+
+    def measure(self, cells: Sequence[Cell]) -> None:
+        """Measure the cells of one block and write their records."""
+        attempts = [Attempt.begin(cell, self.store, self.place) for cell in cells]
+        attempts = self._each(attempts, self._build)
+        with device_lock(cells[0].runtime["device"]):
+            attempts = self._each(attempts, self._score)
+            attempts = self._time(attempts)
+        for attempt in attempts:
+            self._finish(attempt)
+
+    def _each(self, attempts: Sequence[Attempt], work: Callable[[Attempt], None]) -> list[Attempt]:
+        """Do the work for each attempt; one for which it fails gets its record and is left out of what is returned."""
+        sound = []
+        for attempt in attempts:
+            try:
+                work(attempt)
+            except StageError as failed:
+                self._finish(attempt, failed.failure)
+            else:
+                self.shop.display.step(attempt.cell.key)
+                sound.append(attempt)
+        return sound
+
+    def _build(self, attempt: Attempt) -> None:
+        stages.build(self.shop, attempt.member)
+        with self._on_account_of(attempt):
+            attempt.quality_baseline = self.baselines.built(attempt.cell, attempt.member.built.dtype)
+            self.baselines.rivals(attempt.cell, attempt.fingerprint)
+
+    def _score(self, attempt: Attempt) -> None:
+        with self._on_account_of(attempt):
+            baseline = self.baselines.scored(attempt.cell, attempt.member.built.dtype)
+        if attempt.member.built.key == baseline.built.key:
+            attempt.member.quality = baseline.quality
+        else:
+            stages.score(self.shop, attempt.member, baseline)
+
+    def _time(self, attempts: Sequence[Attempt]) -> list[Attempt]:
+        """Time the attempts, which share a baseline process in each round; returns those that went well."""
+        alive = {attempt.member: attempt for attempt in attempts}
+        if not alive:
+            return []
+        try:
+            with self._on_account_of(attempts[0]):
+                baseline = self.baselines.fastest(attempts[0].cell, attempts[0].fingerprint)
+            for member, failure in stages.time_rounds(self.shop, baseline, list(alive)):
+                if failure:
+                    self._finish(alive.pop(member), failure)
+                else:
+                    self.shop.display.step(member.cell.key)
+        except StageError as failed:
+            for attempt in alive.values():
+                self._finish(attempt, of_baseline(failed).failure)
+            return []
+        for attempt in alive.values():
+            attempt.machine = self._machine(attempt)
+            attempt.speed_baseline = baseline
+            attempt.baseline_seconds += baseline.seconds["latency"] / len(alive)
+        return list(alive.values())
+
+    def _machine(self, attempt: Attempt) -> Machine | None:
+        """The physical limits of this machine with the cell's threads, measured once per run."""
+        threads = attempt.cell.runtime["threads"]
+        if threads not in self.machines:
+            self.machines[threads] = self.shop.measure_machine(attempt.cell, attempt.member.log)
+        return self.machines[threads]
+
+    def _finish(self, attempt: Attempt, failure: Failure | None = None) -> None:
+        record = self.store.write(*assemble(attempt, failure))
+        self.shop.display.finish(attempt.cell.label, record)
+
+    @contextmanager
+    def _on_account_of(self, attempt: Attempt) -> Iterator[None]:
+        """Charge the processes of baselines that are started meanwhile to an attempt."""
+        before = self.shop.seconds
+        yield
+        attempt.baseline_seconds += self.shop.seconds - before
+
+
+@contextmanager
+def _ending_as_interrupts() -> Iterator[None]:
+    """Let Ctrl-C, a request to end (SIGTERM) and a closed terminal (SIGHUP) all end the run in the same good order."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in ENDINGS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

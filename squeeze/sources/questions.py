@@ -1,0 +1,53 @@
+"""What the task YAMLs of this folder are about: questions and texts, out of pinned packages, as lm-eval datasets.
+
+lm-eval calls these functions with a task's ``dataset_kwargs`` and, as further keywords, its metadata.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from itertools import groupby, takewhile
+from operator import itemgetter
+from typing import Any
+
+from datasets import Dataset
+
+from squeeze.sources import corpora, wheels
+from squeeze.sources.tasks import QUESTIONS
+
+NORMALISATION = 1_000_000  # from this doc_id on, choices without their question; the files are sorted by it
+CHARACTERS_A_TOKEN = 16  # more than any tokenizer takes on average
+
+
+def questions(*, member: str, sha256: str, items: int | None = None, **_: Any) -> dict[str, Dataset]:
+    """The first ``items`` questions (None: all) of a ``requests.jsonl.gz``, in the order of their ids.
+
+    Each has contexts and continuations, a pair for each choice (they carry their own spaces), and gold, the right
+    choice's index. Nearly always all contexts are the same; in WinoGrande all continuations are.
+    """
+    path = wheels.member(*QUESTIONS, member, sha256)
+    end = NORMALISATION if items is None else items
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        requests = list(takewhile(lambda request: request["doc_id"] < end, map(json.loads, lines)))
+    return {"test": Dataset.from_list([_question(list(group)) for _, group in groupby(requests, itemgetter("doc_id"))])}
+
+
+def text(*, corpus: str, tokens: int | None, **_: Any) -> dict[str, Dataset]:
+    """The beginning of a corpus, surely ``tokens`` tokens or more (the task's metadata; None: all), as one document."""
+    end = None if tokens is None else CHARACTERS_A_TOKEN * tokens
+    return {"test": Dataset.from_list([{"text": corpora.text(corpus)[:end]}])}
+
+
+def log_likelihood(_: dict[str, Any], results: list[float]) -> dict[str, float]:
+    """The one metric of a text: perplexity needs the number of scored tokens, which ``lm_eval_model`` keeps."""
+    return {"log_likelihood": results[0]}
+
+
+def _question(requests: list[dict[str, Any]]) -> dict[str, Any]:
+    label = requests[0]["label"]
+    return {
+        "contexts": [request["request"]["context"] for request in requests],
+        "continuations": [request["request"]["continuation"] for request in requests],
+        "gold": label if isinstance(label, int) else 0,  # LAMBADA's label is the word itself, its only choice
+    }

@@ -1,0 +1,242 @@
+"""Walking a model block by block with calibration text, and what the inputs of its linear layers are like.
+
+All windows' hidden states are held once, in the model's dtype, and go through one block at a time; beside them and
+the model there is never more than one block's statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from squeeze.core.errors import SqueezeError
+from squeeze.models.architecture import base_model, linears, named_blocks, weight
+from squeeze.models.settings import bfloat16_products
+
+BATCH = 2048  # tokens that go through a block at a time: few enough to stay in the cache, enough for fast products
+PANEL = 256  # rows of a Hessian computed at a time; it is symmetric, so each panel starts at its diagonal
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """What the inputs x of one linear layer were like over the calibration tokens.
+
+    hessian: (in_features, in_features) float32, the mean of x x^T. It is the Hessian of the layer's squared output
+        error up to a factor, for every output row alike; the mean of ||D x||^2 is tr(D H D^T).
+    mean_abs: (in_features,) float32, the mean of |x|.
+    low, high: (in_features,) float32, the range of x, widened to hold zero.
+    tokens: how many inputs were seen; 0 for a layer that never ran (an expert that was never chosen).
+    """
+
+    hessian: torch.Tensor
+    mean_abs: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    tokens: int
+
+    @property
+    def max_abs(self) -> torch.Tensor:
+        """(in_features,): the largest |x| of each input channel."""
+        return torch.maximum(self.high, -self.low)
+
+    @property
+    def norms(self) -> torch.Tensor:
+        """(in_features,): the l2 norm of each input channel over all tokens."""
+        return (self.hessian.diagonal() * self.tokens).sqrt()
+
+
+Stop = tuple[str, nn.Module, Mapping[str, InputStatistics]]
+
+
+def walk(model: nn.Module, token_ids: torch.Tensor, *, sequential: bool = False) -> Iterator[Stop]:
+    """Yield (full name, block, statistics of its linear layers' inputs by relative name) for each block, in order.
+
+    token_ids: (samples, window) int64, unpadded. Layers that read the same tensor (q, k and v) share one statistics.
+    sequential: the inputs of a block come from its predecessors as the consumer has left them, at the price of running
+        each block twice (at first only as far as its last linear layer's inputs); otherwise they come from the model as
+        it was.
+    Raises SqueezeError where there are no tokens.
+    """
+    if token_ids.numel() == 0:
+        raise SqueezeError("calibration has no tokens, expected at least one window; name a calibration with a corpus")
+    token_ids = token_ids.to(next(model.parameters()).device)
+    batch = max(BATCH // token_ids.shape[1], 1)
+    calls = _block_calls(model, token_ids[:1])
+    hidden = _before_first_block(model, token_ids, batch)
+    for name, block in named_blocks(model):
+        run = partial(_run, block, calls[name], hidden, batch)
+        with observed_inputs(block, leave=sequential) as seen:
+            run(keep=not sequential)
+        shared = {accumulator: accumulator.statistics() for accumulator in set(seen.values())}
+        yield name, block, {layer: shared[accumulator] for layer, accumulator in seen.items()}
+        if sequential:
+            with _widened(block):
+                run(keep=True)
+
+
+def same_inputs(statistics: Mapping[str, InputStatistics]) -> list[tuple[list[str], InputStatistics]]:
+    """The layers of a block in groups that read the same inputs, with what these inputs were like."""
+    groups: dict[int, tuple[list[str], InputStatistics]] = {}
+    for name, inputs in statistics.items():
+        groups.setdefault(id(inputs), ([], inputs))[0].append(name)
+    return list(groups.values())
+
+
+class AllSeen(Exception):  # noqa: N818 - control flow, not an error
+    """All linear layers of the block have been called; what it would still compute is not wanted."""
+
+
+@contextmanager
+def observed_inputs(block: nn.Module, *, leave: bool = False) -> Iterator[dict[str, _Accumulator]]:
+    """While the context lasts, accumulate what the linear layers of ``block`` read, by their relative names.
+
+    leave: whether a forward raises AllSeen as soon as the last of them has its inputs, before it multiplies with them.
+    """
+    seen: dict[str, _Accumulator] = {}
+    current: list[tuple[torch.Tensor, _Accumulator]] = []  # the tensors of this forward; held, so that none is reused
+    layers = linears(block)
+    awaited = set(layers)
+
+    def forget(*_: Any) -> None:
+        current.clear()
+        awaited.update(layers)
+
+    def observe(name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        x = inputs[0]
+        known = next((accumulator for tensor, accumulator in current if tensor is x), None)
+        if known is None:
+            known = seen.get(name) or _Accumulator(x.shape[-1], x.device)
+            known.add(x)
+            current.append((x, known))
+        seen.setdefault(name, known)
+        awaited.discard(name)
+        if leave and not awaited:
+            forget()
+            raise AllSeen
+
+    handles = [layer.register_forward_pre_hook(partial(observe, name)) for name, layer in layers.items()]
+    handles += [block.register_forward_pre_hook(forget), block.register_forward_hook(forget)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, layer in layers.items():
+            seen.setdefault(name, _Accumulator(weight(layer).shape[1], weight(layer).device))
+
+
+class _Accumulator:
+    """Sums over the inputs of one layer (or of several that share them)."""
+
+    def __init__(self, features: int, device: torch.device):
+        self.products = torch.zeros((features, features), device=device)
+        self.absolute = torch.zeros(features, device=device)
+        self.low, self.high = torch.zeros_like(self.absolute), torch.zeros_like(self.absolute)
+        self.tokens = 0
+
+    def add(self, x: torch.Tensor) -> None:
+        # A Hessian summed in bfloat16 is not positive definite. The products alone of bfloat16 inputs are exact in
+        # float32, so that the fast bfloat16 instructions lose nothing where they add in float32.
+        rows = x.reshape(-1, x.shape[-1])
+        exact = rows.dtype == torch.bfloat16 and rows.device.type == "cpu"
+        rows = rows.float()
+        with bfloat16_products() if exact else nullcontext():
+            for start in range(0, rows.shape[1], PANEL):
+                panel = slice(start, start + PANEL)
+                self.products[panel, start:].addmm_(rows[:, panel].T, rows[:, start:])
+        self.absolute += rows.abs().sum(dim=0)
+        self.low, self.high = torch.minimum(self.low, rows.amin(dim=0)), torch.maximum(self.high, rows.amax(dim=0))
+        self.tokens += rows.shape[0]
+
+    def statistics(self) -> InputStatistics:
+        for start in range(0, len(self.products), PANEL):
+            panel, below = slice(start, start + PANEL), slice(start + PANEL, None)
+            self.products[below, panel] = self.products[panel, below].T
+        count = max(self.tokens, 1)
+        return InputStatistics(self.products.div_(count), self.absolute.div_(count), self.low, self.high, self.tokens)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a block is called with beside the hidden states: masks, position embeddings."""
+
+    positional: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+
+@torch.no_grad()
+def _block_calls(model: nn.Module, window: torch.Tensor) -> dict[str, _Call]:
+    """How the model calls each of its blocks for one (1, window); without padding that holds for any batch."""
+    calls: dict[str, _Call] = {}
+
+    def note(name: str, _: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        calls[name] = _Call(positional[1:], named)
+
+    handles = [
+        block.register_forward_pre_hook(partial(note, name), with_kwargs=True) for name, block in named_blocks(model)
+    ]
+    try:
+        base_model(model)(input_ids=window, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+class _Reached(Exception):  # noqa: N818 - control flow, not an error
+    """The first block was reached with these hidden states."""
+
+    def __init__(self, hidden: torch.Tensor):
+        super().__init__()
+        self.hidden = hidden
+
+
+@torch.no_grad()
+def _before_first_block(model: nn.Module, token_ids: torch.Tensor, batch: int) -> torch.Tensor:
+    """(samples, window, hidden): what the first block reads."""
+
+    def stop(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        raise _Reached(inputs[0])
+
+    def embedded(windows: torch.Tensor) -> torch.Tensor:
+        try:
+            base_model(model)(input_ids=windows, use_cache=False)
+        except _Reached as reached:
+            return reached.hidden
+        raise SqueezeError(f"{type(model).__name__} never ran its first block")
+
+    handle = named_blocks(model)[0][1].register_forward_pre_hook(stop)
+    try:
+        return torch.cat([embedded(windows) for windows in torch.split(token_ids, batch)])
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _widened(block: nn.Module) -> Iterator[None]:
+    """While the context lasts, layers that widen their weights to multiply do so once, not at every call."""
+    layers: list[Any] = [m for m in block.modules() if hasattr(m, "dequantize") and not m.compute_real]
+    for layer in layers:
+        layer.forward = partial(F.linear, weight=layer.dequantize(), bias=layer.bias)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+@torch.no_grad()
+def _run(block: nn.Module, call: _Call, hidden: torch.Tensor, batch: int, *, keep: bool) -> None:
+    """Run a block on all hidden states, as far as it goes; with ``keep`` its outputs take their place."""
+    for windows in torch.split(hidden, batch):
+        with suppress(AllSeen):
+            output = block(windows, *call.positional, **call.named)
+            if keep:
+                windows.copy_(output[0] if isinstance(output, tuple) else output)

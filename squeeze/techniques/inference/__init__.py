@@ -1,0 +1,1 @@
+"""What changes while a model generates, its weights left alone."""

@@ -1,0 +1,33 @@
+"""Magnitude pruning: the weights nearest to zero become zeros."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from squeeze.core.errors import Unsupported
+from squeeze.layers.dense import float_linears
+from squeeze.layers.sparse import SparseLinear, lowest
+from squeeze.models import architecture
+from squeeze.models.subject import Subject
+from squeeze.techniques.calibration import Calibration
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Zero the share of each layer's weights that is lowest in |W_ij| (Han et al. 2015, arXiv:1506.02626, section 3.1).
+
+    sparsity: share of the weights that become zero in every linear layer of the blocks, in [0, 1). No retraining.
+    """
+
+    sparsity: float
+
+    def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
+        """Raises Unsupported for a sparsity outside [0, 1)."""
+        if not 0 <= self.sparsity < 1:
+            raise Unsupported(f"magnitude cannot prune a share of {self.sparsity}; expected 0 <= sparsity < 1")
+        for name, layer in float_linears(subject.model).items():
+            weight = architecture.weight(layer)
+            pruned = lowest(weight.abs().flatten(), self.sparsity).view_as(weight)
+            sparse = SparseLinear.of(weight.masked_fill(pruned, 0), architecture.bias(layer))
+            architecture.replace(subject.model, name, sparse)
+        return subject.claiming(sparsity=self.sparsity)

@@ -1,0 +1,80 @@
+"""SparseGPT: prune column after column, and let the columns still to come make up for what was taken away.
+
+Frantar & Alistarh 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot" (arXiv:2301.00774).
+The sibling of GPTQ, with zero in the place of the nearest code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from squeeze.layers.sparse import lowest
+from squeeze.models.settings import one_thread
+from squeeze.models.subject import Subject
+from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.pruning.selection import prune_blocks
+from squeeze.techniques.quantization.gptq import inverse_cholesky
+
+BLOCK = 128  # columns whose zeros are chosen together, and that are finished before the others are updated (B = Bs)
+
+
+@dataclass(frozen=True)
+class SparseGPT:
+    """Prune all linear layers of the blocks, and update the weights that stay.
+
+    sparsity: share of the weights that become zero, in [0, 1).
+    run: neighbours in a row of which this share becomes zero: 4 with sparsity 0.5 is the 2:4 pattern; None: wherever it
+        costs least in a block of columns.
+    damping: by which share each element of the Hessian's diagonal grows; see ``gptq``.
+    sequential: whether the inputs have gone through pruned predecessors, as in the paper, or come from the float model.
+    """
+
+    sparsity: float
+    run: int | None
+    damping: float
+    sequential: bool
+
+    def apply(self, subject: Subject, calibration: Calibration) -> Subject:
+        """Raises Unsupported for a sparsity outside [0, 1), and where runs do not fit; see ``check_sparsity``."""
+        prune_blocks(
+            subject,
+            calibration,
+            lambda weight, inputs: self.prune(weight, inputs.hessian),
+            sparsity=self.sparsity,
+            run=self.run,
+            sequential=self.sequential,
+        )
+        return subject.claiming(sparsity=self.sparsity, hessian="sequential" if self.sequential else "shared")
+
+    def prune(self, weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+        """Algorithm 1: the pruned and updated weight, (out_features, in_features) as the one given.
+
+        hessian: (in_features, in_features) float32, X X^T up to a factor.
+        """
+        columns, run = weight.shape[1], self.run or BLOCK
+        block = max(BLOCK // run, 1) * run
+        upper = inverse_cholesky(hessian, self.damping)
+        w = weight.T.float().contiguous()  # transposed: what the paper calls a column lies contiguous
+        with one_thread():
+            for start in range(0, columns, block):
+                stop = min(start + block, columns)
+                errors = torch.empty_like(w[start:stop])
+                for i in range(start, stop):
+                    if i % run == 0:
+                        ahead = slice(i, min(i + run, stop))
+                        pruned = self._chosen(w[ahead] / upper.diagonal()[ahead, None])
+                    kept = w[i].masked_fill(pruned[i % run], 0)
+                    errors[i - start] = (w[i] - kept) / upper[i, i]
+                    w[i:stop].addr_(upper[i, i:stop], errors[i - start], alpha=-1)
+                    w[i] = kept
+                w[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+        return w.T.to(weight.dtype).contiguous()
+
+    def _chosen(self, scores: torch.Tensor) -> torch.Tensor:
+        """Which of some columns' weights become zero, those of least w^2 / U_ii^2; scores: (columns, out), w / U_ii."""
+        scores = scores.abs()
+        if self.run:
+            return lowest(scores.T, self.sparsity).T
+        return lowest(scores.flatten(), self.sparsity).view_as(scores)

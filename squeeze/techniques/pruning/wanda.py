@@ -1,0 +1,41 @@
+"""Wanda: prune the weights that are small for the inputs they meet.
+
+Sun, Liu, Bair, Kolter 2023, "A Simple and Effective Pruning Approach for Large Language Models" (arXiv:2306.11695).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from squeeze.layers.sparse import lowest
+from squeeze.models.subject import Subject
+from squeeze.techniques.block_walk import InputStatistics
+from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.pruning.selection import prune_blocks
+
+
+@dataclass(frozen=True)
+class Wanda:
+    """In each output row, zero the share of weights that is lowest in |W_ij| * ||X_j||_2 (eq. 1); no weight is updated.
+
+    sparsity: share of the weights that become zero in every linear layer of the blocks, in [0, 1).
+    run: weights of a row that are compared with each other: None, all of them; 4 with sparsity 0.5, the 2:4 pattern.
+    sequential: whether the inputs have gone through pruned predecessors, as in the paper, or come from the float model.
+    """
+
+    sparsity: float
+    run: int | None
+    sequential: bool
+
+    def apply(self, subject: Subject, calibration: Calibration) -> Subject:
+        """Raises Unsupported for a sparsity outside [0, 1), and where runs do not fit; see ``check_sparsity``."""
+
+        def prune(weight: torch.Tensor, inputs: InputStatistics) -> torch.Tensor:
+            score = weight.float().abs() * inputs.norms
+            pruned = lowest(score.reshape(len(weight), -1, self.run or weight.shape[1]), self.sparsity).flatten(1)
+            return weight.masked_fill(pruned, 0)
+
+        prune_blocks(subject, calibration, prune, sparsity=self.sparsity, run=self.run, sequential=self.sequential)
+        return subject.claiming(sparsity=self.sparsity, inputs="sequential" if self.sequential else "shared")

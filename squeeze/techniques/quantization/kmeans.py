@@ -1,0 +1,85 @@
+"""Weight sharing: cluster the weights of a layer and store, for each, the index of its cluster's centroid.
+
+Han, Mao, Dally 2015, "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and Huffman
+Coding" (arXiv:1510.00149), section 3; without the retraining of centroids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from squeeze.core.errors import Unsupported
+from squeeze.layers.affine import scale_dtype
+from squeeze.layers.codebook import CodebookLinear
+from squeeze.layers.dense import float_linears
+from squeeze.models import architecture
+from squeeze.models.subject import Subject
+from squeeze.techniques.calibration import Calibration
+
+BITS = (8, 4, 3, 2)
+MOST_ITERATIONS = 300  # of Lloyd's algorithm; it ends before, where no centroid moves
+
+
+@dataclass(frozen=True)
+class KMeans:
+    """Cluster all linear layers of the blocks; embeddings, head and norms stay as they are.
+
+    bits: 8, 4, 3 or 2; 2^bits clusters. rows: output rows that share a codebook; None: all (the paper: one a layer).
+    Stored bits a weight: bits + 16 * 2^bits / (rows * in_features).
+    """
+
+    bits: int
+    rows: int | None
+
+    def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
+        """Raises Unsupported for other bits, and for rows that do not divide each layer's height."""
+        if self.bits not in BITS:
+            raise Unsupported(f"kmeans has no {self.bits}-bit codes; bits that work: {', '.join(map(str, BITS))}")
+        layers = float_linears(subject.model)
+        heights = {architecture.weight(layer).shape[0] for layer in layers.values()}
+        if misfits := sorted(height for height in heights if self.rows and height % self.rows):
+            raise Unsupported(f"rows {self.rows} does not divide out_features {misfits[0]}; null: one codebook a layer")
+        for name, layer in layers.items():
+            weight = architecture.weight(layer)
+            groups = weight.float().reshape(len(weight) // (self.rows or len(weight)), -1).contiguous()
+            codebooks = cluster(groups, self.bits).to(scale_dtype(weight.dtype))
+            codes = nearest(groups, codebooks.float()).view(weight.shape)
+            shared = CodebookLinear.of(codes, codebooks, architecture.bias(layer), weight.dtype)
+            architecture.replace(subject.model, name, shared)
+        return subject.claiming(bits=self.bits)
+
+
+def cluster(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Centroids of k-means, in rising order: (groups, n) float32 -> (groups, 2^bits) float32, each row by itself.
+
+    They start evenly spread from the smallest value to the largest ("linear initialization", section 3.2), which keeps
+    the few large weights represented. On a line a cluster is a run of the sorted values, so that Lloyd's algorithm
+    needs one sort, and then only a search for the borders and differences of running sums: exact, and deterministic. A
+    cluster without values keeps its centroid.
+    """
+    ordered = values.sort(dim=1).values.contiguous()
+    running = F.pad(ordered.double().cumsum(dim=1), (1, 0))
+    low, high = ordered[:, :1], ordered[:, -1:]
+    centroids = low + (high - low) * torch.linspace(0, 1, 2**bits, device=values.device)
+    for _ in range(MOST_ITERATIONS):
+        edges = torch.searchsorted(ordered, _borders(centroids))
+        edges = F.pad(F.pad(edges, (1, 0)), (0, 1), value=ordered.shape[1])
+        counts, totals = edges.diff(dim=1), running.gather(1, edges).diff(dim=1)
+        moved = torch.where(counts > 0, (totals / counts.clamp(min=1)).float(), centroids)
+        if torch.equal(moved, centroids):
+            break
+        centroids = moved
+    return centroids
+
+
+def nearest(values: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    """The index of each value's centroid: (groups, n), (groups, 2^bits) rising -> (groups, n) uint8."""
+    return torch.searchsorted(_borders(centroids), values, out_int32=True).to(torch.uint8)
+
+
+def _borders(centroids: torch.Tensor) -> torch.Tensor:
+    """(groups, 2^bits - 1): halfway between neighbours."""
+    return (centroids[:, 1:] + centroids[:, :-1]).div_(2)

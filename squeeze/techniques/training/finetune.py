@@ -1,0 +1,58 @@
+"""The control of trained rows: the uncompressed model, trained on the same tokens for as many steps.
+
+What a trained row gains over an untrained one may come from the text that it has seen rather than from the method. This
+row has seen the same text and compresses nothing, so what it gains is the text's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from squeeze.layers.dense import float_linears
+from squeeze.layers.master_weights import Held, MasterLinear
+from squeeze.models import architecture
+from squeeze.models.subject import Subject
+from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.losses import next_token
+from squeeze.techniques.training_loop import Plan, train
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Train what ``qat`` trains, all linear layers of the blocks, to predict the calibration text itself.
+
+    Under the loss of ``qat``, its distance from the uncompressed model, that model has nothing to learn: the loss is 0,
+    its gradient too, and the control would be the baseline. Predicting the text is the stronger control: it takes from
+    the tokens all that they offer, of which a teacher's row can at most take a part.
+
+    training_steps: of AdamW. windows: of calibration text in each. learning_rate: its highest.
+    """
+
+    training_steps: int
+    windows: int
+    learning_rate: float
+
+    def apply(self, subject: Subject, calibration: Calibration) -> Subject:
+        """Raises Unsupported for a model without a head."""
+        model = subject.model
+        architecture.head(model)
+        dtype: torch.dtype = model.dtype  # type: ignore[assignment]
+        layers = float_linears(model)
+        masters = {name: MasterLinear(layer, Held(dtype)) for name, layer in layers.items()}
+        for name, master in masters.items():
+            architecture.replace(model, name, master)
+        train(
+            [master.weight for master in masters.values()],
+            partial(next_token, model),
+            calibration.token_ids,
+            Plan(self.training_steps, self.windows, self.learning_rate),
+            title="fine-tuning the control",
+            workplace=calibration.workplace,
+        )
+        for name, layer in layers.items():
+            architecture.weight(layer).copy_(masters[name].weight.detach())
+            architecture.replace(model, name, layer)
+        return subject.claiming(training_tokens=self.training_steps * self.windows * calibration.token_ids.shape[1])

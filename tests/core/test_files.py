@@ -1,0 +1,47 @@
+"""Files appear whole or not at all."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from squeeze.core import files
+
+
+def test_written_content_is_there_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.json"
+    files.write_atomically(path, b"one")
+    files.write_atomically(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.json"
+    files.write_atomically(path, b"old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_others_may_read_what_the_user_lets_them_read(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        files.write_atomically(tmp_path / "file.json", b"shared")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_hash_and_total(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "b").write_bytes(b"12345")
+    assert files.sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    assert files.total_bytes(tmp_path.iterdir()) == 8

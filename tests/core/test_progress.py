@@ -1,0 +1,39 @@
+"""Progress is told on stderr: a line where nobody watches, a bar on a terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from squeeze.core.progress import progress, training
+
+
+def test_one_plain_line_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("fetching it") as advance:
+        advance(10)
+        advance(20)
+    assert capsys.readouterr() == ("", "fetching it ...\n")
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("fetching it") as advance:
+        advance(25_000_000)
+    assert "fetching it" in terminal.getvalue()
+    assert "25.0" in terminal.getvalue()
+
+
+def test_a_training_shows_its_steps_and_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with training("qat", 64) as trained:
+        trained(16, 0.61234)
+    assert "qat, loss 0.6123" in terminal.getvalue()
+    assert "16/64" in terminal.getvalue()

@@ -1,0 +1,95 @@
+"""What is small, and what computes less, while it runs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from squeeze.artifacts import format as artifact
+from squeeze.models import architecture
+from squeeze.models.subject import Subject
+from squeeze.probes import realised, size
+from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.pruning.magnitude import Magnitude
+from squeeze.techniques.quantization.kmeans import KMeans
+from squeeze.techniques.quantization.rtn import RoundToNearest
+from squeeze.techniques.quantization.torch_dynamic import TorchDynamic
+from tests.tiny import ARCHITECTURES, tiny_subject
+
+PROTOCOL = {"prompt_tokens": 16, "batch_sizes": [1, 4]}
+
+
+def loaded(subject: Subject, folder: Path) -> dict[str, object]:
+    artifact.save(subject, folder)
+    return realised.figures(artifact.load(folder), size.figures(folder)["bytes"], PROTOCOL)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_uncompressed_model_has_none_of_the_three(name: str, tmp_path: Path) -> None:
+    found = loaded(tiny_subject(name), tmp_path)
+    assert (found["bytes_real"], found["memory_real"], found["compute_real"]) == (False, False, False)
+
+
+@pytest.mark.parametrize("technique", [RoundToNearest(4, 32, symmetric=True), KMeans(4, 16)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_packed_weights_stay_small_while_running(
+    dtype: str, technique: RoundToNearest | KMeans, tmp_path: Path
+) -> None:
+    found = loaded(technique.apply(tiny_subject("llama", dtype), Calibration.empty()), tmp_path)
+    assert (found["bytes_real"], found["memory_real"], found["compute_real"]) == (True, True, False)
+
+
+def test_integer_arithmetic_is_told_from_widened_weights(tmp_path: Path) -> None:
+    widened = RoundToNearest(8, None, symmetric=True).apply(tiny_subject("llama"), Calibration.empty())
+    assert loaded(widened, tmp_path / "widened")["arithmetic"] == "float32"
+    integers = TorchDynamic(per_channel=True, activation_bits=7).apply(tiny_subject("llama"), Calibration.empty())
+    found = loaded(integers, tmp_path / "integers")
+    assert (found["compute_real"], found["arithmetic"]) == (True, "int8")
+
+
+def test_a_sparse_file_that_runs_dense_is_no_memory_gain(tmp_path: Path) -> None:
+    found = loaded(Magnitude(0.5).apply(tiny_subject("llama"), Calibration.empty()), tmp_path)
+    assert (found["bytes_real"], found["memory_real"], found["compute_real"]) == (True, False, False)
+
+
+def test_a_model_of_fewer_layers_has_all_three(tmp_path: Path) -> None:
+    subject = tiny_subject("llama")
+    parameters = artifact.count_parameters(subject.model)
+    del subject.model.model.layers[1]
+    subject.model.config.num_hidden_layers = 1
+    found = loaded(subject.claiming(parameters=parameters), tmp_path)
+    assert (found["bytes_real"], found["memory_real"], found["compute_real"]) == (True, True, True)
+
+
+def test_shared_memory_is_counted_once() -> None:
+    layer = nn.Linear(8, 4, bias=False)
+    tied = nn.Linear(8, 4, bias=False)
+    tied.weight = layer.weight
+    assert realised.live_bytes(nn.ModuleList([layer, tied])) == 8 * 4 * 4
+
+
+def test_a_tied_table_is_read_whole_and_an_untied_one_is_not() -> None:
+    tied, untied = tiny_subject("gpt2").model, tiny_subject("llama").model
+    assert realised.unread_bytes(tied) == 0
+    table = untied.get_input_embeddings().weight
+    assert realised.unread_bytes(untied) == table.nbytes
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_operations_equal_those_that_torch_counts(name: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = tiny_subject(name).model
+    model.set_attn_implementation("eager")  # torch counts the products of this one, and the masked half, too
+    linear = operations_of_linears(model, tokens=16)
+    attention = 2 * 2 * 2 * 16 * 16 * 64 // 2  # two products, a multiply-add is two, layers, half masked
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(torch.zeros((3, 16), dtype=torch.int64), logits_to_keep=1)
+    assert realised.operations(model, tokens=16, batch=3) == 3 * (linear + attention)
+    assert counter.get_total_flops() == pytest.approx(3 * (linear + 2 * attention), rel=0.01)
+
+
+def operations_of_linears(model: nn.Module, tokens: int) -> int:
+    blocks = sum(architecture.weight(layer).numel() for layer in architecture.block_linears(model).values())
+    return 2 * (blocks * tokens + model.get_output_embeddings().weight.numel())

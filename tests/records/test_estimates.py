@@ -1,0 +1,131 @@
+"""From samples to estimates: the process is the unit of a timing, rounds are paired, quality is paired by token."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from squeeze.records import estimates as figures
+from squeeze.records.record import Estimate
+from squeeze.records.roofline import Machine
+
+
+def timed(*seconds: float, batch: str = "1") -> list[dict[str, dict[str, list[float]]]]:
+    """One process a round; each took so long for a token on the median, and ten times as long for the first."""
+    return [{"token_s": {batch: [0.5 * each, each, 9 * each]}, "ttft_s": {batch: [10 * each] * 5}} for each in seconds]
+
+
+def test_a_figure_is_the_median_over_rounds_of_process_medians() -> None:
+    found = figures.speeds(timed(0.010, 0.020, 0.040), timed(0.020, 0.020, 0.020))
+    assert found["decode_tokens_per_s"] == Estimate(50, 25, 100, n=3)
+    assert found["ttft_ms"].value == pytest.approx(200)
+
+
+def test_a_speedup_is_paired_by_round() -> None:
+    """The machine became ten times slower half-way: the ratio does not notice."""
+    own, other = (0.010, 0.0101, 0.100, 0.101, 0.0999), (0.020, 0.0202, 0.200, 0.202, 0.1998)
+    speedup = figures.speeds(timed(*own), timed(*other))["decode_speedup"]
+    assert speedup.value == pytest.approx(2)
+    assert (speedup.low, speedup.high) == (pytest.approx(2), pytest.approx(2))
+    assert figures.speeds(timed(*own), timed(*other))["ttft_speedup"].value == pytest.approx(2)
+
+
+def test_fewer_than_five_rounds_give_no_interval() -> None:
+    speedup = figures.speeds(timed(0.01, 0.01), timed(0.02, 0.02))["decode_speedup"]
+    assert (speedup.low, speedup.p_value, speedup.n) == (None, None, 2)
+
+
+def test_a_batch_is_named_and_counted() -> None:
+    found = figures.speeds(timed(0.010, batch="8"), timed(0.010, batch="8"))
+    assert found["decode_tokens_per_s_b8"].value == pytest.approx(800)
+    assert "decode_tokens_per_s" not in found
+
+
+def test_an_encoder_has_no_decode() -> None:
+    encoder = [{"ttft_s": {"1": [0.01] * 5}}]
+    assert set(figures.speeds(encoder, encoder)) == {"ttft_ms", "ttft_speedup"}
+
+
+def test_memory_is_the_median_over_rounds() -> None:
+    rounds = [{"load_peak_bytes": size, "load_rss_anon_bytes": 7} for size in (30, 10, 20)]
+    found = figures.memory(rounds)
+    assert found["load_peak_bytes"] == Estimate(20, 10, 30, n=3)
+    assert found["load_rss_anon_bytes"].value == 7
+    assert "decode_peak_bytes" not in found
+
+
+def test_on_cuda_the_headline_is_what_torch_allocated() -> None:
+    rounds = [{"load_peak_bytes": 5, "load_cuda_allocated_bytes": 100, "load_cuda_reserved_bytes": 120}]
+    found = figures.memory(rounds)
+    assert found["load_peak_bytes"].value == 100
+    assert found["load_host_peak_bytes"].value == 5
+    assert found["load_cuda_reserved_bytes"].value == 120
+
+
+def test_utilisation() -> None:
+    machine = Machine(threads=2, read_bandwidth=1e10, matmul={"bfloat16": 5e11, "int8": 1e12})
+    work = {"bytes_per_token": 2e7, "prefill_operations": {"1": 4e10}}
+    rounds = [{**each, **work, "arithmetic": "int8"} for each in timed(0.010)]
+    found = figures.utilisation(rounds, machine)
+    assert found["mbu"].value == pytest.approx(0.2)  # 100 tokens/s x 20 MB of 10 GB/s
+    assert found["mfu"].value == pytest.approx(0.4)  # 0.4 TFLOP/s of 1
+    rounds[0]["arithmetic"] = "float16"  # a peak that was not measured
+    assert "mfu" not in figures.utilisation(rounds, machine)
+
+
+def test_the_perplexity_change_is_paired() -> None:
+    """Tokens differ by far more than the models do; paired, the difference shows all the same."""
+    baseline = np.random.default_rng(0).normal(2.5, 1.5, 8192)
+    candidate = baseline + np.random.default_rng(1).normal(0.02, 0.05, 8192)
+    delta = figures.changes({"token_nll": candidate}, {"token_nll": baseline}, seed=0)["perplexity_delta"]
+    assert delta.value == pytest.approx(np.exp(candidate.mean()) - np.exp(baseline.mean()))
+    assert delta.low is not None
+    assert delta.low > 0
+    assert delta.n == 64
+
+
+def test_each_text_has_its_own_change() -> None:
+    generator = np.random.default_rng(0)
+    baseline = {name: generator.normal(2.5, 1.5, 2048) for name in ("token_nll", "token_nll_ood")}
+    worse = {"token_nll": baseline["token_nll"] - 0.1, "token_nll_ood": baseline["token_nll_ood"] + 0.1}
+    found = figures.changes(worse, baseline, seed=0)
+    assert found["perplexity_delta"].value < 0 < found["perplexity_ood_delta"].value
+    assert found["perplexity_ood_delta"].n == 16
+
+
+def test_the_same_answers_are_no_change() -> None:
+    answers = np.arange(100) % 3 > 0
+    found = figures.changes({"sciq_correct": answers}, {"sciq_correct": answers}, seed=0)
+    assert found["acc_sciq_delta"] == Estimate(0.0, p_value=1.0, n=100)
+
+
+def test_lost_answers_show() -> None:
+    answers = np.ones(100, dtype=bool)
+    fewer = answers.copy()
+    fewer[:20] = False
+    change = figures.changes({"sciq_correct": fewer}, {"sciq_correct": answers}, seed=0)["acc_sciq_delta"]
+    assert change.value == pytest.approx(-0.2)
+    assert change.p_value == pytest.approx(2 * 0.5**20)
+
+
+def test_models_that_scored_other_tokens_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="paired"):
+        figures.changes({"token_nll": np.ones(4096)}, {"token_nll": np.ones(4095)}, seed=0)
+
+
+def test_records_keep_what_is_finite_and_counts_exact() -> None:
+    found = figures.known(
+        {"a": Estimate(math.nan), "b": Estimate(math.inf), "c": Estimate(1 / 3, 0.25), "bytes": Estimate(123456789)}
+    )
+    assert found == {"c": Estimate(0.333333, 0.25), "bytes": Estimate(123456789)}
+
+
+def test_scores_are_taken_by_name() -> None:
+    found = figures.scores({"perplexity": 13.5, "acc_sciq": 0.7, "acc_sciq_stderr": 0.04, "scored_as": "itself"})
+    assert {name: estimate.value for name, estimate in found.items()} == {
+        "perplexity": 13.5,
+        "acc_sciq": 0.7,
+        "acc_sciq_stderr": 0.04,
+    }

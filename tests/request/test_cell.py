@@ -1,0 +1,77 @@
+"""Cells: identity by content, labels left out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from squeeze.request.cell import Cell, canonical
+
+CELL = Cell(
+    model={"name": "tiny", "source": "random:llama", "dtype": "float32"},
+    technique={
+        "name": "rtn",
+        "family": "quantization",
+        "steps": [{"_target_": "squeeze.techniques.quantization.rtn.RoundToNearest", "bits": 4, "group_size": None}],
+    },
+    runtime={"name": "eager", "device": "cpu", "threads": 2},
+    protocol={"name": "smoke", "rounds": 5},
+)
+
+
+def test_key_is_the_sha256_of_the_canonical_request() -> None:
+    assert len(CELL.key) == 64
+    assert CELL.key == Cell.from_json(json.loads(json.dumps(CELL.to_json()))).key
+
+
+def test_key_ignores_labels_at_every_depth() -> None:
+    renamed = replace(
+        CELL, technique={**CELL.technique, "name": "other", "family": "x"}, model={**CELL.model, "name": "m"}
+    )
+    assert renamed.key == CELL.key
+
+
+def test_key_ignores_the_order_of_fields() -> None:
+    reordered = replace(CELL, model=dict(reversed(list(CELL.model.items()))))
+    assert reordered.key == CELL.key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {**CELL.model, "dtype": "bfloat16"}},
+        {"technique": {**CELL.technique, "steps": [{**CELL.technique["steps"][0], "bits": 3}]}},
+        {"calibration": {"corpus": "c4"}},
+        {"runtime": {**CELL.runtime, "threads": 1}},
+        {"protocol": {**CELL.protocol, "rounds": 7}},
+        {"replicate": 1},
+    ],
+)
+def test_any_other_change_changes_the_key(change: dict[str, object]) -> None:
+    assert replace(CELL, **change).key != CELL.key
+
+
+def test_label_names_model_technique_and_variant() -> None:
+    assert CELL.label == "tiny-rtn-4-row"
+    assert CELL.baseline("bfloat16").label == "tiny-none-bfloat16"
+
+
+def test_what_changes_an_artifact_shows_in_its_label() -> None:
+    [step] = CELL.technique["steps"]
+    options = {"symmetric": False, "ranges": "mse", "embed_bits": 8, "double_quant": True}
+    technique = {**CELL.technique, "steps": [{**step, **options}]}
+    assert replace(CELL, technique=technique).label == "tiny-rtn-4-row-asym-mse-e8-dq"
+
+
+def test_baseline_keeps_protocol_and_runtime_and_drops_the_rest() -> None:
+    baseline = replace(CELL, calibration={"corpus": "c4"}, replicate=3).baseline("float32")
+    assert baseline.technique["steps"] == []
+    assert (baseline.calibration, baseline.replicate) == ({}, 0)
+    assert (baseline.protocol, baseline.runtime) == (CELL.protocol, CELL.runtime)
+
+
+def test_canonical_text_refuses_nan() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        canonical({"x": float("nan")})

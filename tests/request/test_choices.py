@@ -1,0 +1,60 @@
+"""The choices that come with squeeze, and a user's own beside them or in their place."""
+
+import shutil
+
+import pytest
+
+from squeeze.core import paths
+from squeeze.core.errors import SqueezeError
+from squeeze.request.expand import cells
+from squeeze.request.schema import known_tasks
+from tests.planted import TECHNIQUES, place, planned
+
+
+def test_the_smoke_sweep_is_the_main_job():
+    found = cells(["sweep=smoke"])
+    assert len(found) >= 12
+    assert {cell.model["name"] for cell in found} == {"smollm2_135m"}
+    assert {cell.protocol["name"] for cell in found} == {"smoke"}
+    names = [cell.technique["name"] for cell in found]
+    assert {name: names.count(name) for name in ("none", "rtn", "magnitude")} == {"none": 2, "rtn": 5, "magnitude": 1}
+    assert {cell.model["dtype"] for cell in found if cell.technique["name"] == "none"} == {"float32", "bfloat16"}
+    rtn = [(cell.axis("bits"), cell.axis("group_size")) for cell in found if cell.technique["name"] == "rtn"]
+    assert rtn == [(8, 64), (4, 64), (3, 64), (2, 64), (4, None)]
+
+
+@pytest.mark.parametrize("group", ["model", "technique", "calibration", "runtime", "protocol", "sweep"])
+def test_every_choice_that_comes_with_squeeze_can_be_made(group):
+    names = [path.stem for path in (paths.conf() / group).glob("*.yaml")]
+    assert names
+    for name in names:
+        assert cells([f"{group}={name}"])
+
+
+def test_protocols_measure_what_they_promise():
+    smoke, standard, paper = (cells([f"protocol={name}"])[0].protocol for name in ("smoke", "standard", "paper"))
+    assert [protocol["rounds"] for protocol in (smoke, standard, paper)] == [5, 7, 10]
+    assert (paper["perplexity"]["window"], paper["perplexity"]["stride"], paper["items"]) == (2048, 2048, None)
+    for protocol in (smoke, standard, paper):
+        assert protocol["latency"]["decode_tokens"] >= 32
+        assert protocol["latency"]["prefill_repeats"] >= 5
+        assert set(protocol["tasks"]) <= set(known_tasks())
+
+
+def test_a_choice_of_ones_own_may_not_hide_one_of_squeezes(own):
+    place(own, "technique", "none", "family: baseline\nsteps: []")
+    with pytest.raises(SqueezeError, match="rename yours"):
+        planned(own, "technique=none")
+
+
+def test_a_folder_with_its_own_config_stands_alone(own, tmp_path):
+    alone = tmp_path / "alone"
+    shutil.copytree(paths.conf(), alone)
+    for path in (alone / "technique").glob("*.yaml"):
+        path.unlink()
+    place(alone, "technique", "only", TECHNIQUES["prune"])
+    config = alone / "config.yaml"
+    config.write_text(
+        config.read_text().replace("technique: none", "technique: only").replace("smollm2_135m", "tiny_gpt2")
+    )
+    assert [cell.label for cell in cells(["protocol=smoke"], alone)] == ["tiny_gpt2-only-s0.5"]

@@ -1,0 +1,238 @@
+"""From an attempt's samples to its record: nothing is lost, nothing is invented, nothing private is kept."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from squeeze.core import environment
+from squeeze.probes.samples import Samples
+from squeeze.records.record import Record, Status
+from squeeze.records.roofline import Machine
+from squeeze.records.store import LARGEST_RECORD, RecordStore, encode
+from squeeze.request.cell import Cell
+from squeeze.runner.assemble import GRID_FLATTERED, NOT_REALISED, UNSTEADY, assemble
+from squeeze.runner.attempt import Attempt
+from squeeze.runner.jobs.outcome import Failure
+from squeeze.runner.stages import Artifact, Member
+from tests.faults.sweeps import PROTOCOL, cell
+
+ROUNDS, TOKENS = 5, 8192
+PLACE = environment.describe()
+STEPS = ("load", "prefill", "decode")
+TASKS = ("arc_easy", "lambada", "piqa", "sciq")
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> Attempt:
+    """A complete attempt of the size of a real one: five rounds, four tasks."""
+    store = RecordStore(tmp_path / "results")
+    store.prepare()
+    subject = cell("good", protocol={**PROTOCOL, "rounds": ROUNDS, "tasks": list(TASKS)})
+    made = Attempt.begin(subject, store, PLACE)
+    made.member = member(subject, tmp_path / "candidate", pace=0.010, shift=0.1)
+    baseline = member(subject.baseline("bfloat16"), tmp_path / "baseline", pace=0.020, shift=0.0)
+    made.quality_baseline = made.speed_baseline = baseline
+    made.baseline_seconds = 7.0
+    made.machine = Machine(threads=2, read_bandwidth=1e10, matmul={"bfloat16": 1e12})
+    return made
+
+
+def member(subject: Cell, folder: Path, pace: float, shift: float) -> Member:
+    made = Member(subject, folder / "log")
+    made.artifact = artifact(folder / "artifact")
+    made.quality = quality(folder / "quality", shift)
+    made.timings = [timing(pace * (1 + 0.01 * number), first=number == 0) for number in range(ROUNDS)]
+    made.seconds = Counter(build=3.0, quality=20.0, latency=25.0)
+    made.work = Counter(quality=18.0, latency=20.0)
+    made.overheads = [2.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    return made
+
+
+def artifact(folder: Path, **changes: Any) -> Artifact:
+    folder.mkdir(parents=True, exist_ok=True)
+    info = {"content_hash": "c" * 64, "dtype": "bfloat16", "claims": {"bits": 4}, "grid_flattered": False}
+    return Artifact(folder, "k" * 64, {**info, "seconds": 5.0, "seconds_marginal": 3.0, "peak_bytes": 2**30, **changes})
+
+
+def quality(folder: Path, shift: float, **changes: Any) -> Path:
+    samples = Samples(folder)
+    nll = np.random.default_rng(0).normal(2.5, 1.5, TOKENS) + np.random.default_rng(1).normal(shift, 0.1, TOKENS)
+    samples.put_array("token_nll", nll)
+    for task in TASKS:
+        samples.put_array(f"{task}_correct", np.arange(100) % 3 > 0)
+        samples.put_all({f"acc_{task}": 2 / 3, f"acc_{task}_stderr": 0.0471404520791})
+    if shift:
+        samples.put_array("kl", np.full(TOKENS, 0.012345678))
+        samples.put_all({"kl_divergence": 0.0123456789, "top1_agreement": 0.912345678})
+    samples.put("perplexity", float(np.exp(nll.mean())))
+    samples.put_all({"bits_per_byte": 0.812345678, "batch_dependent": False, "scored_as": "itself"})
+    samples.values |= changes
+    samples.write()
+    return folder
+
+
+def timing(pace: float, *, first: bool) -> dict[str, Any]:
+    noise = 1 + 0.01 * np.random.default_rng(0).random(32)
+    values: dict[str, Any] = {"token_s": {"1": (pace * noise).tolist()}, "ttft_s": {"1": (pace * noise[:5]).tolist()}}
+    for step in STEPS:
+        for part in ("peak", "rss_anon", "rss_file"):
+            values[f"{step}_{part}_bytes"] = 412_345_678
+    if first:
+        values |= {"bytes": 86_123_456, "bytes_on_disk": 89_123_456, "effective_bits": 5.123456, "mismatches": []}
+        values |= {"block_effective_bits": 4.256789, "compression_ratio": 6.234567, "bytes_per_token": 86_123_456}
+        values |= {"bytes_real": True, "memory_real": True, "compute_real": True, "arithmetic": "bfloat16"}
+        values["prefill_operations"] = {"1": 3.2e10}
+        values |= {"sparsity": 0.012345678, "levels": 16, "compressed_share": 1.0}
+    return {**values, "unsteady": False}
+
+
+def assembled(attempt: Attempt) -> Record:
+    return assemble(attempt)[0]
+
+
+def test_a_complete_attempt_is_ok(attempt: Attempt) -> None:
+    record = assembled(attempt)
+    assert (record.status, record.reason, record.flags) == (Status.OK, "", ())
+    assert record.key == attempt.cell.key
+    assert record.artifact_hash == "c" * 64
+    assert record.claimed == {"bits": 4}
+    assert record.realised["speed_baseline"] == "bfloat16"
+    assert record.realised["bytes_real"] is True
+    assert record.estimates["decode_speedup"].value == pytest.approx(2)
+    assert record.estimates["decode_speedup"].low is not None
+    assert record.estimates["bytes"].value == 86_123_456
+    assert record.estimates["perplexity_delta"].value > 0
+    assert record.estimates["mbu"].value == pytest.approx(0.83, abs=0.05)
+    assert len(record.block_nll) == 128
+
+
+def test_every_leaderboard_column_is_filled(attempt: Attempt) -> None:
+    figures = assembled(attempt).estimates
+    columns = """effective_bits bytes compression_ratio load_peak_bytes prefill_peak_bytes decode_peak_bytes ttft_ms
+        decode_tokens_per_s decode_speedup ttft_speedup perplexity perplexity_delta bits_per_byte kl_divergence
+        top1_agreement acc_sciq acc_sciq_stderr build_seconds build_peak_bytes mbu mfu"""
+    assert set(columns.split()) <= set(figures)
+
+
+def test_a_real_record_is_small(attempt: Attempt) -> None:
+    assert len(encode(assembled(attempt))) < LARGEST_RECORD
+
+
+def test_raw_samples_are_kept(attempt: Attempt) -> None:
+    raw = np.load(io.BytesIO(assemble(attempt)[1]))
+    assert raw["token_s_b1"].shape == raw["baseline_token_s_b1"].shape == (ROUNDS, 32)
+    assert raw["ttft_s_b1"].shape == (ROUNDS, 5)
+    assert raw["token_nll"].shape == raw["baseline_token_nll"].shape == (TOKENS,)
+    assert raw["baseline_sciq_correct"].dtype == bool
+    assert raw["token_s_b1"].dtype == np.float64
+    assert "baseline_kl" not in raw
+
+
+def test_stages_add_up_to_what_the_cell_took(attempt: Attempt) -> None:
+    assert assembled(attempt).stages == {
+        "build": 3.0,
+        "quality": 18.0,
+        "latency": 20.0,
+        "overhead": 7.0,
+        "baseline": 7.0,
+    }
+    assert assembled(attempt).estimates["process_overhead_seconds"].value == 1.0
+
+
+def test_an_encoder_has_speed_and_size_but_no_losses(attempt: Attempt, tmp_path: Path) -> None:
+    assert attempt.quality_baseline is not None
+    for number, scored in enumerate((attempt.member, attempt.quality_baseline)):
+        Samples(tmp_path / str(number)).write()
+        scored.quality = tmp_path / str(number)
+        for values in scored.timings:
+            values.pop("token_s", None)
+    record = assembled(attempt)
+    assert (record.status, record.block_nll) == (Status.OK, ())
+    assert "ttft_speedup" in record.estimates
+    assert not {"perplexity", "decode_speedup", "mbu"} & set(record.estimates)
+
+
+def test_the_baseline_against_itself_shows_no_change(attempt: Attempt) -> None:
+    assert attempt.quality_baseline is not None
+    attempt.member.quality = attempt.quality_baseline.quality
+    figures = assembled(attempt).estimates
+    assert figures["kl_divergence"].value == 0
+    assert figures["top1_agreement"].value == 1
+    assert (figures["perplexity_delta"].value, figures["perplexity_delta"].p_value) == (0, 1)
+
+
+@pytest.mark.parametrize("perplexity", [math.nan, math.inf, 5e4])
+def test_divergence(attempt: Attempt, tmp_path: Path, perplexity: float) -> None:
+    why = "guessing gives 49,152"
+    attempt.member.quality = quality(tmp_path / "diverged", 0.1, perplexity=perplexity, diverged=True, reason=why)
+    record = assembled(attempt)
+    assert (record.status, record.stage) == (Status.DIVERGED, "quality")
+    assert record.reason == why
+    assert record.block_nll == ()
+    assert "decode_speedup" in record.estimates
+    encode(record)
+
+
+@pytest.mark.parametrize("who", ["candidate", "baseline"])
+@pytest.mark.parametrize(("unsteady", "flagged"), [(2, False), (3, True)])
+def test_unsteady_is_a_flag_on_an_ok_row(attempt: Attempt, who: str, unsteady: int, flagged: bool) -> None:
+    assert attempt.speed_baseline is not None
+    for values in (attempt.member if who == "candidate" else attempt.speed_baseline).timings[:unsteady]:
+        values["unsteady"] = True
+    record = assembled(attempt)
+    assert record.status is Status.OK
+    assert (UNSTEADY in record.flags) is flagged
+
+
+def test_other_flags(attempt: Attempt, tmp_path: Path) -> None:
+    attempt.member.artifact = artifact(tmp_path / "flattered", grid_flattered=True)
+    attempt.member.timings[0]["mismatches"] = ["claimed 4 bits, stored 16.00 a weight (100% left dense)"]
+    record = assembled(attempt)
+    assert record.flags == (GRID_FLATTERED, NOT_REALISED)
+    assert record.realised["mismatches"] == ["claimed 4 bits, stored 16.00 a weight (100% left dense)"]
+
+
+@pytest.mark.parametrize("spoil", ["missing", "short", "torn", "nan"])
+def test_samples_that_do_not_fit_make_an_invalid_record(attempt: Attempt, spoil: str) -> None:
+    timings, folder = attempt.member.timings, attempt.member.quality
+    assert folder is not None
+    if spoil == "missing":
+        del timings[2]["token_s"]
+    elif spoil == "short":
+        timings[2]["token_s"]["1"].pop()
+    elif spoil == "nan":
+        timings[2]["token_s"]["1"] = [math.nan] * 32
+    else:
+        (folder / "samples.npz").write_bytes((folder / "samples.npz").read_bytes()[:1000])
+    record, raw = assemble(attempt)
+    assert (record.status, record.stage) == (Status.INVALID, "assemble")
+    assert record.reason.startswith("samples do not fit together")
+    assert (record.estimates, raw) == ({}, b"")
+
+
+def test_a_failure_is_told_with_what_was_spent(attempt: Attempt) -> None:
+    record, raw = assemble(attempt, Failure(Status.TIMEOUT, "too long", "latency", "last words"))
+    assert (record.status, record.reason, record.stage) == (Status.TIMEOUT, "too long", "latency")
+    assert record.log_tail == "last words"
+    assert record.stages["quality"] == 18.0
+    assert (record.estimates, record.block_nll, raw) == ({}, (), b"")
+
+
+def test_a_cell_that_was_never_built_has_a_record_too(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path / "results")
+    record, _ = assemble(Attempt.begin(cell("good"), store, PLACE), Failure(Status.CRASHED, "no network", "fetch"))
+    assert record.artifact_hash is None
+    encode(record)
+
+
+def test_nothing_private_is_kept(attempt: Attempt, tmp_path: Path) -> None:
+    text = encode(assembled(attempt)).decode()
+    assert str(tmp_path) not in text
+    assert str(Path.home()) + "/" not in text

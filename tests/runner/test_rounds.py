@@ -1,0 +1,51 @@
+"""Blocks share what they may share; within a block, drift favours nobody."""
+
+from __future__ import annotations
+
+import pytest
+
+from squeeze.runner.rounds import blocks, order
+from tests.faults.sweeps import MODEL, PROTOCOL, RUNTIME, cell
+
+
+def test_two_members_alternate() -> None:
+    assert ["".join(order("AB", number)) for number in range(6)] == ["AB", "BA", "AB", "BA", "AB", "BA"]
+
+
+@pytest.mark.parametrize("members", ["AB", "ABC", "ABCDE"])
+@pytest.mark.parametrize("rounds", [2, 4, 10])
+def test_over_pairs_of_rounds_everyone_stands_in_the_middle(members: str, rounds: int) -> None:
+    positions = {member: [order(members, number).index(member) for number in range(rounds)] for member in members}
+    assert {sum(where) / rounds for where in positions.values()} == {(len(members) - 1) / 2}
+
+
+def test_every_round_has_every_member_once() -> None:
+    for number in range(10):
+        assert sorted(order("ABCDE", number)) == list("ABCDE")
+
+
+def test_members_begin_a_pair_in_turn() -> None:
+    assert [order("ABC", number)[0] for number in (0, 2, 4)] == ["A", "B", "C"]
+
+
+def test_a_linear_drift_cancels_in_each_pair_of_rounds() -> None:
+    times = dict.fromkeys("ABCDE", 0.0)
+    clock = 0
+    for number in range(2):
+        for member in order("ABCDE", number):
+            times[member] += clock
+            clock += 1
+    assert len(set(times.values())) == 1
+
+
+def test_blocks_hold_what_can_share_a_baseline() -> None:
+    other_dtype = cell("b", model={**MODEL, "dtype": "float32"})
+    other_model = cell("c", model={**MODEL, "seed": 1})
+    other_runtime = cell("d", runtime={**RUNTIME, "threads": 2})
+    other_protocol = cell("e", protocol={**PROTOCOL, "rounds": 3})
+    cells = [cell("a"), other_model, other_dtype, other_runtime, other_protocol]
+    assert blocks(cells) == [[cell("a"), other_dtype], [other_model], [other_runtime], [other_protocol]]
+
+
+def test_blocks_are_no_larger_than_the_protocol_says() -> None:
+    assert [len(block) for block in blocks(cell(f"t{number}") for number in range(9))] == [4, 4, 1]
