@@ -22,12 +22,12 @@ from squeeze.runner.jobs.job import Job
 
 if TYPE_CHECKING:
     from squeeze.models.subject import Subject
-    from squeeze.runner.in_process import Shared
+    from squeeze.runner.in_process import InProcess
 
 STAGES = pytest.StashKey[dict[str, float]]()  # seconds spent before the first bench
 JOBS = pytest.StashKey[list[Job]]()
 FAILURES = pytest.StashKey[dict[Path, dict[str, BaseException]]]()  # by the job's ``out`` and the bench's name
-SHARED: pytest.StashKey[Shared] = pytest.StashKey()
+SHARED: pytest.StashKey[InProcess] = pytest.StashKey()
 
 MARKERS = (
     "quality: benches of the quality stage",
@@ -163,9 +163,9 @@ def _jobs(config: pytest.Config) -> list[Job]:
     try:
         if config.option.cell is not None:
             return [Job.read(config.option.cell)]
-        from squeeze.runner.in_process import Shared  # Hydra, which a measuring process does without
+        from squeeze.runner.in_process import InProcess  # Hydra, which a measuring process does without
 
-        config.stash[SHARED] = Shared.of(config.option.squeeze.split(), config.option.results)
+        config.stash[SHARED] = InProcess.of(config.option.squeeze.split(), config.option.results)
         return config.stash[SHARED].jobs()
     except SqueezeError as error:
         raise pytest.UsageError(str(error)) from error

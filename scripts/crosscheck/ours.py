@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from scripts.crosscheck.prepare import Inputs
-from squeeze.artifacts.format import prepare_layers
+from squeeze.artifacts.build import resolve_step
+from squeeze.layers.contract import prepare_layers
 from squeeze.models.subject import Subject
 from squeeze.request.expand import cells
-from squeeze.techniques.calibration import Calibration
-from squeeze.techniques.steps import resolve_step
+from squeeze.techniques.calibration import CalibrationText
 
 
 def quantize(inputs: Inputs, request: str) -> nn.Module:
@@ -19,7 +19,7 @@ def quantize(inputs: Inputs, request: str) -> nn.Module:
     """
     [cell] = cells(request.split())
     subject = Subject(inputs.model(), inputs.tokenizer())
-    calibration = Calibration(inputs.calibration[: cell.calibration.get("samples")])
+    calibration = CalibrationText(inputs.calibration[: cell.calibration.get("samples")])
     for step in cell.technique["steps"]:
         subject = resolve_step(step).apply(subject, calibration)
     prepare_layers(subject.model)

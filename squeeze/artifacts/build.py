@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,7 @@ from typing import Any
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts.keys import artifact_key
 from squeeze.core.cache import cache_root
+from squeeze.core.errors import SqueezeError
 from squeeze.core.files import write_atomically
 from squeeze.core.process import settle
 from squeeze.models.load import load_baseline
@@ -20,11 +23,11 @@ from squeeze.models.prequantized import Grid, find_grid, flattered
 from squeeze.models.subject import Subject
 from squeeze.probes.memory import measured
 from squeeze.request.cell import Cell
+from squeeze.request.steps import check_step
 from squeeze.sources.corpora import calibration_tokens
-from squeeze.techniques.calibration import Calibration
-from squeeze.techniques.statistics_cache import SharedPass
-from squeeze.techniques.steps import resolve_step
-from squeeze.techniques.training_loop import Workplace
+from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.contract import Technique, Workplace
+from squeeze.techniques.statistics_cache import StatisticsCache
 
 INFO = "build.json"
 
@@ -42,7 +45,7 @@ def build(cell: Cell, folder: Path) -> None:
     techniques = [resolve_step(step) for step in cell.technique["steps"]]
     device = str(cell.runtime["device"])
     settle(cell.runtime, int(cell.calibration.get("seed", 0)))
-    shared = SharedPass(cache_root() / "calibration")
+    shared = StatisticsCache(cache_root() / "calibration")
     workplaces = _workplaces(cell)
     stages: dict[str, float] = {}
 
@@ -76,12 +79,12 @@ def build(cell: Cell, folder: Path) -> None:
         workplace.clear()
 
 
-def calibration(request: Mapping[str, Any], subject: Subject, device: str, shared: SharedPass) -> Calibration:
+def calibration(request: Mapping[str, Any], subject: Subject, device: str, shared: StatisticsCache) -> CalibrationText:
     """The windows of text that a cell's calibration names; none when its technique reads no data."""
     if not request:
-        return Calibration.empty()
+        return CalibrationText.empty()
     tokens = calibration_tokens(request, subject.tokenizer)
-    return Calibration(tokens.to(device), int(request["seed"]), shared)
+    return CalibrationText(tokens.to(device), int(request["seed"]), shared)
 
 
 def _workplaces(cell: Cell) -> list[Workplace]:
@@ -97,3 +100,21 @@ def _timed(stages: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     stages[name] = time.perf_counter() - start
+
+
+def resolve_step(step: Mapping[str, Any]) -> Technique:
+    """The technique of a step such as ``{_target_: squeeze.techniques.quantization.rtn.RoundToNearest, bits: 4}``.
+
+    Raises SqueezeError for any target that is not a technique of our own (see ``request.steps.check_step``; here the
+    resolved object is checked as well, so no alias passes), and for fields that it does not take.
+    """
+    target = check_step(step)
+    made: Any = vars(importlib.import_module(target.module)).get(target.name)
+    if not _is_technique(made) or (made.__module__, made.__qualname__) != (target.module, target.name):
+        raise SqueezeError(f"{step['_target_']!r} is refused: not a technique that is defined in {target.module}")
+    technique: Technique = made(**{name: value for name, value in step.items() if name != "_target_"})
+    return technique
+
+
+def _is_technique(made: Any) -> bool:
+    return isinstance(made, type) and dataclasses.is_dataclass(made) and callable(getattr(made, "apply", None))

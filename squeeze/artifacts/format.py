@@ -25,6 +25,14 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, initialization
 
 from squeeze.core.errors import IntegrityError
+from squeeze.layers.contract import (
+    count_parameters,
+    dtype_name,
+    is_compressed,
+    layer_specs,
+    prepare_layers,
+    shared_layers,
+)
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 
@@ -32,7 +40,7 @@ FORMAT = 1
 DESCRIPTION = "artifact.json"
 WEIGHTS = "model.safetensors"
 UNHASHED = frozenset({"build.json"})  # timings: two equal builds differ there
-LAYER_HOME = ("squeeze.layers.", "squeeze.techniques.")
+LAYER_HOME = "squeeze.layers."
 
 
 def save(subject: Subject, folder: Path) -> None:
@@ -52,7 +60,7 @@ def save(subject: Subject, folder: Path) -> None:
         "format": FORMAT,
         "loader": loader,
         "architecture": type(subject.model).__name__,
-        "dtype": str(subject.model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(architecture.dtype(subject.model)),
         "parameters": subject.claims.get("parameters", count_parameters(subject.model)),
         "layers": layer_specs(subject.model),
         "shared": shared_layers(subject.model),
@@ -104,46 +112,6 @@ def content_hash(folder: Path) -> str:
             total.update(f"{path.relative_to(folder).as_posix()}\0".encode())
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
-
-
-def prepare_layers(model: nn.Module) -> None:
-    """Let every compressed layer lay its weights out for the kernel that runs here."""
-    for module in model.modules():
-        if is_compressed(module) and (prepare := getattr(module, "prepare", None)):
-            prepare()
-
-
-def is_compressed(module: nn.Module) -> bool:
-    """Whether a layer is one of ours, which stores its weights in fewer bytes than a dense layer."""
-    return type(module).__module__.startswith(LAYER_HOME) and hasattr(module, "spec")
-
-
-def layer_specs(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Full layer name -> class and constructor arguments, for each compressed layer."""
-    return {
-        name: {"_target_": f"{type(module).__module__}.{type(module).__qualname__}", **module.spec()}
-        for name, module in model.named_modules()
-        if is_compressed(module)
-    }
-
-
-def shared_layers(model: nn.Module) -> dict[str, str]:
-    """Full names under which a compressed layer is there once more -> the name that ``layer_specs`` has for it."""
-    first = {id(module): name for name, module in model.named_modules()}
-    return {
-        name: first[id(module)]
-        for name, module in model.named_modules(remove_duplicate=False)
-        if is_compressed(module) and first[id(module)] != name
-    }
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Logical parameters: tied ones once, a compressed layer as many as the dense one it stands for."""
-    compressed = [module for module in model.modules() if is_compressed(module)]
-    inside = {id(item) for module in compressed for item in module.parameters()}
-    dense = sum(item.numel() for item in model.parameters() if id(item) not in inside)
-    biases = sum(0 if (bias := architecture.bias(module)) is None else bias.numel() for module in compressed)
-    return dense + biases + sum(int(getattr(module, "weight_numel")) for module in compressed)  # noqa: B009 - any layer
 
 
 def _distinct_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -225,10 +193,10 @@ def _model_class(name: str) -> type[PreTrainedModel]:
 
 
 def _layer_class(path: str) -> type[nn.Module]:
-    """The layer class at ``path``: only one that a module below squeeze.techniques itself defines."""
+    """The layer class at ``path``: only one that a module below squeeze.layers itself defines."""
     module_name, _, name = path.rpartition(".")
     if not module_name.startswith(LAYER_HOME):
-        raise IntegrityError(f"{DESCRIPTION} names the layer {path!r}; only layers of {LAYER_HOME[0]}* are loaded")
+        raise IntegrityError(f"{DESCRIPTION} names the layer {path!r}; only layers of {LAYER_HOME}* are loaded")
     found = getattr(importlib.import_module(module_name), name, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module_name):
         raise IntegrityError(f"{DESCRIPTION} names the layer {path!r}, which {module_name} does not define")

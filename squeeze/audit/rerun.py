@@ -18,10 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from squeeze.audit.reproduced import DRIFTED, EXACT, NOT_JUDGED, WITHIN, Verdict, verdicts
-from squeeze.boards.summary import line
-from squeeze.boards.terminal import console
 from squeeze.core.cache import cache_root
+from squeeze.core.progress import console
 from squeeze.records.rows import Side, find, unlike_environments
+from squeeze.records.sanitize import line
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
 from squeeze.runner.jobs.launcher import WORKER

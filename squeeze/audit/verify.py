@@ -22,12 +22,11 @@ from rich.text import Text
 from squeeze.audit.plausible import impossible
 from squeeze.audit.recompute import disagreements
 from squeeze.boards import leaderboard
-from squeeze.boards.summary import line
 from squeeze.boards.table import table
 from squeeze.core.cache import cache_root
 from squeeze.core.errors import IntegrityError, SqueezeError
 from squeeze.records.record import Record, Status
-from squeeze.records.sanitize import leaks
+from squeeze.records.sanitize import leaks, line
 from squeeze.records.store import RecordStore, decode
 from squeeze.request.cell import Cell
 

@@ -14,10 +14,11 @@ import numpy.typing as npt
 import scipy
 
 from squeeze.core.errors import IntegrityError
+from squeeze.core.hashing import digest
 from squeeze.records.record import PROCESS, Estimate, Record, Status
 from squeeze.records.statistics import ALPHA
 from squeeze.records.store import RecordStore
-from squeeze.request.cell import Cell, digest
+from squeeze.request.cell import Cell
 
 FEWEST_RUNS = 10  # two blocks of five rounds: fewer say nothing of a trend
 CONTROL = "baseline_token_s_b1"

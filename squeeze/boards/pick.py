@@ -16,9 +16,8 @@ from rich.text import Text
 
 from squeeze.boards import summary
 from squeeze.boards.table import table
-from squeeze.boards.terminal import console
-from squeeze.core.errors import SqueezeError
-from squeeze.core.suggest import hint
+from squeeze.core.errors import SqueezeError, hint
+from squeeze.core.progress import console
 from squeeze.records.record import Record, Status
 from squeeze.records.statistics import ranks
 from squeeze.records.store import RecordStore

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from adjustText import adjust_text
 from matplotlib.axes import Axes
@@ -20,8 +22,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator
 
 from squeeze.boards import summary
-from squeeze.boards.pareto import front
 from squeeze.records.record import Status
+from squeeze.records.sanitize import line
 
 # Okabe & Ito's colours, told apart by colour-blind readers, too.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -150,7 +152,7 @@ def _name(row: pd.Series) -> str:
 
 def _plain(text: str) -> str:
     """Text that matplotlib takes for no formula."""
-    return summary.line(text).replace("$", r"\$")
+    return line(text).replace("$", r"\$")
 
 
 def _move_apart(axes: Axes, names: list[Text]) -> None:
@@ -195,3 +197,24 @@ def _caption(shown: Sequence[pd.DataFrame], boards_left_out: int) -> str:
     if boards_left_out:
         parts.append(f"Boards left out: {boards_left_out}.")
     return textwrap.fill(" ".join(parts), 210)
+
+
+def front(costs: npt.ArrayLike, losses: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Which rows are on the front when both costs and losses (rows,) shall be small; of equal rows, all are.
+
+    A row is off the front when another one is as good on both counts and better on one. A row with a missing (NaN)
+    count is never on it. For a count that shall be large, give its negative.
+    """
+    points = np.column_stack([np.asarray(costs, dtype=np.float64), np.asarray(losses, dtype=np.float64)])
+    result = np.zeros(len(points), dtype=bool)
+    known = np.flatnonzero(np.isfinite(points).all(axis=1))
+    best = np.inf
+    order = known[np.lexsort(points[known].T[::-1])]  # by cost, then by loss
+    for index in order:
+        cost, loss = points[index]
+        if loss < best:
+            best, cost_of_best = loss, cost
+            result[index] = True
+        elif loss == best and cost == cost_of_best:
+            result[index] = True
+    return result

@@ -9,6 +9,7 @@ import pandas as pd
 from squeeze.boards.controls import NONE, OVER
 from squeeze.boards.table import NO_DIFFERENCE, NO_VERDICT
 from squeeze.records.record import Status
+from squeeze.records.sanitize import line
 
 HEADINGS = ("rank", "technique", "bits", "MB", "tokens/s", "speed-up", "perplexity", "change", "top-1", "real", "ok")
 LEFT = {"technique", "real"}
@@ -74,11 +75,6 @@ def controls(board: pd.DataFrame) -> list[str]:
     if "control" not in board:
         return []
     return [_control(row) for _, row in parted(board)[0].iterrows() if pd.notna(row["control"])]
-
-
-def line(text: str) -> str:
-    """One printable line: what a record says may neither steer a terminal nor break a table."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def _control(row: pd.Series) -> str:

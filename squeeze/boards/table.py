@@ -16,10 +16,11 @@ import pandas as pd
 
 from squeeze.boards import controls
 from squeeze.core.errors import SqueezeError
+from squeeze.core.hashing import digest
 from squeeze.records.record import Record, Status
 from squeeze.records.statistics import ALPHA, holm, ranks
 from squeeze.records.store import RecordStore
-from squeeze.request.cell import Cell, digest
+from squeeze.request.cell import Cell
 
 COLUMNS = (
     *("rank", "model", "technique", "family", "label", "dtype", "bits", "sparsity", "group_size", "effective_bits"),

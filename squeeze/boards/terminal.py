@@ -18,10 +18,10 @@ from squeeze.boards.drift import Drift, drifts
 from squeeze.boards.literature import Comparison
 from squeeze.boards.table import read
 from squeeze.core.errors import SqueezeError
+from squeeze.core.progress import console
+from squeeze.records.sanitize import line
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
-
-PIPE_WIDTH = 120  # columns when the output is no terminal
 
 
 def show(results: Path, costs: bool = False) -> None:
@@ -58,18 +58,10 @@ def show_literature(results: Path) -> None:
             out.print(Text(f"[{number}] {source}", style="dim"), soft_wrap=True)
     for why, pairs in groupby(sorted(joined.alone, key=itemgetter(1)), key=itemgetter(1)):
         labels = ", ".join(cell.label for cell, _ in pairs)
-        out.print(Text(summary.line(f"no counterpart: {labels}: {why}"), style="yellow"), soft_wrap=True)
+        out.print(Text(line(f"no counterpart: {labels}: {why}"), style="yellow"), soft_wrap=True)
     if joined.unmeasured:
         text = f"{len(joined.unmeasured)} published numbers have no row here; `squeeze run sweep=paper` measures them"
         out.print(Text(f"{text}, where the hub is reachable", style="dim"), soft_wrap=True)
-
-
-def console() -> Console:
-    """Where tables are printed: as wide as the terminal, wide enough where there is none."""
-    made = Console(highlight=False)
-    if not made.is_terminal:
-        made.width = max(made.width, PIPE_WIDTH)
-    return made
 
 
 def _print(out: Console, board: pd.DataFrame) -> None:
@@ -96,7 +88,7 @@ def _literature(comparisons: list[Comparison], sources: list[str]) -> Table:
     for comparison in comparisons:
         published = comparison.published
         table.add_row(
-            Text(summary.line(comparison.cell.label)),
+            Text(line(comparison.cell.label)),
             f"{comparison.measured:.2f}",
             f"{published.value:g}",
             f"{comparison.ratio:.3f}",

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from squeeze.core.errors import SqueezeError
-from squeeze.core.files import sha256
+from squeeze.core.hashing import sha256
 
 MANIFEST = ".manifest.json"
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

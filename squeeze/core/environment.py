@@ -19,7 +19,8 @@ from typing import Any
 import psutil
 
 import squeeze
-from squeeze.request.cell import Cell, digest
+from squeeze.core.hashing import digest
+from squeeze.request.cell import Cell
 
 # Distributions whose version can move a figure.
 DISTRIBUTIONS = (
@@ -209,3 +210,28 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def default_device() -> str:
+    """``cuda`` when a GPU seems usable, else ``cpu``.
+
+    Seems: an NVIDIA driver is loaded, no empty CUDA_VISIBLE_DEVICES hides its GPUs, and the installed torch is not a
+    CPU-only build. Whether torch can really use the GPU shows only when a measuring process starts.
+    """
+    driver = Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return "cuda" if driver and not hidden and not _torch_is_cpu_only() else "cpu"
+
+
+def usable_threads() -> int:
+    """How many CPUs this process may run on (its affinity; all of them where a system knows no affinity)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _torch_is_cpu_only() -> bool:
+    try:
+        return metadata.version("torch").endswith("+cpu")
+    except metadata.PackageNotFoundError:
+        return True

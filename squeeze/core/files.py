@@ -1,6 +1,5 @@
 """Files that are either wholly there or not there at all."""
 
-import hashlib
 import os
 import uuid
 from collections.abc import Iterable, Iterator
@@ -34,12 +33,6 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in pieces (a file may be larger than memory)."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def total_bytes(paths: Iterable[Path]) -> int:

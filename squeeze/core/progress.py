@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
+
 LINE_EVERY = 30.0  # seconds between two lines about a training, where nobody watches
 
 Advance = Callable[[int], None]
@@ -56,3 +58,14 @@ def _lines(title: str, steps: int) -> Trained:
             last = now
 
     return tell
+
+
+PIPE_WIDTH = 120  # columns when the output is no terminal
+
+
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal, wide enough where there is none."""
+    made = Console(highlight=False)
+    if not made.is_terminal:
+        made.width = max(made.width, PIPE_WIDTH)
+    return made

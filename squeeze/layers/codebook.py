@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
-from squeeze.layers import blockwise
 from squeeze.layers.affine import scale_dtype
+from squeeze.layers.contract import dtype_name
+from squeeze.layers.kernels import product_by_parts
 from squeeze.layers.packing import pack, packed_bytes, unpack
 
 
@@ -47,25 +46,17 @@ class CodebookLinear(nn.Module):
         out_features, in_features = codes.shape
         bits, rows = codebooks.shape[1].bit_length() - 1, out_features // len(codebooks)
         with torch.device("meta"):  # the tensors that follow take the place of the constructor's
-            layer = cls(in_features, out_features, bits, rows, bias is not None, str(dtype).removeprefix("torch."))
+            layer = cls(in_features, out_features, bits, rows, bias is not None, dtype_name(dtype))
         layer.codes, layer.codebooks, layer.bias = pack(codes, bits), codebooks, bias
         return layer
 
-    def spec(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "in_features": self.in_features,
-            "out_features": self.out_features,
-            "bits": self.bits,
-            "rows": self.rows,
-            "bias": self.bias is not None,
-            "dtype": str(self.dtype).removeprefix("torch."),
-        }
-
     @property
-    def weight_numel(self) -> int:
-        """Weights that the layer stands for."""
-        return self.in_features * self.out_features
+    def opaque_bytes(self) -> int:
+        """Count nothing: all that it holds lies in its buffers."""
+        return 0
+
+    def prepare(self) -> None:
+        """Do nothing: it runs as it is stored."""
 
     def dequantize(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Output rows ``start`` to ``stop`` as floats: (rows, in_features)."""
@@ -75,8 +66,13 @@ class CodebookLinear(nn.Module):
         values = self.codebooks.to(self.dtype).flatten()
         return values.index_select(0, codes.add_(first[:, None]).flatten()).view(codes.shape)
 
+    @staticmethod
+    def header(_: nn.Module) -> dict[str, str]:
+        """Return nothing: the format is our own, and no library reads it."""
+        return {}
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features)."""
         rows = inputs.reshape(-1, self.in_features)
-        outputs = blockwise.multiply(rows, self.dequantize, self.out_features, self.bias)
+        outputs = product_by_parts(rows, self.dequantize, self.out_features, self.bias)
         return outputs.reshape(*inputs.shape[:-1], self.out_features)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from squeeze.core.errors import Unsupported
+from squeeze.layers.contract import dtype_name
 
 LARGEST = 127  # of a symmetric int8 code; -128 stays unused, so that codes may be negated
 
@@ -64,7 +63,7 @@ class Int8Linear(nn.Module):
             raise Unsupported(f"int8 products have no kernel for {weight.device.type} here; use device=cpu")
         out_features, in_features = weight.shape
         with torch.device("meta"):  # the tensors that follow take the place of the constructor's
-            name = str(weight.dtype).removeprefix("torch.")
+            name = dtype_name(weight.dtype)
             layer = cls(in_features, out_features, input_range is not None, bias is not None, name)
         layer.codes, scales = symmetric_codes(weight)
         layer.scales, layer.bias = scales.squeeze(1), bias
@@ -75,20 +74,10 @@ class Int8Linear(nn.Module):
             layer.input_zero = (-128 - low / scale).round().to(torch.int32)
         return layer
 
-    def spec(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "in_features": self.in_features,
-            "out_features": self.out_features,
-            "static": self.static,
-            "bias": self.bias is not None,
-            "dtype": str(self.dtype).removeprefix("torch."),
-        }
-
     @property
-    def weight_numel(self) -> int:
-        """Weights that the layer stands for."""
-        return self.in_features * self.out_features
+    def opaque_bytes(self) -> int:
+        """Count nothing: all that it holds lies in its buffers."""
+        return 0
 
     def prepare(self) -> None:
         """Sum each row of codes once, for the zero point's correction; from then on the layer only runs."""
@@ -97,6 +86,11 @@ class Int8Linear(nn.Module):
     def dequantize(self) -> torch.Tensor:
         """The float weight, (out_features, in_features)."""
         return (self.codes * self.scales[:, None]).to(self.dtype)
+
+    @staticmethod
+    def header(_: nn.Module) -> dict[str, str]:
+        """Return nothing: the format is our own, and no library reads it."""
+        return {}
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features)."""

@@ -11,6 +11,7 @@ the few rows of a decoding step and slow for a prompt; there weights are dequant
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -202,3 +203,26 @@ def _int4_block() -> int | None:
     probe = torch.randint(16, (64, 32), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(probe, 1)
     return next((block for block in (64, 32) if torch.equal(_deinterleave(packed, 0, 64, block).T.int(), probe)), None)
+
+
+WEIGHTS_AT_ONCE = 2**22  # dequantized at a time: no more than this of a model is ever held as floats
+
+ROWS_MULTIPLE = 64  # of output rows, so that the blocks of every kernel layout stay whole
+
+
+def product_by_parts(
+    inputs: torch.Tensor,
+    dequantize: Callable[[int, int], torch.Tensor],
+    out_features: int,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """The product inputs W^T + bias: (rows, in_features) -> (rows, out_features).
+
+    dequantize: (start, stop) -> those output rows of W, (stop - start, in_features); start is a multiple of 64.
+    """
+    step = max(WEIGHTS_AT_ONCE // inputs.shape[1] // ROWS_MULTIPLE, 1) * ROWS_MULTIPLE
+    parts = []
+    for start in range(0, out_features, step):
+        stop = min(start + step, out_features)
+        parts.append(F.linear(inputs, dequantize(start, stop), None if bias is None else bias[start:stop]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

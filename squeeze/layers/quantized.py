@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
-from squeeze.layers import blockwise, kernels
+from squeeze.layers import kernels
 from squeeze.layers.affine import AffineGrid, scale_dtype
+from squeeze.layers.contract import dtype_name
+from squeeze.layers.kernels import product_by_parts
 from squeeze.layers.packing import pack, packed_bytes, unpack
 
 
@@ -69,7 +69,7 @@ class QuantizedLinear(nn.Module):
         """The layer of codes (out_features, in_features) uint8 on a grid; dtype: what it computes in."""
         out_features, in_features = codes.shape
         group_size = in_features // grid.scales.shape[1]
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_name(dtype)
         symmetric, real_zeros = grid.zeros is None, grid.zeros_are_real
         with torch.device("meta"):  # the tensors that follow take the place of the constructor's
             layer = cls(in_features, out_features, grid.bits, group_size, symmetric, bias is not None, name, real_zeros)
@@ -78,24 +78,6 @@ class QuantizedLinear(nn.Module):
         layer.zeros = grid.zeros if grid.zeros is None or real_zeros else pack(grid.zeros, grid.bits)
         layer.bias = bias
         return layer
-
-    def spec(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "in_features": self.in_features,
-            "out_features": self.out_features,
-            "bits": self.bits,
-            "group_size": self.group_size,
-            "symmetric": self.symmetric,
-            "bias": self.bias is not None,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "real_zeros": self.real_zeros,
-        }
-
-    @property
-    def weight_numel(self) -> int:
-        """Weights that the layer stands for."""
-        return self.in_features * self.out_features
 
     @property
     def opaque_bytes(self) -> int:
@@ -122,13 +104,18 @@ class QuantizedLinear(nn.Module):
             return self.layout.rows(flat).reshape(*numbers.shape, -1)
         return self._grid(flat).dequantize(self._codes(flat), self.dtype).reshape(*numbers.shape, -1)
 
+    @staticmethod
+    def header(_: nn.Module) -> dict[str, str]:
+        """Return nothing: the format is our own, and no library reads it."""
+        return {}
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(..., in_features) floats -> (..., out_features); (...) integers -> (..., in_features)."""
         if not inputs.is_floating_point():
             return self.look_up(inputs)
         rows = inputs.reshape(-1, self.in_features)
         if self.layout is None or len(rows) > kernels.MOST_ROWS:
-            outputs = blockwise.multiply(rows, self.dequantize, self.out_features, self.bias)
+            outputs = product_by_parts(rows, self.dequantize, self.out_features, self.bias)
         else:
             outputs = self.layout.multiply(rows)
             outputs = outputs if self.bias is None else outputs + self.bias

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from squeeze.core.errors import Unsupported
+from squeeze.layers.contract import dtype_name
 from squeeze.layers.packing import pack, packed_bytes, unpack
 
 
@@ -46,7 +43,7 @@ class SparseLinear(nn.Module):
         """The layer with this weight, (out_features, in_features)."""
         out_features, in_features = weight.shape
         values = weight[weight != 0]
-        name = str(weight.dtype).removeprefix("torch.")
+        name = dtype_name(weight.dtype)
         with torch.device("meta"):  # the tensors that follow take the place of the constructor's
             layer = cls(in_features, out_features, len(values), bias is not None, name)
         layer.mask = pack((weight != 0).to(torch.uint8), bits=1)
@@ -54,24 +51,14 @@ class SparseLinear(nn.Module):
         layer.bias = bias
         return layer
 
-    def spec(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "in_features": self.in_features,
-            "out_features": self.out_features,
-            "nonzero": self.nonzero,
-            "bias": self.bias is not None,
-            "dtype": str(self.dtype).removeprefix("torch."),
-        }
-
-    @property
-    def weight_numel(self) -> int:
-        """Weights that the layer stands for, zeros included."""
-        return self.in_features * self.out_features
-
     def stored_nonzero(self) -> int:
         """Values that are stored."""
         return self.nonzero
+
+    @property
+    def opaque_bytes(self) -> int:
+        """Count nothing: all that it holds lies in its buffers."""
+        return 0
 
     def prepare(self) -> None:
         """Lay the weight out densely, once; from then on the layer only runs."""
@@ -87,36 +74,11 @@ class SparseLinear(nn.Module):
         kept = unpack(self.mask, 1, self.in_features).bool()
         return torch.zeros(kept.shape, dtype=self.dtype, device=kept.device).masked_scatter_(kept, self.values)
 
+    @staticmethod
+    def header(_: nn.Module) -> dict[str, str]:
+        """Return nothing: the format is our own, and no library reads it."""
+        return {}
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features)."""
         return F.linear(inputs, self.dequantize(), self.bias)
-
-
-def check_sparsity(sparsity: float, run: int | None, in_features: Collection[int]) -> None:
-    """See that a share of each run of neighbours can become zero; a run of None stands for any weights.
-
-    Raises Unsupported for a sparsity outside [0, 1), for a run that does not divide a row, and where the share of it is
-    no whole number of weights.
-    """
-    if not 0 <= sparsity < 1:
-        raise Unsupported(f"a share of {sparsity} cannot be pruned; expected 0 <= sparsity < 1")
-    if run is None:
-        return
-    if misfits := [width for width in in_features if run < 1 or width % run]:
-        raise Unsupported(f"run {run} does not divide in_features {misfits[0]}; expected a divisor, such as 4")
-    if round(sparsity * run) != sparsity * run:
-        raise Unsupported(f"sparsity {sparsity} of {run} weights is {sparsity * run:g}; expected a whole number")
-
-
-def lowest(scores: torch.Tensor, share: float) -> torch.Tensor:
-    """Where the lowest scores of the last dimension lie: a mask with exactly round(share * n) True of every n.
-
-    Among equal scores the first ones are taken.
-    """
-    count = round(share * scores.shape[-1])
-    if count == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = scores.kthvalue(count, dim=-1, keepdim=True).values
-    below, equal = scores < threshold, scores == threshold
-    places = count - below.sum(-1, keepdim=True)
-    return below | (equal & (equal.cumsum(-1) <= places))

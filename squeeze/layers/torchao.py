@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from squeeze.layers.contract import dtype_name
 from squeeze.layers.packing import pack, unpack
 
 
@@ -34,7 +35,6 @@ class Int8TensorLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.dynamic = in_features, out_features, dynamic
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self.compute_real = dynamic
         self.tensor: torch.Tensor | None = None
         self._weight_qdata: torch.Tensor
         self._weight_scale: torch.Tensor
@@ -48,24 +48,19 @@ class Int8TensorLinear(nn.Module):
         """The layer of a torchao Int8Tensor, (out_features, in_features)."""
         out_features, in_features = weight.shape
         with torch.device("meta"):  # the tensors that follow take the place of the constructor's
-            layer = cls(in_features, out_features, dynamic, bias is not None, _name(weight.dtype))
+            layer = cls(in_features, out_features, dynamic, bias is not None, dtype_name(weight.dtype))
         layer._weight_qdata, layer._weight_scale, layer.bias = weight.qdata, weight.scale, bias
         return layer
 
-    def spec(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "in_features": self.in_features,
-            "out_features": self.out_features,
-            "dynamic": self.dynamic,
-            "bias": self.bias is not None,
-            "dtype": _name(self.dtype),
-        }
+    @property
+    def opaque_bytes(self) -> int:
+        """Count nothing: all that it holds lies in its buffers."""
+        return 0
 
     @property
-    def weight_numel(self) -> int:
-        """Weights that the layer stands for."""
-        return self.in_features * self.out_features
+    def compute_real(self) -> bool:
+        """Tell whether integers are multiplied: with activations that are rounded, too."""
+        return self.dynamic
 
     def stored(self) -> torch.Tensor:
         """The torchao tensor whose parts are stored."""
@@ -135,26 +130,11 @@ class Int4TensorLinear(nn.Module):
         """The layer of a torchao Int4OpaqueTensor, (out_features, in_features)."""
         out_features, in_features = weight.shape
         with torch.device("meta"):  # the tensors that follow take the place of the constructor's
-            layer = cls(in_features, out_features, weight.block_size[1], bias is not None, _name(weight.dtype))
+            layer = cls(in_features, out_features, weight.block_size[1], bias is not None, dtype_name(weight.dtype))
         layer._weight_qdata = pack((_opaque_codes(weight) & 15).to(torch.uint8), bits=4).view(torch.int8)
         scale, zero = weight.scale_and_zero.unbind(-1)
         layer._weight_scale, layer._weight_zero_point, layer.bias = scale.contiguous(), zero.contiguous(), bias
         return layer
-
-    def spec(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "in_features": self.in_features,
-            "out_features": self.out_features,
-            "group_size": self.group_size,
-            "bias": self.bias is not None,
-            "dtype": _name(self.dtype),
-        }
-
-    @property
-    def weight_numel(self) -> int:
-        """Weights that the layer stands for."""
-        return self.in_features * self.out_features
 
     @property
     def opaque_bytes(self) -> int:
@@ -221,7 +201,3 @@ def _header(layers: dict[str, Any]) -> dict[str, str]:
 
     _, header = flatten_tensor_state_dict({f"{name}.weight": layer.stored() for name, layer in layers.items()})
     return header  # type: ignore[no-any-return]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -82,6 +82,11 @@ def head(model: nn.Module) -> nn.Module:
     return found  # type: ignore[no-any-return]
 
 
+def dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype that a model computes in."""
+    return model.dtype  # type: ignore[return-value]
+
+
 def last_hidden_state(model: nn.Module, **inputs: Any) -> torch.Tensor:
     """(batch, tokens, hidden): what the head is applied to."""
     return base_model(model)(**inputs).last_hidden_state  # type: ignore[no-any-return]

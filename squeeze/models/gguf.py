@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from squeeze.core.errors import IntegrityError
 from squeeze.core.progress import progress
-from squeeze.models.quiet import quiet
+from squeeze.models.settings import quiet
 
 MAGIC = b"GGUF"
 HEADER = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of key-value pairs

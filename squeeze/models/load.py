@@ -12,14 +12,13 @@ from safetensors import SafetensorError
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from squeeze.artifacts.keys import baseline_hash
 from squeeze.core import cache
-from squeeze.core.errors import IntegrityError, SqueezeError
-from squeeze.core.suggest import hint
+from squeeze.core.errors import IntegrityError, SqueezeError, hint
 from squeeze.models import gguf, tiny
-from squeeze.models.quiet import quiet
+from squeeze.models.settings import quiet
 from squeeze.models.subject import Subject
 from squeeze.sources import fetch as assets
+from squeeze.sources.identity import baseline_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KINDS = {"causal_lm": AutoModelForCausalLM, "encoder": AutoModel}

@@ -8,8 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from squeeze.core.errors import SqueezeError
-from squeeze.core.suggest import hint
+from squeeze.core.errors import SqueezeError, hint
 
 END, PAD, CLS, SEP = "<|endoftext|>", "<|pad|>", "[CLS]", "[SEP]"
 SPECIAL_TOKENS = (END, PAD, CLS, SEP)

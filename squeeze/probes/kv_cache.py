@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
+from squeeze.layers.kv_cache import empty_cache
 from squeeze.models.architecture import last_hidden_state
 from squeeze.models.subject import Subject
-from squeeze.techniques.inference import kivi
 
 States = Callable[..., Tensor]  # (model, **inputs) -> (batch, tokens, hidden)
 
@@ -24,9 +24,7 @@ def is_quantized(subject: Subject) -> bool:
 def cache_of(subject: Subject) -> Cache:
     """An empty cache for one generation."""
     config = subject.model.config
-    return (
-        kivi.empty_cache(config, **subject.claims["kv_cache"]) if is_quantized(subject) else DynamicCache(config=config)
-    )
+    return empty_cache(config, **subject.claims["kv_cache"]) if is_quantized(subject) else DynamicCache(config=config)
 
 
 def bytes_per_token(cache: Cache) -> float:

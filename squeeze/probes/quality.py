@@ -17,8 +17,7 @@ from lm_eval.tasks import TaskManager
 from torch import Tensor, nn
 from transformers import StaticCache
 
-from squeeze.core.errors import IntegrityError, SqueezeError
-from squeeze.core.suggest import hint
+from squeeze.core.errors import IntegrityError, SqueezeError, hint
 from squeeze.models.architecture import head
 from squeeze.models.subject import Subject
 from squeeze.probes import samples as stored

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from squeeze.artifacts import format as artifact
+from squeeze.layers.contract import CompressedLayer, count_parameters, dtype_name, is_compressed
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes.recount import logical_weights, matrices
@@ -24,12 +24,12 @@ def figures(subject: Subject, stored_bytes: int, protocol: Mapping[str, Any]) ->
     one prompt, batch size -> operations of the dense matrices.
     """
     model = subject.model
-    dtype: torch.dtype = model.dtype  # type: ignore[assignment]
+    dtype = architecture.dtype(model)
     dense_bytes = subject.claims["parameters"] * dtype.itemsize
-    compressed = [module for module in model.modules() if artifact.is_compressed(module)]
+    compressed = [module for module in model.modules() if is_compressed(module)]
     live = max(live_bytes(model), stored_bytes)  # some libraries keep scales where no buffer shows them
     real = computes_less(subject, compressed)
-    arithmetic = "int8" if real and "bits" in subject.claims else str(dtype).removeprefix("torch.")
+    arithmetic = "int8" if real and "bits" in subject.claims else dtype_name(dtype)
     return {
         "bytes_real": stored_bytes < SMALL * dense_bytes,
         "memory_real": live < SMALL * dense_bytes and all(layer.memory_real for layer in compressed),
@@ -43,11 +43,11 @@ def figures(subject: Subject, stored_bytes: int, protocol: Mapping[str, Any]) ->
     }
 
 
-def computes_less(subject: Subject, compressed: list[nn.Module]) -> bool:
+def computes_less(subject: Subject, compressed: list[CompressedLayer]) -> bool:
     """Whether compressed layers really run low-bit or sparse kernels; of others, what is left of the model says it."""
     if compressed:
         return all(bool(layer.compute_real) for layer in compressed)
-    fewer = artifact.count_parameters(subject.model) < SMALL * subject.claims["parameters"]
+    fewer = count_parameters(subject.model) < SMALL * subject.claims["parameters"]
     return bool(subject.claims.get("compute_real", fewer))
 
 

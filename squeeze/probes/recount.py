@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from squeeze.artifacts import format as artifact
+from squeeze.layers.contract import is_compressed, weight_numel
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes.size import stored_tensors
@@ -66,7 +66,7 @@ def recount(folder: Path, subject: Subject) -> Recount:
     """Count what the artifact in `folder` holds; subject: that artifact as stored (loaded with `prepare=False`)."""
     layers = dict(matrices(subject.model))
     stored = _bytes_by_layer(folder, layers)
-    dtype: torch.dtype = subject.model.dtype  # type: ignore[assignment]
+    dtype = architecture.dtype(subject.model)
     dense_bits = 8 * dtype.itemsize
     weights = compressed = levels = 0
     bits = zeros = 0.0
@@ -88,8 +88,8 @@ def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def logical_weights(layer: nn.Module) -> int:
     """How many weights the dense matrix has that a layer stands for."""
-    if artifact.is_compressed(layer):
-        return int(layer.weight_numel)  # type: ignore[arg-type]
+    if is_compressed(layer):
+        return weight_numel(layer)
     if isinstance(layer, nn.Linear):
         return layer.in_features * layer.out_features
     return architecture.weight(layer).numel()
@@ -119,7 +119,7 @@ def most_levels(values: Tensor) -> int:
 
 
 def _matrices(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    if artifact.is_compressed(module) or architecture.linears(module).get("") is module:
+    if is_compressed(module) or architecture.linears(module).get("") is module:
         yield name, module
         return
     for child_name, child in module.named_children():

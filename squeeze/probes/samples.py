@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from squeeze.core.errors import IntegrityError
-from squeeze.core.files import sha256, write_atomically
+from squeeze.core.files import write_atomically
+from squeeze.core.hashing import sha256
 
 JSON_NAME = "samples.json"
 ARRAYS_NAME = "samples.npz"

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from squeeze.core.environment import differences
-from squeeze.core.errors import SqueezeError
-from squeeze.core.suggest import hint
+from squeeze.core.errors import SqueezeError, hint
 from squeeze.records.record import Record
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from squeeze.records.record import Record
-from squeeze.runner.jobs.outcome import ABSOLUTE_PATH, public
 
 # A text without any of these holds no SECRET; looking for them first makes a thousand records take no second.
 MARKS = (
@@ -34,3 +34,18 @@ def leaks(record: Record, text: str) -> Iterator[str]:
     free = " ".join([record.reason, *record.log_tail.split()])
     if not path and public(free) != " ".join(free.split()):
         yield "its reason or log_tail holds the name of the user"
+
+
+def line(text: str) -> str:
+    """One printable line: what a record says may neither steer a terminal nor break a table."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+ABSOLUTE_PATH = re.compile(r"(?<![\w:/.])~?(?:/[\w.+@%=-]+)+/([\w.+@%=-]+)")
+
+
+def public(text: str) -> str:
+    """The text on one line, without absolute paths (the last part of each stays) and without the user's name."""
+    text = ABSOLUTE_PATH.sub(r"\1", " ".join(text.split()))
+    user = Path.home().name
+    return text if user in {"", "root"} else re.sub(rf"\b{re.escape(user)}\b", "user", text)

@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from squeeze.core.errors import IntegrityError, SqueezeError
-from squeeze.core.files import sha256, write_atomically
+from squeeze.core.files import write_atomically
+from squeeze.core.hashing import sha256
 from squeeze.records.record import Record
 from squeeze.request.cell import Cell
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
+
+from squeeze.core.hashing import digest
 
 # Fields that name a thing for people; two cells that differ only here are the same cell.
 LABELS = frozenset({"name", "family", "title", "description"})
@@ -20,16 +20,6 @@ SCHEDULE = ("training_steps", "windows", "learning_rate")
 CONTROL = "control"
 
 UNCOMPRESSED: Mapping[str, Any] = {"name": "none", "family": "baseline", "steps": []}
-
-
-def canonical(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no white space, NaN refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def digest(value: Any) -> str:
-    """sha256 (64 hex digits) of a JSON-able value's canonical text."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

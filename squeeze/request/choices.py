@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from squeeze.core import paths
-from squeeze.core.errors import SqueezeError
-from squeeze.core.suggest import hint
+from squeeze.core.errors import SqueezeError, hint
 from squeeze.request.plain_yaml import vet
 
 GROUPS = ("model", "technique", "calibration", "runtime", "protocol")

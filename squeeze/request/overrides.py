@@ -20,8 +20,7 @@ from hydra.core.override_parser.types import (
 )
 from hydra.errors import HydraException
 
-from squeeze.core.errors import SqueezeError
-from squeeze.core.suggest import hint
+from squeeze.core.errors import SqueezeError, hint
 
 MOST_POINTS = 100_000  # of one grid: far beyond what anyone measures, and listed in seconds
 

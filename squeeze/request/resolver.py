@@ -10,9 +10,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from squeeze.core.device import default_device, usable_threads
-from squeeze.core.errors import SqueezeError
-from squeeze.core.suggest import hint
+from squeeze.core.environment import default_device, usable_threads
+from squeeze.core.errors import SqueezeError, hint
 from squeeze.request.cell import TRAINED_ONLY, Cell
 from squeeze.request.choices import GROUPS, SWEEP, Choices
 from squeeze.request.overrides import Setting, edited, is_addition

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from squeeze.core.errors import SqueezeError
-from squeeze.core.suggest import hint
+from squeeze.core.errors import SqueezeError, hint
 from squeeze.sources import tasks
 
 RANKED_BY = ("perplexity", "bits_per_byte")  # a record keeps the token losses that comparing these needs

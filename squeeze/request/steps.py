@@ -9,9 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from squeeze.core.errors import SqueezeError
+from squeeze.core.errors import SqueezeError, hint
 from squeeze.core.paths import PACKAGE
-from squeeze.core.suggest import hint
 
 TECHNIQUES = "squeeze.techniques"
 

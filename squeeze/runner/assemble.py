@@ -15,10 +15,11 @@ from squeeze.core import environment
 from squeeze.probes import samples
 from squeeze.records import estimates as figures
 from squeeze.records.record import Estimate, Record, Status
+from squeeze.records.sanitize import public
 from squeeze.records.statistics import block_means
 from squeeze.runner.attempt import Attempt, now
-from squeeze.runner.jobs.outcome import Failure, public
-from squeeze.runner.stages import Member
+from squeeze.runner.jobs.outcome import Failure
+from squeeze.runner.stages import Measured
 
 REALISED = (
     *("bytes_real", "memory_real", "compute_real", "batch_dependent", "sparsity", "levels", "compressed_share"),
@@ -114,7 +115,7 @@ def _frame(attempt: Attempt, status: Status) -> Record:
     )
 
 
-def _building(member: Member) -> dict[str, Estimate]:
+def _building(member: Measured) -> dict[str, Estimate]:
     info = member.built.info
     overheads = {"process_overhead_seconds": Estimate(float(np.median(member.overheads)), n=len(member.overheads))}
     return {
@@ -125,7 +126,7 @@ def _building(member: Member) -> dict[str, Estimate]:
     }
 
 
-def _quality(member: Member) -> tuple[Values, Arrays]:
+def _quality(member: Measured) -> tuple[Values, Arrays]:
     """The scalars and the arrays of a member's quality."""
     assert member.quality is not None
     values = samples.read(member.quality, arrays=False).values

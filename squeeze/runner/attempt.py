@@ -13,7 +13,7 @@ from squeeze.core import environment
 from squeeze.records.roofline import Machine
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
-from squeeze.runner.stages import Member
+from squeeze.runner.stages import Measured
 
 
 @dataclass(eq=False)
@@ -25,14 +25,14 @@ class Attempt:
     baselines' processes that were started on this cell's account. machine: physical limits, where they were measured.
     """
 
-    member: Member
+    member: Measured
     artifact_key: str
     fingerprint: str
     id: str
     started: str
     place: Mapping[str, Any]
-    quality_baseline: Member | None = None
-    speed_baseline: Member | None = None
+    quality_baseline: Measured | None = None
+    speed_baseline: Measured | None = None
     baseline_seconds: float = 0.0
     machine: Machine | None = None
 
@@ -41,7 +41,7 @@ class Attempt:
         """A new attempt, its log in the store's folder."""
         name = uuid.uuid4().hex
         return cls(
-            Member(cell, store.log(cell, name)),
+            Measured(cell, store.log(cell, name)),
             artifact_key(cell),
             environment.fingerprint(place, cell),
             name,

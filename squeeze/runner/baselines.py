@@ -7,14 +7,15 @@ import uuid
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from squeeze.artifacts.keys import baseline_hash
 from squeeze.core.cache import cache_root, sealed
+from squeeze.core.hashing import digest
 from squeeze.records.store import RecordStore
-from squeeze.request.cell import Cell, digest
+from squeeze.request.cell import Cell
 from squeeze.runner import stages
-from squeeze.runner.jobs.executor import Workshop
+from squeeze.runner.jobs.executor import Executor
 from squeeze.runner.jobs.outcome import StageError
-from squeeze.runner.stages import Member
+from squeeze.runner.stages import Measured
+from squeeze.sources.identity import baseline_hash
 
 SPEED_DTYPES = ("float32", "bfloat16")  # the faster one on this machine is the speed to beat
 CHOICE = "choice.json"
@@ -24,16 +25,16 @@ CHOICE = "choice.json"
 class Baselines:
     """The baselines of one run, by cell key; of one that cannot be had, the reason."""
 
-    shop: Workshop
+    shop: Executor
     store: RecordStore
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
-    _known: dict[str, Member | StageError] = field(default_factory=dict)
+    _known: dict[str, Measured | StageError] = field(default_factory=dict)
 
-    def built(self, cell: Cell, dtype: str) -> Member:
+    def built(self, cell: Cell, dtype: str) -> Measured:
         """The uncompressed model of a cell in ``dtype``. Raises StageError when it cannot be built."""
         baseline = cell.baseline(dtype)
         if baseline.key not in self._known:
-            member = Member(baseline, self.store.log(baseline, self.run))
+            member = Measured(baseline, self.store.log(baseline, self.run))
             try:
                 stages.build(self.shop, member)
                 self._known[baseline.key] = member
@@ -41,7 +42,7 @@ class Baselines:
                 self._known[baseline.key] = of_baseline(failed)
         return self._sound(baseline)
 
-    def scored(self, cell: Cell, dtype: str) -> Member:
+    def scored(self, cell: Cell, dtype: str) -> Measured:
         """The same, its quality known. Raises StageError when it cannot be built or scored."""
         member = self.built(cell, dtype)
         if member.quality is None:
@@ -51,14 +52,14 @@ class Baselines:
                 self._known[member.cell.key] = of_baseline(failed)
         return self._sound(member.cell)
 
-    def rivals(self, cell: Cell, fingerprint: str) -> list[Member]:
+    def rivals(self, cell: Cell, fingerprint: str) -> list[Measured]:
         """The models that may be the speed to beat: the one known to be, else those that can be built.
 
         Raises StageError when none can.
         """
         choice = _choice(cell, fingerprint)
         dtypes = [json.loads(choice.read_text())["dtype"]] if choice.is_file() else SPEED_DTYPES
-        members: list[Member] = []
+        members: list[Measured] = []
         for dtype in dtypes:
             try:
                 members.append(self.built(cell, dtype))
@@ -68,7 +69,7 @@ class Baselines:
             raise failure
         return members
 
-    def fastest(self, cell: Cell, fingerprint: str) -> Member:
+    def fastest(self, cell: Cell, fingerprint: str) -> Measured:
         """The speed to beat, without any timing: which dtype it is, is found by a pilot and kept; its times are not.
 
         Raises StageError when no baseline can be timed.
@@ -84,7 +85,7 @@ class Baselines:
             raise of_baseline(failed) from failed
         return _fresh(self.built(cell, json.loads(choice.read_text())["dtype"]))
 
-    def _sound(self, baseline: Cell) -> Member:
+    def _sound(self, baseline: Cell) -> Measured:
         known = self._known[baseline.key]
         if isinstance(known, StageError):
             raise known
@@ -102,6 +103,6 @@ def _choice(cell: Cell, fingerprint: str) -> Path:
     return cache_root() / "speed_baseline" / key / CHOICE
 
 
-def _fresh(member: Member) -> Member:
+def _fresh(member: Measured) -> Measured:
     """The member, about to be timed: a timing never leaves the block in which it was taken."""
-    return Member(member.cell, member.log, member.artifact, member.quality)
+    return Measured(member.cell, member.log, member.artifact, member.quality)

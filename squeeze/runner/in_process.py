@@ -18,21 +18,22 @@ from squeeze.core import environment
 from squeeze.core.cache import cache_root, sealed
 from squeeze.probes import samples
 from squeeze.records.record import Record, Status
+from squeeze.records.sanitize import public
 from squeeze.records.store import RecordStore
 from squeeze.request import expand
 from squeeze.request.cell import Cell
 from squeeze.runner.assemble import assemble
 from squeeze.runner.attempt import Attempt
 from squeeze.runner.jobs.job import Job
-from squeeze.runner.jobs.outcome import Failure, public, status_of
-from squeeze.runner.stages import BUILD_INFO, START_UP, Artifact, Member
+from squeeze.runner.jobs.outcome import Failure, status_of
+from squeeze.runner.stages import BUILD_INFO, START_UP, Artifact, Measured
 
 ISOLATION = "shared"
 STAGES: tuple[Literal["latency"], Literal["quality"]] = ("latency", "quality")
 
 
 @dataclass
-class Shared:
+class InProcess:
     """The measurements of one session. cells: those that were asked for; results: the folder for their records."""
 
     cells: Sequence[Cell]
@@ -40,7 +41,7 @@ class Shared:
     _scratch: TemporaryDirectory[str] = field(default_factory=lambda: TemporaryDirectory(prefix="squeeze-"))
 
     @classmethod
-    def of(cls, overrides: Sequence[str], results: Path) -> Shared:
+    def of(cls, overrides: Sequence[str], results: Path) -> InProcess:
         """The session of the cells that overrides such as ``technique=rtn bits=4`` name.
 
         Raises SqueezeError for a wrong request.
@@ -103,10 +104,12 @@ class Shared:
                 return Failure(status_of(error), public(f"{type(error).__name__}: {error}"), stage)
         return None
 
-    def _member(self, cell: Cell, log: Path) -> Member:
+    def _member(self, cell: Cell, log: Path) -> Measured:
         """The cell as the runner would know it after one round."""
         folder = _folder(cell)
-        member = Member(cell, log, Artifact(folder, artifact_key(cell), json.loads((folder / BUILD_INFO).read_text())))
+        member = Measured(
+            cell, log, Artifact(folder, artifact_key(cell), json.loads((folder / BUILD_INFO).read_text()))
+        )
         member.quality = self._out(cell, "quality")
         member.timings = [samples.read(self._out(cell, "latency"), arrays=False).values]
         for stage in STAGES:

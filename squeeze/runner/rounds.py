@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from squeeze.request.cell import Cell, digest
+from squeeze.core.hashing import digest
+from squeeze.request.cell import Cell
 
 T = TypeVar("T")
 

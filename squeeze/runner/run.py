@@ -24,7 +24,7 @@ from squeeze.runner.assemble import assemble
 from squeeze.runner.attempt import Attempt
 from squeeze.runner.baselines import Baselines, of_baseline
 from squeeze.runner.jobs.display import Display
-from squeeze.runner.jobs.executor import Workshop, device_lock
+from squeeze.runner.jobs.executor import Executor, device_lock
 from squeeze.runner.jobs.launcher import WORKER
 from squeeze.runner.jobs.outcome import Failure, StageError
 from squeeze.runner.pending import pending
@@ -51,7 +51,7 @@ def run(
         return 0
     display = Display(len(wanted), max(2 + cell.protocol["rounds"] for cell in wanted))
     try:
-        with _ending_as_interrupts(), display, Workshop(results, display, command) as shop:
+        with _ending_as_interrupts(), display, Executor(results, display, command) as shop:
             work = _Run(store, shop, place, Baselines(shop, store))
             for block in rounds.blocks(wanted):
                 work.measure(block)
@@ -66,7 +66,7 @@ class _Run:
     """A run at work."""
 
     store: RecordStore
-    shop: Workshop
+    shop: Executor
     place: Mapping[str, Any]
     baselines: Baselines
     machines: dict[int, Machine | None] = field(default_factory=dict)

@@ -16,14 +16,15 @@ from typing import Any
 from squeeze.artifacts.keys import artifact_key, code_version, library_versions
 from squeeze.core.cache import sealed
 from squeeze.core.errors import IntegrityError, SqueezeError
-from squeeze.core.files import sha256
+from squeeze.core.hashing import digest, sha256
 from squeeze.core.paths import benches
 from squeeze.records.record import Status
-from squeeze.request.cell import Cell, digest
+from squeeze.records.sanitize import public
+from squeeze.request.cell import Cell
 from squeeze.runner import rounds
-from squeeze.runner.jobs.executor import Workshop
+from squeeze.runner.jobs.executor import Executor
 from squeeze.runner.jobs.job import Job
-from squeeze.runner.jobs.outcome import Failure, StageError, public
+from squeeze.runner.jobs.outcome import Failure, StageError
 from squeeze.sources import corpora, tasks, wheels
 from squeeze.sources import fetch as assets
 
@@ -55,7 +56,7 @@ class Artifact:
 
 
 @dataclass(eq=False)
-class Member:
+class Measured:
     """A model under measurement, a candidate or a baseline.
 
     log: receives what its processes print. quality: folder of its quality samples. timings: samples of its process in
@@ -79,7 +80,7 @@ class Member:
         return self.artifact
 
 
-def build(shop: Workshop, member: Member) -> None:
+def build(shop: Executor, member: Measured) -> None:
     """Give the member its artifact: from the cache, or built.
 
     Raises StageError when the model cannot be fetched, or the build does not end well.
@@ -95,7 +96,7 @@ def build(shop: Workshop, member: Member) -> None:
     member.artifact = Artifact(folder, key, json.loads((folder / BUILD_INFO).read_text()))
 
 
-def score(shop: Workshop, member: Member, baseline: Member | None) -> None:
+def score(shop: Executor, member: Measured, baseline: Measured | None) -> None:
     """Give the member its quality: from the cache, or scored, against ``baseline`` unless it is one itself.
 
     Raises StageError when scoring does not end well.
@@ -115,7 +116,7 @@ def score(shop: Workshop, member: Member, baseline: Member | None) -> None:
     member.quality = sealed(f"quality/{quality_key(member, baseline)}", make)
 
 
-def quality_key(member: Member, baseline: Member | None) -> str:
+def quality_key(member: Measured, baseline: Measured | None) -> str:
     """sha256 of all that a quality depends on: both artifacts, what is asked, what computes it, and on what."""
     protocol, runtime = member.cell.protocol, member.cell.runtime
     return digest(
@@ -131,8 +132,8 @@ def quality_key(member: Member, baseline: Member | None) -> str:
 
 
 def time_rounds(
-    shop: Workshop, baseline: Member, candidates: Sequence[Member]
-) -> Iterator[tuple[Member, Failure | None]]:
+    shop: Executor, baseline: Measured, candidates: Sequence[Measured]
+) -> Iterator[tuple[Measured, Failure | None]]:
     """One process for the baseline and for each candidate in each round, in balanced order.
 
     Yields each candidate after each of its processes, with its failure if that was its end: it is left out of further
@@ -155,7 +156,7 @@ def time_rounds(
             return
 
 
-def faster(shop: Workshop, members: Sequence[Member]) -> Member:
+def faster(shop: Executor, members: Sequence[Measured]) -> Measured:
     """The member that decodes (an encoder: encodes) fastest in two short rounds, AB BA; one that fails is slowest.
 
     Raises StageError when all fail.
@@ -180,14 +181,14 @@ def seconds_per_step(values: Values) -> float:
     return float(median(steps[min(steps, key=int)]))
 
 
-def _time(shop: Workshop, member: Member, number: int, what: str) -> Values:
+def _time(shop: Executor, member: Measured, number: int, what: str) -> Values:
     job = Job(member.cell, member.built.folder, "latency", shop.folder(), round=number)
     values = _measure(shop, member, job, what)
     member.timings.append(values)
     return values
 
 
-def _measure(shop: Workshop, member: Member, job: Job, what: str) -> Values:
+def _measure(shop: Executor, member: Measured, job: Job, what: str) -> Values:
     values, seconds = shop.measure(job, member.log, what)
     member.seconds[job.stage] += seconds
     work = sum(spent for name, spent in values.get("stages", {}).items() if name not in START_UP)

@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from squeeze.core import cache
-from squeeze.core.errors import IntegrityError, SqueezeError
-from squeeze.core.files import sha256
+from squeeze.core.errors import IntegrityError, SqueezeError, hint
+from squeeze.core.hashing import digest, sha256
 from squeeze.core.progress import progress
-from squeeze.core.suggest import hint
-from squeeze.request.cell import digest
 from squeeze.sources import fetch as assets
 from squeeze.sources import wikitext
 

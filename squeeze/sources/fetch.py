@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from squeeze.core.errors import IntegrityError, SqueezeError
-from squeeze.core.files import sha256
-from squeeze.core.suggest import hint
+from squeeze.core.errors import IntegrityError, SqueezeError, hint
+from squeeze.core.hashing import sha256
 from squeeze.sources import hub, wheels
 
 SCHEMES = ("pypi", "hf", "hf-data", "file")

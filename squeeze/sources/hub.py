@@ -11,8 +11,8 @@ from pathlib import Path
 
 from squeeze.core import cache
 from squeeze.core.errors import SqueezeError
+from squeeze.core.hashing import digest
 from squeeze.core.progress import progress
-from squeeze.request.cell import digest
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -13,11 +13,10 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from squeeze.core import cache
-from squeeze.core.errors import IntegrityError, SqueezeError
-from squeeze.core.files import sha256, total_bytes
+from squeeze.core.errors import IntegrityError, SqueezeError, hint
+from squeeze.core.files import total_bytes
+from squeeze.core.hashing import digest, sha256
 from squeeze.core.progress import Advance, progress
-from squeeze.core.suggest import hint
-from squeeze.request.cell import digest
 
 REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 

@@ -19,40 +19,10 @@ from torch import nn
 from squeeze.core.errors import SqueezeError
 from squeeze.models.architecture import base_model, linears, named_blocks, weight
 from squeeze.models.settings import bfloat16_products
+from squeeze.techniques.contract import InputStatistics, Stop
 
 BATCH = 2048  # tokens that go through a block at a time: few enough to stay in the cache, enough for fast products
 PANEL = 256  # rows of a Hessian computed at a time; it is symmetric, so each panel starts at its diagonal
-
-
-@dataclass(frozen=True)
-class InputStatistics:
-    """What the inputs x of one linear layer were like over the calibration tokens.
-
-    hessian: (in_features, in_features) float32, the mean of x x^T. It is the Hessian of the layer's squared output
-        error up to a factor, for every output row alike; the mean of ||D x||^2 is tr(D H D^T).
-    mean_abs: (in_features,) float32, the mean of |x|.
-    low, high: (in_features,) float32, the range of x, widened to hold zero.
-    tokens: how many inputs were seen; 0 for a layer that never ran (an expert that was never chosen).
-    """
-
-    hessian: torch.Tensor
-    mean_abs: torch.Tensor
-    low: torch.Tensor
-    high: torch.Tensor
-    tokens: int
-
-    @property
-    def max_abs(self) -> torch.Tensor:
-        """(in_features,): the largest |x| of each input channel."""
-        return torch.maximum(self.high, -self.low)
-
-    @property
-    def norms(self) -> torch.Tensor:
-        """(in_features,): the l2 norm of each input channel over all tokens."""
-        return (self.hessian.diagonal() * self.tokens).sqrt()
-
-
-Stop = tuple[str, nn.Module, Mapping[str, InputStatistics]]
 
 
 def walk(model: nn.Module, token_ids: torch.Tensor, *, sequential: bool = False) -> Iterator[Stop]:
@@ -79,14 +49,6 @@ def walk(model: nn.Module, token_ids: torch.Tensor, *, sequential: bool = False)
         if sequential:
             with _widened(block):
                 run(keep=True)
-
-
-def same_inputs(statistics: Mapping[str, InputStatistics]) -> list[tuple[list[str], InputStatistics]]:
-    """The layers of a block in groups that read the same inputs, with what these inputs were like."""
-    groups: dict[int, tuple[list[str], InputStatistics]] = {}
-    for name, inputs in statistics.items():
-        groups.setdefault(id(inputs), ([], inputs))[0].append(name)
-    return list(groups.values())
 
 
 class AllSeen(Exception):  # noqa: N818 - control flow, not an error

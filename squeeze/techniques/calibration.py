@@ -1,4 +1,4 @@
-"""Calibration data, as the techniques see it."""
+"""Calibration text, as the build hands it to a technique: its tokens, and the walk that watches what layers read."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from squeeze.techniques.block_walk import Stop, walk
-from squeeze.techniques.statistics_cache import SharedPass
-from squeeze.techniques.training_loop import Workplace
+from squeeze.techniques.block_walk import walk
+from squeeze.techniques.contract import Stop, Workplace
+from squeeze.techniques.statistics_cache import StatisticsCache
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """token_ids: (samples, window) int64, windows of the calibration corpus. seed: for any choice made from it.
+class CalibrationText:
+    """Keeps ``contract.Calibration``.
+
+    token_ids: (samples, window) int64, windows of the calibration corpus. seed: for any choice made from it.
 
     shared: where statistics of a float model's layer inputs are kept for every technique and bit-width; None: nowhere.
     workplace: where a training keeps what a killed build goes on from.
@@ -23,11 +25,11 @@ class Calibration:
 
     token_ids: torch.Tensor
     seed: int = 0
-    shared: SharedPass | None = None
+    shared: StatisticsCache | None = None
     workplace: Workplace = field(default_factory=Workplace)
 
     @classmethod
-    def empty(cls) -> Calibration:
+    def empty(cls) -> CalibrationText:
         """For techniques that read no data."""
         return cls(torch.empty((0, 0), dtype=torch.int64))
 

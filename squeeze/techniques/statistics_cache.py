@@ -19,14 +19,15 @@ from torch import nn
 
 from squeeze.core import cache
 from squeeze.models.architecture import named_blocks
-from squeeze.techniques.block_walk import InputStatistics, Stop, walk
+from squeeze.techniques.block_walk import walk
+from squeeze.techniques.contract import InputStatistics, Stop
 
 FORMAT = 2  # part of the key: raise it when a statistics' meaning changes
 INFO = "pass.json"
 TENSORS = ("hessian", "mean_abs", "low", "high")  # of an InputStatistics
 
 
-class SharedPass:
+class StatisticsCache:
     """Statistics kept in a folder.
 
     reused_seconds: what collecting the statistics that were read from the folder had once cost; a build that reads them

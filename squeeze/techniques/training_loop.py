@@ -5,7 +5,6 @@ What is learned, and what the loss compares, is the caller's business.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,34 +20,13 @@ from torch import nn
 from squeeze.core.errors import SqueezeError
 from squeeze.core.files import replacing
 from squeeze.core.progress import training as shown
+from squeeze.techniques.contract import Workplace
 
 Loss = Callable[[torch.Tensor], torch.Tensor]  # (windows, window) int64 token ids -> scalar
 
 WARM_UP = 0.1  # share of the steps in which the learning rate rises, before it falls to zero along a line
 LONGEST_GRADIENT = 1.0  # l2 norm to which that of all parameters together is shortened
 SAVE_EVERY = 60.0  # seconds between checkpoints: what a killed training loses at most, beside the step it was in
-CHECKPOINT = "training.safetensors"
-
-
-@dataclass
-class Workplace:
-    """Where one training keeps its checkpoints. folder: for it alone; None: nothing is kept.
-
-    reused_seconds: what the steps had cost that a killed training did, and this one goes on from.
-    """
-
-    folder: Path | None = None
-    reused_seconds: float = 0.0
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """The file of the last checkpoint."""
-        return None if self.folder is None else self.folder / CHECKPOINT
-
-    def clear(self) -> None:
-        """Forget all checkpoints: what was trained is safe elsewhere."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import IntegrityError
+from squeeze.layers.contract import count_parameters
 from squeeze.models import architecture
 from tests.tiny import ARCHITECTURES, tiny_subject
 
@@ -40,7 +41,7 @@ def test_tied_tensors_are_stored_once_and_tied_again(tmp_path: Path) -> None:
     assert artifact.describe(tmp_path)["tied"]
     assert architecture.head(loaded).weight.data_ptr() == loaded.get_input_embeddings().weight.data_ptr()
     stored = (tmp_path / artifact.WEIGHTS).stat().st_size
-    assert stored < 4 * artifact.count_parameters(subject.model) * 1.05 + 20_000
+    assert stored < 4 * count_parameters(subject.model) * 1.05 + 20_000
 
 
 def test_claims_and_parameter_count_survive(saved: Path) -> None:

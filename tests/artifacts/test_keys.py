@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from squeeze.artifacts import keys
-from squeeze.artifacts.keys import artifact_key, baseline_hash, calibration_hash
+from squeeze.artifacts.keys import artifact_key
 from squeeze.core.errors import SqueezeError
 from squeeze.request.cell import Cell
+from squeeze.sources.identity import baseline_hash, calibration_hash
 
 MODEL = {"name": "m", "source": "random:llama", "seed": 0, "kind": "causal_lm", "dtype": "float32"}
 STEP = {"_target_": "squeeze.artifacts.format.Step", "bits": 4}  # any module of squeeze

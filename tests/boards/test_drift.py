@@ -9,9 +9,9 @@ from scipy import stats
 
 from squeeze.boards.drift import drifts, trend
 from squeeze.boards.terminal import show
+from squeeze.core.hashing import digest
 from squeeze.records.record import Status
 from squeeze.records.store import RecordStore
-from squeeze.request.cell import digest
 from tests.fabricated import cell, record
 
 BLOCKS, ROUNDS, SHARED = 6, 5, 4

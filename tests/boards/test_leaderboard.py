@@ -13,9 +13,10 @@ import pytest
 from squeeze.boards.leaderboard import collate, markdown
 from squeeze.boards.table import read
 from squeeze.core.errors import SqueezeError
+from squeeze.core.hashing import digest
 from squeeze.records.record import Estimate
 from squeeze.records.store import RecordStore
-from squeeze.request.cell import Cell, digest
+from squeeze.request.cell import Cell
 from tests.fabricated import cell, record, smoke_records
 
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,6 @@
 import numpy as np
 
-from squeeze.boards.pareto import front
+from squeeze.boards.plots import front
 
 
 def test_a_row_that_another_beats_on_both_counts_is_off_the_front():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from squeeze.core import files
+from squeeze.core.hashing import sha256
 
 
 def test_written_content_is_there_and_nothing_else(tmp_path: Path) -> None:
@@ -43,5 +44,5 @@ def test_others_may_read_what_the_user_lets_them_read(tmp_path: Path) -> None:
 def test_hash_and_total(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     (tmp_path / "b").write_bytes(b"12345")
-    assert files.sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    assert sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
     assert files.total_bytes(tmp_path.iterdir()) == 8

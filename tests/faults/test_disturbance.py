@@ -15,7 +15,7 @@ from rich.console import Console
 from scipy.stats import quantile_test
 
 from squeeze.runner.jobs.display import Display
-from squeeze.runner.jobs.executor import Workshop, worker_variables
+from squeeze.runner.jobs.executor import Executor, worker_variables
 from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.launcher import environment_with
 from squeeze.runner.rounds import order
@@ -37,7 +37,7 @@ def test_a_process_is_as_fast_under_the_runner_as_alone(tmp_path: Path, figure: 
     medians: dict[str, list[float]] = {"alone": [], "under the runner": []}
     with open(os.devnull, "w") as terminal:
         display = Display(1, 2 * PAIRS, Console(file=terminal, force_terminal=True))
-        with display, Workshop(tmp_path, display, WORK) as shop:
+        with display, Executor(tmp_path, display, WORK) as shop:
             ways = {
                 "alone": lambda: _alone(job, tmp_path / "job.json"),
                 "under the runner": lambda: shop.run(job, tmp_path / "log", "steady work"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from squeeze.core.errors import Unsupported
+from squeeze.layers.contract import spec
 from squeeze.layers.int8 import Int8Linear, symmetric_codes
 
 IN, OUT = 40, 24
@@ -96,7 +97,7 @@ def test_the_state_loads_into_a_layer_made_from_the_spec(static: bool) -> None:
     state = {"codes": torch.int8, "scales": torch.float32, "bias": torch.bfloat16}
     state |= {"input_scale": torch.float32, "input_zero": torch.int32} if static else {}
     assert {name: tensor.dtype for name, tensor in layer.state_dict().items()} == state
-    copy = Int8Linear(**layer.spec())
+    copy = Int8Linear(**spec(layer))
     copy.load_state_dict(layer.state_dict(), strict=True)
     given = inputs(3).bfloat16()
     assert torch.equal(copy(given.reshape(3, 1, IN)).reshape(3, OUT), layer(given))

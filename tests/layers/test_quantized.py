@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from squeeze.layers import blockwise, kernels
+from squeeze.layers import kernels
 from squeeze.layers.affine import AffineGrid, fit
+from squeeze.layers.contract import spec, weight_numel
 from squeeze.layers.kernels import Int4Layout, Int8Layout
 from squeeze.layers.quantized import QuantizedLinear
 
@@ -126,7 +127,7 @@ def test_blocks_of_rows_give_the_whole(monkeypatch: pytest.MonkeyPatch, prepared
         return part
 
     monkeypatch.setattr(QuantizedLinear, "dequantize", watched)
-    monkeypatch.setattr(blockwise, "WEIGHTS_AT_ONCE", 64 * IN)
+    monkeypatch.setattr(kernels, "WEIGHTS_AT_ONCE", 64 * IN)
     assert torch.allclose(layer(given), whole, rtol=1e-2)
     assert sizes == [64, 16]
 
@@ -146,10 +147,10 @@ def test_state_is_packed_and_loads_into_a_layer_made_from_the_spec() -> None:
         "zeros": (torch.uint8, (OUT, 2)),  # 4 zero points of 3 bits
         "bias": (torch.bfloat16, (OUT,)),
     }
-    copy = QuantizedLinear(**layer.spec())
+    copy = QuantizedLinear(**spec(layer))
     copy.load_state_dict(state, strict=True)
     assert torch.equal(copy.dequantize(), layer.dequantize())
-    assert layer.weight_numel == IN * OUT
+    assert weight_numel(layer) == IN * OUT
 
 
 def test_symmetric_stores_no_zero_points() -> None:

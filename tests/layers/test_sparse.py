@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squeeze.layers.sparse import SparseLinear, lowest
+from squeeze.layers.contract import spec, weight_numel
+from squeeze.layers.sparse import SparseLinear
+from squeeze.techniques.pruning.selection import lowest
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -35,8 +37,8 @@ def test_state_is_a_bit_a_weight_and_the_values() -> None:
     assert state["mask"].shape == (8, 3)
     assert state["values"].tolist() == [5, -6, 7]
     assert layer.stored_nonzero() == 3
-    assert layer.weight_numel == 160
-    copy = SparseLinear(**layer.spec())
+    assert weight_numel(layer) == 160
+    copy = SparseLinear(**spec(layer))
     copy.load_state_dict(state, strict=True)
     assert torch.equal(copy.dequantize(), weight)
 

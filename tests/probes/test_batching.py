@@ -8,12 +8,12 @@ from torch import nn
 
 from squeeze.models.architecture import block_linears, replace, weight
 from squeeze.probes.batching import batch_dependent, takes_branches
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.quantization.torch_dynamic import TorchDynamic
 from tests.tiny import CAUSAL, tiny_model, tiny_subject
 
-NO_DATA = Calibration.empty()
+NO_DATA = CalibrationText.empty()
 
 
 class OutliersApart(nn.Module):

@@ -22,7 +22,7 @@ from squeeze.probes.divergence import FILE_NAME
 from squeeze.probes.quality import compiled_difference, measure_quality, standard_error
 from squeeze.probes.samples import Samples
 from squeeze.sources import questions as data
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.inference.kivi import KIVI
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.quantization.torch_dynamic import TorchDynamic
@@ -115,7 +115,7 @@ def test_a_model_is_at_no_distance_from_itself(baseline: Path, tmp_path: Path) -
 
 
 def test_a_compressed_model_is_measured_as_it_is(baseline: Path, tmp_path: Path) -> None:
-    subject = RoundToNearest(2, 32, symmetric=True).apply(tiny_subject("llama"), Calibration.empty())
+    subject = RoundToNearest(2, 32, symmetric=True).apply(tiny_subject("llama"), CalibrationText.empty())
     found = measure(subject, tmp_path / "rtn", baseline)
     assert found.arrays["kl"].shape == found.arrays["top1"].shape == (295,)
     assert found.values["kl_divergence"] == pytest.approx(found.arrays["kl"].mean()) != 0
@@ -135,7 +135,7 @@ def test_a_batch_dependent_model_is_scored_one_request_at_a_time(
         return real(*arguments, **settings)
 
     monkeypatch.setattr(quality, "SubjectLM", spy)
-    subject = TorchDynamic(per_channel=True, activation_bits=7).apply(tiny_subject("llama"), Calibration.empty())
+    subject = TorchDynamic(per_channel=True, activation_bits=7).apply(tiny_subject("llama"), CalibrationText.empty())
     found = measure(subject, tmp_path / "dynamic", baseline)
     assert found.values["batch_dependent"] is True
     assert (seen["token_budget"], seen["packed"]) == (0, False)
@@ -209,7 +209,7 @@ def test_a_second_text_is_scored_where_the_protocol_asks_for_it(
     texts = {"wikipedia_eval": data.corpora.text(""), "speeches": "Fellow citizens of the Senate. " * 50}
     monkeypatch.setattr(data.corpora, "text", texts.__getitem__)
     ood = {"corpus": "speeches", "tokens": 200, "window": 64, "stride": 64}
-    subject = RoundToNearest(2, 32, symmetric=True).apply(tiny_subject("llama"), Calibration.empty())
+    subject = RoundToNearest(2, 32, symmetric=True).apply(tiny_subject("llama"), CalibrationText.empty())
     without = measure(subject, tmp_path / "without", baseline)
     found = measure(subject, tmp_path / "with", baseline, perplexity_ood=ood)
     assert found.arrays["token_nll_ood"].shape == (200 - 4,)
@@ -253,7 +253,7 @@ def test_the_tokenizer_decides_which_tokens_are_the_same(baseline: Path, tmp_pat
 
 def test_a_quantized_cache_is_scored_through(baseline: Path, tmp_path: Path) -> None:
     """Two bits of the keys and values, not a bit of the weights: the change can only come from the cache."""
-    subject = KIVI(bits=2, group_size=8).apply(artifact.load(tmp_path / "artifact"), Calibration.empty())
+    subject = KIVI(bits=2, group_size=8).apply(artifact.load(tmp_path / "artifact"), CalibrationText.empty())
     found = measure(subject, tmp_path / "cached", baseline)
     nll, exact = (samples.read(folder).arrays["token_nll"] for folder in (tmp_path / "cached", baseline))
     first = np.arange(len(nll)) % 63 < 8  # the first group of each window of 64 sees no rounded one

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from squeeze.artifacts import format as artifact
+from squeeze.layers.contract import count_parameters
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes import realised, size
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.quantization.kmeans import KMeans
 from squeeze.techniques.quantization.rtn import RoundToNearest
@@ -36,26 +37,26 @@ def test_an_uncompressed_model_has_none_of_the_three(name: str, tmp_path: Path) 
 def test_packed_weights_stay_small_while_running(
     dtype: str, technique: RoundToNearest | KMeans, tmp_path: Path
 ) -> None:
-    found = loaded(technique.apply(tiny_subject("llama", dtype), Calibration.empty()), tmp_path)
+    found = loaded(technique.apply(tiny_subject("llama", dtype), CalibrationText.empty()), tmp_path)
     assert (found["bytes_real"], found["memory_real"], found["compute_real"]) == (True, True, False)
 
 
 def test_integer_arithmetic_is_told_from_widened_weights(tmp_path: Path) -> None:
-    widened = RoundToNearest(8, None, symmetric=True).apply(tiny_subject("llama"), Calibration.empty())
+    widened = RoundToNearest(8, None, symmetric=True).apply(tiny_subject("llama"), CalibrationText.empty())
     assert loaded(widened, tmp_path / "widened")["arithmetic"] == "float32"
-    integers = TorchDynamic(per_channel=True, activation_bits=7).apply(tiny_subject("llama"), Calibration.empty())
+    integers = TorchDynamic(per_channel=True, activation_bits=7).apply(tiny_subject("llama"), CalibrationText.empty())
     found = loaded(integers, tmp_path / "integers")
     assert (found["compute_real"], found["arithmetic"]) == (True, "int8")
 
 
 def test_a_sparse_file_that_runs_dense_is_no_memory_gain(tmp_path: Path) -> None:
-    found = loaded(Magnitude(0.5).apply(tiny_subject("llama"), Calibration.empty()), tmp_path)
+    found = loaded(Magnitude(0.5).apply(tiny_subject("llama"), CalibrationText.empty()), tmp_path)
     assert (found["bytes_real"], found["memory_real"], found["compute_real"]) == (True, False, False)
 
 
 def test_a_model_of_fewer_layers_has_all_three(tmp_path: Path) -> None:
     subject = tiny_subject("llama")
-    parameters = artifact.count_parameters(subject.model)
+    parameters = count_parameters(subject.model)
     del subject.model.model.layers[1]
     subject.model.config.num_hidden_layers = 1
     found = loaded(subject.claiming(parameters=parameters), tmp_path)

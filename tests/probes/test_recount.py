@@ -11,13 +11,13 @@ from squeeze.artifacts import format as artifact
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes.recount import Recount, dense, matrices, most_levels, recount
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.quantization.bitsandbytes import Float4, LLMInt8
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import ARCHITECTURES, tiny_subject
 
-NO_DATA = Calibration.empty()
+NO_DATA = CalibrationText.empty()
 
 
 def counted(subject: Subject, folder: Path) -> tuple[Recount, list[str]]:

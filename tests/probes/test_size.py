@@ -12,7 +12,7 @@ from squeeze.core.errors import IntegrityError
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes import size
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import ARCHITECTURES, tiny_subject
@@ -51,7 +51,7 @@ def test_timings_of_the_build_are_no_part_of_it(tmp_path: Path) -> None:
 def test_codes_and_scales_are_told_apart(tmp_path: Path) -> None:
     subject = tiny_subject("llama", "bfloat16")
     weights, rows = block_weights(subject), block_rows(subject)
-    artifact.save(RoundToNearest(3, 32, symmetric=False).apply(subject, Calibration.empty()), tmp_path)
+    artifact.save(RoundToNearest(3, 32, symmetric=False).apply(subject, CalibrationText.empty()), tmp_path)
     kinds = size.bytes_by_kind(tmp_path)
     assert kinds["weights"] == weights * 3 // 8
     zeros = sum(count * -(-width // 32 * 3 // 8) for width, count in rows)
@@ -61,7 +61,7 @@ def test_codes_and_scales_are_told_apart(tmp_path: Path) -> None:
 def test_masks_are_metadata(tmp_path: Path) -> None:
     subject = tiny_subject("llama", "bfloat16")
     weights = block_weights(subject)
-    artifact.save(Magnitude(0.75).apply(subject, Calibration.empty()), tmp_path)
+    artifact.save(Magnitude(0.75).apply(subject, CalibrationText.empty()), tmp_path)
     kinds = size.bytes_by_kind(tmp_path)
     assert kinds["metadata"] == weights // 8
     assert kinds["weights"] == weights // 4 * 2

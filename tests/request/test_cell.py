@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from squeeze.request.cell import Cell, canonical
+from squeeze.core.hashing import canonical
+from squeeze.request.cell import Cell
 
 CELL = Cell(
     model={"name": "tiny", "source": "random:llama", "dtype": "float32"},

@@ -3,9 +3,9 @@ import sys
 import pytest
 
 import squeeze.techniques
+from squeeze.artifacts.build import resolve_step
 from squeeze.core.errors import SqueezeError
 from squeeze.request import steps
-from squeeze.techniques.steps import resolve_step
 
 SOURCE = """
 import os

@@ -20,7 +20,7 @@ from squeeze.request.cell import Cell
 from squeeze.runner.assemble import GRID_FLATTERED, NOT_REALISED, UNSTEADY, assemble
 from squeeze.runner.attempt import Attempt
 from squeeze.runner.jobs.outcome import Failure
-from squeeze.runner.stages import Artifact, Member
+from squeeze.runner.stages import Artifact, Measured
 from tests.faults.sweeps import PROTOCOL, cell
 
 ROUNDS, TOKENS = 5, 8192
@@ -44,8 +44,8 @@ def attempt(tmp_path: Path) -> Attempt:
     return made
 
 
-def member(subject: Cell, folder: Path, pace: float, shift: float) -> Member:
-    made = Member(subject, folder / "log")
+def member(subject: Cell, folder: Path, pace: float, shift: float) -> Measured:
+    made = Measured(subject, folder / "log")
     made.artifact = artifact(folder / "artifact")
     made.quality = quality(folder / "quality", shift)
     made.timings = [timing(pace * (1 + 0.01 * number), first=number == 0) for number in range(ROUNDS)]

@@ -9,16 +9,16 @@ from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.probes.samples import Samples
 from squeeze.records.record import Status
 from squeeze.records.store import RecordStore
-from squeeze.runner.in_process import Shared
+from squeeze.runner.in_process import InProcess
 from squeeze.runner.jobs.job import Job
 
 REQUEST = ["model=tiny_llama", "technique=rtn", "bits=4", "group_size=32", "dtype=float32", "protocol=smoke"]
 
 
 @pytest.fixture
-def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shared:
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InProcess:
     monkeypatch.setenv("SQUEEZE_CACHE", str(tmp_path / "cache"))
-    return Shared.of(REQUEST, tmp_path / "results")
+    return InProcess.of(REQUEST, tmp_path / "results")
 
 
 def measure(job: Job, seconds: float) -> None:
@@ -34,7 +34,7 @@ def measure(job: Job, seconds: float) -> None:
     collected.write()
 
 
-def test_baselines_come_first_and_candidates_know_them(shared: Shared) -> None:
+def test_baselines_come_first_and_candidates_know_them(shared: InProcess) -> None:
     jobs = shared.jobs()
     assert [(job.cell.technique["name"], job.stage) for job in jobs] == [
         ("none", "latency"),
@@ -48,7 +48,7 @@ def test_baselines_come_first_and_candidates_know_them(shared: Shared) -> None:
     assert len({job.out for job in jobs}) == 4
 
 
-def test_an_artifact_is_built_once_and_kept(shared: Shared) -> None:
+def test_an_artifact_is_built_once_and_kept(shared: InProcess) -> None:
     job = shared.jobs()[2]
     shared.build(job)
     built = (job.artifact / "model.safetensors").stat().st_mtime_ns
@@ -56,7 +56,7 @@ def test_an_artifact_is_built_once_and_kept(shared: Shared) -> None:
     assert (job.artifact / "model.safetensors").stat().st_mtime_ns == built
 
 
-def test_a_measured_cell_becomes_a_record_without_a_verdict(shared: Shared) -> None:
+def test_a_measured_cell_becomes_a_record_without_a_verdict(shared: InProcess) -> None:
     for job in shared.jobs():
         shared.build(job)
         measure(job, seconds=0.5 if job.cell.technique["name"] == "rtn" else 1.0)
@@ -68,21 +68,21 @@ def test_a_measured_cell_becomes_a_record_without_a_verdict(shared: Shared) -> N
     assert [kept.attempt for kept in RecordStore(shared.results).records(lambda *_: None)] == [record.attempt]
 
 
-def test_a_cell_of_which_only_some_benches_ran_has_no_record(shared: Shared) -> None:
+def test_a_cell_of_which_only_some_benches_ran_has_no_record(shared: InProcess) -> None:
     for job in shared.jobs()[:3]:
         shared.build(job)
         measure(job, seconds=1.0)
     assert list(shared.records({})) == []
 
 
-def test_a_failure_is_a_record_with_its_reason(shared: Shared) -> None:
+def test_a_failure_is_a_record_with_its_reason(shared: InProcess) -> None:
     job = shared.jobs()[2]
     [record] = shared.records({job.out: Unsupported("rtn has no 5-bit codes")})
     assert (record.status, record.stage, record.isolation) == (Status.UNSUPPORTED, "latency", "shared")
     assert "rtn has no 5-bit codes" in record.reason
 
 
-def test_scratch_files_vanish(shared: Shared) -> None:
+def test_scratch_files_vanish(shared: InProcess) -> None:
     job = shared.jobs()[0]
     measure(job, seconds=1.0)
     shared.close()
@@ -91,4 +91,4 @@ def test_scratch_files_vanish(shared: Shared) -> None:
 
 def test_a_wrong_request_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SqueezeError, match="tiny_llama"):
-        Shared.of(["model=tiny_lama"], tmp_path)
+        InProcess.of(["model=tiny_lama"], tmp_path)

@@ -8,8 +8,9 @@ from squeeze.core.errors import SqueezeError
 from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models.architecture import base_model, blocks, linears, named_blocks, replace, weight
 from squeeze.techniques import block_walk
-from squeeze.techniques.block_walk import AllSeen, InputStatistics, observed_inputs, same_inputs, walk
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.block_walk import AllSeen, observed_inputs, walk
+from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.contract import InputStatistics, same_inputs
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
@@ -89,7 +90,9 @@ def test_a_block_sees_its_predecessors_as_they_were_left_only_if_asked(sequentia
 
 
 def test_sequential_blocks_are_left_at_their_last_linear_layer_and_quantized_ones_widened_once(monkeypatch):
-    quantized = RoundToNearest(bits=3, group_size=32, symmetric=True).apply(tiny_subject("llama"), Calibration.empty())
+    quantized = RoundToNearest(bits=3, group_size=32, symmetric=True).apply(
+        tiny_subject("llama"), CalibrationText.empty()
+    )
     model, reference, calls = tiny_model("llama"), tiny_model("llama"), []
     layers = blocks(quantized.model)[0]
     for name in linears(blocks(reference)[0]):

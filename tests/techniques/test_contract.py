@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from squeeze.artifacts import format as artifact
+from squeeze.artifacts.build import resolve_step
 from squeeze.core import paths
 from squeeze.core.errors import Unsupported
+from squeeze.layers.contract import count_parameters, is_compressed, spec, weight_numel
 from squeeze.models.subject import Subject
 from squeeze.request.cell import Cell
 from squeeze.request.expand import cells
-from squeeze.techniques.calibration import Calibration
-from squeeze.techniques.steps import resolve_step
+from squeeze.techniques.calibration import CalibrationText
 from tests.tiny import ARCHITECTURES, tiny_subject
 
 NAMES = sorted(path.stem for path in (paths.conf() / "technique").glob("*.yaml"))
@@ -38,7 +39,7 @@ def compressed(technique: str, architecture: str, dtype: str = "float32") -> Sub
 
 
 def apply(technique: str, subject: Subject) -> Subject:
-    calibration = Calibration(torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0)))
+    calibration = CalibrationText(torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0)))
     for step in cell_of(technique).technique["steps"]:
         subject = resolve_step(step).apply(subject, calibration)
     return subject
@@ -70,8 +71,8 @@ def test_it_shrinks_on_disk_and_changes_the_model(technique: str, architecture: 
     artifact.save(subject, tmp_path)
     original = tiny_subject(architecture, "bfloat16")
     weights = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
-    assert weights < SMALL * artifact.count_parameters(original.model) * subject.model.dtype.itemsize
-    assert artifact.describe(tmp_path)["parameters"] == artifact.count_parameters(original.model)
+    assert weights < SMALL * count_parameters(original.model) * subject.model.dtype.itemsize
+    assert artifact.describe(tmp_path)["parameters"] == count_parameters(original.model)
     error = (outputs(subject) - outputs(original)).norm() / outputs(original).norm()
     assert 1e-4 < error < 1.5
 
@@ -116,8 +117,8 @@ def test_it_leaves_the_process_as_it_was(technique: str) -> None:
 @pytest.mark.parametrize("technique", NAMES)
 def test_layers_tell_what_they_are(technique: str) -> None:
     for module in compressed(technique, "llama").model.modules():
-        if artifact.is_compressed(module):
-            assert type(module)(**module.spec()).spec() == module.spec()
+        if is_compressed(module):
+            assert spec(type(module)(**spec(module))) == spec(module)
             assert isinstance(module.memory_real, bool)
             assert isinstance(module.compute_real, bool)
-            assert module.weight_numel == module.dequantize().numel()
+            assert weight_numel(module) == module.dequantize().numel()

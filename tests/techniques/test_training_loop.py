@@ -12,7 +12,8 @@ from torch import nn
 
 from squeeze.core.errors import SqueezeError
 from squeeze.techniques import training_loop
-from squeeze.techniques.training_loop import Plan, Workplace, train
+from squeeze.techniques.contract import Workplace
+from squeeze.techniques.training_loop import Plan, train
 
 TOKEN_IDS = torch.arange(15).reshape(5, 3)
 PLAN = Plan(steps=12, windows=2, learning_rate=0.1)

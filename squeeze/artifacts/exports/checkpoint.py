@@ -19,6 +19,7 @@ from torch import nn
 
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
+from squeeze.layers.contract import is_compressed
 from squeeze.layers.packing import pack, unpack
 from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models.subject import Subject
@@ -45,7 +46,7 @@ def packed_layers(subject: Subject, kinds: tuple[type[nn.Module], ...]) -> dict[
         plain = type(subject.model)(subject.model.config)
     layers: dict[str, QuantizedLinear] = {}
     for name, module in subject.model.named_modules():
-        if not artifact.is_compressed(module):
+        if not is_compressed(module):
             continue
         if not isinstance(module, QuantizedLinear):
             raise Unsupported(f"{name}: a {type(module).__name__} holds no packed codes; export rtn, gptq or awq")

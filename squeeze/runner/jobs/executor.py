@@ -17,10 +17,12 @@ import filelock
 
 from squeeze.core.cache import cache_root
 from squeeze.core.errors import IntegrityError
+from squeeze.core.hashing import digest
 from squeeze.probes import samples
 from squeeze.records.record import Status
 from squeeze.records.roofline import Machine
-from squeeze.request.cell import Cell, digest
+from squeeze.records.sanitize import public
+from squeeze.request.cell import Cell
 from squeeze.runner.jobs import outcome
 from squeeze.runner.jobs.display import Display, LastLine
 from squeeze.runner.jobs.job import MACHINE, Job
@@ -30,7 +32,7 @@ from squeeze.runner.jobs.outcome import Failure, StageError
 
 
 @dataclass
-class Workshop:
+class Executor:
     """Runs jobs and keeps their scratch files, which vanish with it.
 
     results: the results folder (the worker's own log lies there). command: the worker's command line.
@@ -86,7 +88,7 @@ class Workshop:
             with ZipFile(job.out / samples.ARRAYS_NAME):  # whole, but for what is in its entries
                 return values, seconds
         except (OSError, BadZipFile, IntegrityError) as error:
-            reason = outcome.public(f"the process ended well, but its samples cannot be read: {error}")
+            reason = public(f"the process ended well, but its samples cannot be read: {error}")
             raise StageError(Failure(Status.INVALID, reason, job.stage)) from error
 
     def measure_machine(self, cell: Cell, log: Path) -> Machine | None:

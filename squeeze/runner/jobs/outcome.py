@@ -16,6 +16,7 @@ from typing import Any
 from squeeze.core.errors import IntegrityError, Unsupported
 from squeeze.core.files import write_atomically
 from squeeze.records.record import Status
+from squeeze.records.sanitize import public
 from squeeze.runner.jobs.limits import Limits
 
 REPORT = "failure.json"
@@ -25,7 +26,6 @@ TAIL_LINES = 30
 LINE_LENGTH = 200
 DECORATION = re.compile(r"[\s^~=_-]*$|Extension modules:")
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|cannot allocate memory", re.IGNORECASE)
-ABSOLUTE_PATH = re.compile(r"(?<![\w:/.])~?(?:/[\w.+@%=-]+)+/([\w.+@%=-]+)")
 MIB = 1024**2
 
 
@@ -89,13 +89,6 @@ def judge(end: Exit, folder: Path, limits: Limits, stage: str) -> Failure | None
     status, reason = _verdict(end, _read_report(folder), limits)
     memory = f" (at {end.bytes // MIB} MiB)" if end.bytes else ""
     return Failure(status, public(reason)[:REASON_LENGTH] + memory, stage)
-
-
-def public(text: str) -> str:
-    """The text on one line, without absolute paths (the last part of each stays) and without the user's name."""
-    text = ABSOLUTE_PATH.sub(r"\1", " ".join(text.split()))
-    user = Path.home().name
-    return text if user in {"", "root"} else re.sub(rf"\b{re.escape(user)}\b", "user", text)
 
 
 def tail(log: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from squeeze.core.errors import Unsupported
-from squeeze.layers.dense import float_linears
-from squeeze.layers.sparse import SparseLinear, lowest
+from squeeze.layers.contract import float_linears
+from squeeze.layers.sparse import SparseLinear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.contract import Calibration
+from squeeze.techniques.pruning.selection import lowest
 
 
 @dataclass(frozen=True)

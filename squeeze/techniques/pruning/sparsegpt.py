@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from squeeze.layers.sparse import lowest
 from squeeze.models.settings import one_thread
 from squeeze.models.subject import Subject
-from squeeze.techniques.calibration import Calibration
-from squeeze.techniques.pruning.selection import prune_blocks
-from squeeze.techniques.quantization.gptq import inverse_cholesky
+from squeeze.techniques.contract import Calibration
+from squeeze.techniques.hessian import inverse_cholesky
+from squeeze.techniques.pruning.selection import lowest, prune_blocks
 
 BLOCK = 128  # columns whose zeros are chosen together, and that are finished before the others are updated (B = Bs)
 

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from squeeze.layers.sparse import lowest
 from squeeze.models.subject import Subject
-from squeeze.techniques.block_walk import InputStatistics
-from squeeze.techniques.calibration import Calibration
-from squeeze.techniques.pruning.selection import prune_blocks
+from squeeze.techniques.contract import Calibration, InputStatistics
+from squeeze.techniques.pruning.selection import lowest, prune_blocks
 
 
 @dataclass(frozen=True)

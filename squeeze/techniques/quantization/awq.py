@@ -14,13 +14,12 @@ import torch
 from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
 from squeeze.layers.affine import AffineGrid
-from squeeze.layers.dense import float_linears
+from squeeze.layers.contract import float_linears
 from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models import architecture
 from squeeze.models.folding import folds
 from squeeze.models.subject import Subject
-from squeeze.techniques.block_walk import InputStatistics
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.contract import Calibration, InputStatistics
 
 BITS = (8, 4, 3, 2)
 EXPONENTS = tuple(i / 20 for i in range(20))  # the grid of alpha

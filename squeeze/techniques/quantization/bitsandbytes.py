@@ -9,13 +9,12 @@ from typing import Any, cast
 
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from squeeze.artifacts.format import count_parameters
 from squeeze.core.errors import Unsupported
-from squeeze.layers.dense import float_linears
+from squeeze.layers.contract import count_parameters, float_linears
 from squeeze.models import architecture
-from squeeze.models.quiet import quiet
+from squeeze.models.settings import quiet
 from squeeze.models.subject import Subject
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.contract import Calibration
 
 BLOCK = 64  # weights that share a 4-bit scale
 CPU_ROWS = 32  # output rows that the library's AVX-512 kernel takes at a time

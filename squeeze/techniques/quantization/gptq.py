@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from squeeze.core.errors import SqueezeError, Unsupported
+from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
 from squeeze.layers.affine import AffineGrid
-from squeeze.layers.dense import float_linears
+from squeeze.layers.contract import float_linears
 from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models import architecture
 from squeeze.models.settings import one_thread
 from squeeze.models.subject import Subject
-from squeeze.techniques.block_walk import same_inputs
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.contract import Calibration, same_inputs
+from squeeze.techniques.hessian import inverse_cholesky
 
 BITS = (8, 4, 3, 2)
 BLOCK = 64  # columns that are finished before all that follow are updated (the paper's B, there 128)
@@ -116,23 +116,6 @@ class GPTQ:
         codes[order] = w.to(torch.uint8)
         stored_zeros = None if grid.zeros is None else zeros.T.to(torch.uint8).contiguous()
         return codes.T.contiguous(), AffineGrid(self.bits, scales.T.to(grid.scales.dtype).contiguous(), stored_zeros)
-
-
-def inverse_cholesky(hessian: torch.Tensor, damping: float) -> torch.Tensor:
-    """The upper triangular U with H^-1 = U^T U, of a Hessian whose diagonal has grown by the share ``damping``.
-
-    Row i of U is what the paper needs of the inverse once the columns before i are done (section 3.3, step 3).
-    With J the reversal of an order, J H J = L L^T gives U = J L^-1 J: one factorisation and no inverse of H.
-    Raises SqueezeError for a Hessian that is not positive definite even so.
-    """
-    energies = hessian.diagonal()
-    damped = hessian + torch.diag(torch.where(energies > 0, damping * energies, 1))
-    lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-    if failed:
-        raise SqueezeError(f"the Hessian is not positive definite with damping={damping}; expected more, such as 0.1")
-    identity = torch.eye(len(hessian), device=hessian.device)
-    inverse: torch.Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
-    return inverse.flip(0, 1)
 
 
 def _spans(columns: int, group_size: int) -> Iterator[tuple[int, int]]:

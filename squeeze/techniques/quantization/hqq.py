@@ -13,11 +13,11 @@ import torch
 from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
 from squeeze.layers.affine import AffineGrid
-from squeeze.layers.dense import float_linears
+from squeeze.layers.contract import float_linears
 from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.contract import Calibration
 
 BITS = (8, 4, 3, 2)
 P, BETA, KAPPA, ITERATIONS = 0.7, 10.0, 1.01, 20  # the authors' defaults

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from squeeze.core.errors import Unsupported
 from squeeze.layers.affine import scale_dtype
 from squeeze.layers.codebook import CodebookLinear
-from squeeze.layers.dense import float_linears
+from squeeze.layers.contract import float_linears
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.contract import Calibration
 
 BITS = (8, 4, 3, 2)
 MOST_ITERATIONS = 300  # of Lloyd's algorithm; it ends before, where no centroid moves

@@ -19,12 +19,12 @@ from torch import nn
 from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
 from squeeze.layers.affine import AffineGrid
-from squeeze.layers.dense import float_linears
+from squeeze.layers.contract import float_linears
 from squeeze.layers.master_weights import MasterLinear, same_tensors
 from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.contract import Calibration
 from squeeze.techniques.losses import divergence
 from squeeze.techniques.quantization.lsq import LearnedStep
 from squeeze.techniques.training_loop import Plan, train
@@ -60,7 +60,7 @@ class QAT:
         layers = float_linears(model)
         affine.check_group_size(self.group_size, [architecture.weight(layer).shape[1] for layer in layers.values()])
         teacher = same_tensors(model)
-        dtype: torch.dtype = model.dtype  # type: ignore[assignment]
+        dtype = architecture.dtype(model)
         masters = {name: MasterLinear(layer, self._rounding(layer)) for name, layer in layers.items()}
         for name, master in masters.items():
             architecture.replace(model, name, master)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
-from squeeze.layers.dense import float_linears
+from squeeze.layers.contract import float_linears
 from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.contract import Calibration
 from squeeze.techniques.quantization import vocabulary
 
 BITS = (8, 4, 3, 2)

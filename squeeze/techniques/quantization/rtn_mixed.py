@@ -16,11 +16,11 @@ from torch import nn
 
 from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
-from squeeze.layers.dense import float_linears
+from squeeze.layers.contract import float_linears
 from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.contract import Calibration
 from squeeze.techniques.quantization.rtn import BITS
 
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 
 from squeeze.core.errors import Unsupported
-from squeeze.layers.dense import float_linears
+from squeeze.layers.contract import float_linears
 from squeeze.layers.int8 import Int8Linear
 from squeeze.models import architecture
 from squeeze.models.folding import folds
 from squeeze.models.subject import Subject
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.contract import Calibration
 
 
 @dataclass(frozen=True)

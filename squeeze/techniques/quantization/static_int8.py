@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from squeeze.layers.dense import float_linears
+from squeeze.layers.contract import float_linears
 from squeeze.layers.int8 import Int8Linear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.contract import Calibration
 
 
 @dataclass(frozen=True)

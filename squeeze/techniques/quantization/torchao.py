@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from squeeze.core.errors import Unsupported
-from squeeze.layers.dense import float_linears, linear
+from squeeze.layers.contract import float_linears, linear
 from squeeze.layers.torchao import Int4TensorLinear, Int8TensorLinear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.contract import Calibration
 
 INT4_GROUPS = (32, 64, 128)
 INT4_ROWS = 16  # output rows are a multiple of it in the library's packing for CPUs

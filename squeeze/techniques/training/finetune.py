@@ -11,11 +11,11 @@ from functools import partial
 
 import torch
 
-from squeeze.layers.dense import float_linears
+from squeeze.layers.contract import float_linears
 from squeeze.layers.master_weights import Held, MasterLinear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.contract import Calibration
 from squeeze.techniques.losses import next_token
 from squeeze.techniques.training_loop import Plan, train
 
@@ -39,7 +39,7 @@ class Finetune:
         """Raises Unsupported for a model without a head."""
         model = subject.model
         architecture.head(model)
-        dtype: torch.dtype = model.dtype  # type: ignore[assignment]
+        dtype = architecture.dtype(model)
         layers = float_linears(model)
         masters = {name: MasterLinear(layer, Held(dtype)) for name, layer in layers.items()}
         for name, master in masters.items():

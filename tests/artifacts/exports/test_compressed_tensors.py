@@ -17,14 +17,14 @@ from squeeze.cli import main
 from squeeze.core.errors import Unsupported
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.quantization.hqq import HQQ
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import tiny_subject
 
 TOKEN_IDS = torch.arange(24).reshape(2, 12)
-NO_DATA = Calibration.empty()
+NO_DATA = CalibrationText.empty()
 
 
 @pytest.mark.filterwarnings("ignore")  # the libraries' own

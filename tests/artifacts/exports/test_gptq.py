@@ -18,13 +18,13 @@ from squeeze.layers import affine
 from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization.hqq import HQQ
 from squeeze.techniques.quantization.kmeans import KMeans
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import tiny_subject
 
-NO_DATA = Calibration.empty()
+NO_DATA = CalibrationText.empty()
 HOW = ("quant_method", "bits", "group_size", "sym", "desc_act", "lm_head", "pack_dtype")
 # Of 3 bits: (word, shift) of 32 codes in three words, as AutoGPTQ packs them; two codes lie across words.
 THREE_BITS = [(0, 3 * i) for i in range(10)] + [None] + [(1, 3 * i + 1) for i in range(10)] + [None]

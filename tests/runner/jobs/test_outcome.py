@@ -9,6 +9,7 @@ import pytest
 
 from squeeze.core.errors import IntegrityError, SqueezeError, Unsupported
 from squeeze.records.record import Status
+from squeeze.records.sanitize import public
 from squeeze.runner.jobs import outcome
 from squeeze.runner.jobs.limits import Limits
 from squeeze.runner.jobs.outcome import Exit, judge
@@ -95,12 +96,12 @@ def test_a_reason_is_one_short_line(tmp_path: Path) -> None:
     ],
 )
 def test_nothing_private_is_said(text: str, shown: str) -> None:
-    assert outcome.public(text) == shown
+    assert public(text) == shown
 
 
 def test_nor_the_users_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", lambda: Path("/home/ada"))
-    assert outcome.public("written by ada, not by adam") == "written by user, not by adam"
+    assert public("written by ada, not by adam") == "written by user, not by adam"
 
 
 def test_the_tail_is_the_end_of_the_log() -> None:

@@ -7,11 +7,12 @@ import torch
 
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
+from squeeze.layers.kv_cache import Codes, QuantizedKeysAndValues
 from squeeze.models.subject import Subject
 from squeeze.probes import latency
 from squeeze.probes.kv_cache import bytes_per_token, cache_of, states_of
-from squeeze.techniques.calibration import Calibration
-from squeeze.techniques.inference.kivi import KIVI, Codes, QuantizedKeysAndValues
+from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.inference.kivi import KIVI
 from tests.tiny import CAUSAL, tiny_subject
 
 EAGER = {"device": "cpu", "threads": 1, "compile": False}
@@ -19,7 +20,7 @@ TOKEN_IDS = torch.randint(256, (2, 45), generator=torch.Generator().manual_seed(
 
 
 def cached(bits: int = 8, group_size: int = 8, name: str = "llama", dtype: str = "float32") -> Subject:
-    return KIVI(bits, group_size).apply(tiny_subject(name, dtype), Calibration.empty())
+    return KIVI(bits, group_size).apply(tiny_subject(name, dtype), CalibrationText.empty())
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -148,11 +149,11 @@ def test_what_it_cannot_do_is_refused() -> None:
     wide = tiny_subject("llama")
     wide.model.config.head_dim = 24
     with pytest.raises(Unsupported, match="group_size 16 does not divide the 24 channels of a head"):
-        KIVI(4, 16).apply(wide, Calibration.empty())
+        KIVI(4, 16).apply(wide, CalibrationText.empty())
     forgetful = tiny_subject("llama")
     forgetful.model.config.sliding_window = 8
     with pytest.raises(Unsupported, match="forgets tokens by itself"):
-        KIVI(4, 8).apply(forgetful, Calibration.empty())
+        KIVI(4, 8).apply(forgetful, CalibrationText.empty())
     with pytest.raises(Unsupported, match="use runtime=eager"):
         latency.starter(
             cached(), {**EAGER, "compile": True}, {"prompt_tokens": 4, "decode_tokens": 4, "warmup_rounds": 1}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
+from squeeze.layers.contract import layer_specs
 from squeeze.models import architecture
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
-NO_DATA = Calibration.empty()
+NO_DATA = CalibrationText.empty()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -53,4 +53,4 @@ def test_impossible_sparsity_is_refused_before_any_work(sparsity: float) -> None
     subject = tiny_subject("llama")
     with pytest.raises(Unsupported, match=rf"{sparsity}; expected 0 <= sparsity < 1"):
         Magnitude(sparsity).apply(subject, NO_DATA)
-    assert not artifact.layer_specs(subject.model)
+    assert not layer_specs(subject.model)

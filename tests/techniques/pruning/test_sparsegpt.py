@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
-from squeeze.layers.sparse import lowest
-from squeeze.techniques.calibration import Calibration
+from squeeze.layers.contract import layer_specs
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning import sparsegpt
+from squeeze.techniques.pruning.selection import lowest
 from squeeze.techniques.pruning.sparsegpt import SparseGPT
 from squeeze.techniques.pruning.wanda import Wanda
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
 TOKEN_IDS = torch.randint(256, (6, 32), generator=torch.Generator().manual_seed(0))
-CALIBRATION = Calibration(TOKEN_IDS)
+CALIBRATION = CalibrationText(TOKEN_IDS)
 
 
 def technique(sparsity: float = 0.5, run: int | None = None, sequential: bool = False) -> SparseGPT:
@@ -94,4 +94,4 @@ def test_what_it_cannot_do_is_refused_before_any_work() -> None:
     subject = tiny_subject("llama")
     with pytest.raises(Unsupported, match=r"sparsity 0\.3 of 4 weights"):
         technique(0.3, 4).apply(subject, CALIBRATION)
-    assert not artifact.layer_specs(subject.model)
+    assert not layer_specs(subject.model)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
+from squeeze.layers.contract import layer_specs
 from squeeze.models import architecture
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.pruning.wanda import Wanda
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
 TOKEN_IDS = torch.randint(256, (6, 32), generator=torch.Generator().manual_seed(0))
-CALIBRATION = Calibration(TOKEN_IDS)
+CALIBRATION = CalibrationText(TOKEN_IDS)
 
 
 @pytest.mark.parametrize(("sparsity", "run"), [(0.5, None), (0.25, None), (0.5, 4), (0.75, 8)])
@@ -72,4 +72,4 @@ def test_what_it_cannot_do_is_refused_before_any_work(sparsity: float, run: int 
     subject = tiny_subject("llama")
     with pytest.raises(Unsupported, match=message):
         Wanda(sparsity, run, sequential=False).apply(subject, CALIBRATION)
-    assert not artifact.layer_specs(subject.model)
+    assert not layer_specs(subject.model)

@@ -6,20 +6,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, OPTConfig
 
-from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
+from squeeze.layers.contract import layer_specs
 from squeeze.models import architecture
 from squeeze.models.folding import folds
 from squeeze.models.subject import Subject
-from squeeze.techniques.block_walk import InputStatistics
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.contract import InputStatistics
 from squeeze.techniques.quantization.awq import AWQ, EXPONENTS, SHARES
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
 TOKEN_IDS = torch.randint(256, (6, 32), generator=torch.Generator().manual_seed(0))
-CALIBRATION = Calibration(TOKEN_IDS)
+CALIBRATION = CalibrationText(TOKEN_IDS)
 
 
 def awq(**fields) -> AWQ:
@@ -157,7 +157,7 @@ def test_models_lose_less_than_by_rounding_to_nearest(name: str, clip: bool) -> 
     nearest = RoundToNearest(3, 16, True).apply(tiny_subject(name), CALIBRATION).model(TOKEN_IDS)[0]
     subject = awq(clip=clip).apply(tiny_subject(name), CALIBRATION)
     assert (subject.model(TOKEN_IDS)[0] - expected).norm() < (nearest - expected).norm()
-    assert len(artifact.layer_specs(subject.model)) == len(architecture.block_linears(tiny_model(name)))
+    assert len(layer_specs(subject.model)) == len(architecture.block_linears(tiny_model(name)))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_an_architecture_without_folds_is_refused_before_any_work() -> None:
     subject.model.config.model_type = "mamba"
     with pytest.raises(Unsupported, match="cannot be folded in mamba models; those known: llama"):
         awq().apply(subject, CALIBRATION)
-    assert not artifact.layer_specs(subject.model)
+    assert not layer_specs(subject.model)
 
 
 @pytest.mark.parametrize(
@@ -215,4 +215,4 @@ def test_what_it_cannot_do_is_refused_before_any_work(fields: dict[str, int], me
     subject: Subject = tiny_subject("llama")
     with pytest.raises(Unsupported, match=message):
         awq(**fields).apply(subject, CALIBRATION)
-    assert not artifact.layer_specs(subject.model)
+    assert not layer_specs(subject.model)

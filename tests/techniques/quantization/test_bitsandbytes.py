@@ -12,15 +12,16 @@ from torch import nn
 
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
+from squeeze.layers.contract import count_parameters
 from squeeze.models import architecture
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.quantization import bitsandbytes
 from squeeze.techniques.quantization.bitsandbytes import Float4, LLMInt8
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
-NO_DATA = Calibration.empty()
+NO_DATA = CalibrationText.empty()
 TOKEN_IDS = torch.arange(24).reshape(2, 12)
 
 
@@ -32,7 +33,7 @@ def test_reloads_bit_for_bit(name: str, technique: LLMInt8 | Float4, tmp_path: P
     loaded = artifact.load(tmp_path)
     assert torch.equal(subject.model(TOKEN_IDS)[0], loaded.model(TOKEN_IDS)[0])
     assert "quantization_config" in json.loads((tmp_path / "config.json").read_text())
-    assert loaded.claims["parameters"] == artifact.count_parameters(tiny_model(name))
+    assert loaded.claims["parameters"] == count_parameters(tiny_model(name))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

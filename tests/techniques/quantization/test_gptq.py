@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from squeeze.artifacts import format as artifact
 from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.layers import affine
+from squeeze.layers.contract import layer_specs
 from squeeze.models import architecture
-from squeeze.techniques.calibration import Calibration
-from squeeze.techniques.quantization.gptq import GPTQ, inverse_cholesky
+from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.hessian import inverse_cholesky
+from squeeze.techniques.quantization.gptq import GPTQ
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
 TOKEN_IDS = torch.randint(256, (6, 32), generator=torch.Generator().manual_seed(0))
-CALIBRATION = Calibration(TOKEN_IDS)
+CALIBRATION = CalibrationText(TOKEN_IDS)
 
 
 def gptq(**fields) -> GPTQ:
@@ -162,7 +163,7 @@ def test_models_lose_less_than_by_rounding_to_nearest(name, sequential):
     subject = gptq(bits=3, sequential=sequential).apply(tiny_subject(name), CALIBRATION)
     error = (subject.model(TOKEN_IDS)[0] - expected).norm()
     assert error < 0.8 * (nearest(TOKEN_IDS)[0] - expected).norm()
-    assert len(artifact.layer_specs(subject.model)) == len(architecture.block_linears(tiny_model(name)))
+    assert len(layer_specs(subject.model)) == len(architecture.block_linears(tiny_model(name)))
     assert subject.claims["hessian"] == ("sequential" if sequential else "shared")
 
 
@@ -201,4 +202,4 @@ def test_what_it_cannot_do_is_refused_before_any_work(fields, message):
     subject = tiny_subject("llama")
     with pytest.raises(Unsupported, match=message):
         gptq(**fields).apply(subject, CALIBRATION)
-    assert not artifact.layer_specs(subject.model)
+    assert not layer_specs(subject.model)

@@ -11,12 +11,13 @@ from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
 from squeeze.layers.affine import AffineGrid
+from squeeze.layers.contract import layer_specs, weight_numel
 from squeeze.models import architecture
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization.hqq import BITS, HQQ, P, shrink, solve
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
-NO_DATA = Calibration.empty()
+NO_DATA = CalibrationText.empty()
 TOKEN_IDS = torch.arange(24).reshape(2, 12)
 
 
@@ -116,7 +117,7 @@ def test_zero_points_are_stored_in_16_bits(bits: int, tmp_path: Path) -> None:
     for layer in layers:
         assert layer.zeros.dtype == torch.bfloat16
         assert layer.zeros.shape == layer.scales.shape
-        assert 8 * layer.codes.nbytes == bits * layer.weight_numel
+        assert 8 * layer.codes.nbytes == bits * weight_numel(layer)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -140,4 +141,4 @@ def test_what_it_cannot_do_is_refused_before_any_work(bits: int, group_size: int
     subject = tiny_subject("llama")
     with pytest.raises(Unsupported, match=message):
         HQQ(bits, group_size).apply(subject, NO_DATA)
-    assert not artifact.layer_specs(subject.model)
+    assert not layer_specs(subject.model)

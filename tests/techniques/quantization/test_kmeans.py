@@ -9,14 +9,16 @@ import torch
 
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
-from squeeze.layers import blockwise
+from squeeze.layers import kernels
 from squeeze.layers.codebook import CodebookLinear
+from squeeze.layers.contract import layer_specs, weight_numel
+from squeeze.layers.kernels import product_by_parts
 from squeeze.models import architecture
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization.kmeans import KMeans, cluster, nearest
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
-NO_DATA = Calibration.empty()
+NO_DATA = CalibrationText.empty()
 TOKEN_IDS = torch.arange(24).reshape(2, 12)
 
 
@@ -86,7 +88,7 @@ def test_stored_bits_are_the_bits(bits: int, tmp_path: Path) -> None:
     layers = [module for module in artifact.load(tmp_path).model.modules() if isinstance(module, CodebookLinear)]
     assert len(layers) == 14
     for layer in layers:
-        assert 8 * layer.codes.nbytes == bits * layer.weight_numel
+        assert 8 * layer.codes.nbytes == bits * weight_numel(layer)
         assert 8 * layer.codebooks.nbytes == 16 * 2**bits * layer.out_features // 16
 
 
@@ -96,13 +98,13 @@ def test_blocks_of_rows_give_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = CodebookLinear.of(codes, codebooks, torch.ones(80), torch.float32)
     weight = torch.stack([codebooks[row // 16].float()[codes[row].long()] for row in range(80)])
     assert torch.equal(layer.dequantize(), weight)
-    monkeypatch.setattr(blockwise, "WEIGHTS_AT_ONCE", 64 * 24)
+    monkeypatch.setattr(kernels, "WEIGHTS_AT_ONCE", 64 * 24)
     given = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(layer(given), given @ weight.T + 1)
 
 
 def test_no_block_holds_more_weights_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blockwise, "WEIGHTS_AT_ONCE", 3000)
+    monkeypatch.setattr(kernels, "WEIGHTS_AT_ONCE", 3000)
     weight, bias = torch.randn(300, 20), torch.arange(300.0)
     spans = []
 
@@ -111,7 +113,7 @@ def test_no_block_holds_more_weights_than_allowed(monkeypatch: pytest.MonkeyPatc
         return weight[start:stop]
 
     given = torch.randn(2, 20)
-    torch.testing.assert_close(blockwise.multiply(given, dequantize, 300, bias), given @ weight.T + bias)
+    torch.testing.assert_close(product_by_parts(given, dequantize, 300, bias), given @ weight.T + bias)
     assert spans == [(0, 128), (128, 256), (256, 300)]  # 150 rows fit, whole blocks of 64 are taken
 
 
@@ -126,4 +128,4 @@ def test_what_it_cannot_do_is_refused_before_any_work(technique: KMeans, message
     subject = tiny_subject("llama")
     with pytest.raises(Unsupported, match=message):
         technique.apply(subject, NO_DATA)
-    assert not artifact.layer_specs(subject.model)
+    assert not layer_specs(subject.model)

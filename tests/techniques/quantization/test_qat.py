@@ -15,7 +15,8 @@ from squeeze.layers.master_weights import Held, MasterLinear
 from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models import architecture
 from squeeze.techniques import training_loop
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.contract import Workplace
 from squeeze.techniques.losses import divergence, next_token
 from squeeze.techniques.quantization import qat
 from squeeze.techniques.quantization.lsq import LearnedStep
@@ -23,12 +24,12 @@ from squeeze.techniques.quantization.qat import QAT, FittedStep, packed
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.training import finetune
 from squeeze.techniques.training.finetune import Finetune
-from squeeze.techniques.training_loop import Plan, Workplace
+from squeeze.techniques.training_loop import Plan
 from tests.tiny import tiny_model, tiny_subject
 
 TOKEN_IDS = torch.randint(256, (8, 32), generator=torch.Generator().manual_seed(0))
 HELD_OUT = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(1))
-CALIBRATION = Calibration(TOKEN_IDS)
+CALIBRATION = CalibrationText(TOKEN_IDS)
 
 
 def technique(**fields: Any) -> QAT:
@@ -186,8 +187,8 @@ def test_a_killed_training_goes_on_to_the_same_artifact(
     whole = steps.apply(tiny_subject("llama"), CALIBRATION).model.state_dict()
     monkeypatch.setattr(module, name, deadly)
     with pytest.raises(KeyboardInterrupt):
-        steps.apply(tiny_subject("llama"), Calibration(TOKEN_IDS, workplace=Workplace(tmp_path)))
-    continued = steps.apply(tiny_subject("llama"), Calibration(TOKEN_IDS, workplace=Workplace(tmp_path)))
+        steps.apply(tiny_subject("llama"), CalibrationText(TOKEN_IDS, workplace=Workplace(tmp_path)))
+    continued = steps.apply(tiny_subject("llama"), CalibrationText(TOKEN_IDS, workplace=Workplace(tmp_path)))
     assert len(calls) == 4 + 2
     assert all(torch.equal(tensor, whole[name]) for name, tensor in continued.model.state_dict().items())
 

@@ -9,12 +9,13 @@ import torch
 
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
+from squeeze.layers.contract import layer_specs, weight_numel
 from squeeze.models import architecture
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization.rtn import BITS, RoundToNearest
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
-NO_DATA = Calibration.empty()
+NO_DATA = CalibrationText.empty()
 TOKEN_IDS = torch.arange(24).reshape(2, 12)
 
 
@@ -60,7 +61,7 @@ def test_stored_bits_are_the_bits(bits: int, tmp_path: Path) -> None:
     layers = [module for module in artifact.load(tmp_path, prepare=False).model.modules() if hasattr(module, "codes")]
     assert len(layers) == 14
     for layer in layers:
-        weights = layer.weight_numel
+        weights = weight_numel(layer)
         assert 8 * layer.codes.nbytes == bits * weights
         assert 8 * layer.scales.nbytes == 16 * weights // 64
         assert layer.zeros.nbytes == layer.out_features * -(-(layer.in_features // 64) * bits // 8)
@@ -91,11 +92,11 @@ def test_other_bits_are_refused_before_any_work(bits: int) -> None:
     subject = tiny_subject("llama")
     with pytest.raises(Unsupported, match=f"no {bits}-bit codes; bits that work: 8, 4, 3, 2"):
         RoundToNearest(bits, 64, True).apply(subject, NO_DATA)
-    assert not artifact.layer_specs(subject.model)
+    assert not layer_specs(subject.model)
 
 
 def test_a_group_size_that_does_not_divide_is_refused_before_any_work() -> None:
     subject = tiny_subject("llama")
     with pytest.raises(Unsupported, match="group_size 48 does not divide in_features 64"):
         RoundToNearest(4, 48, True).apply(subject, NO_DATA)
-    assert not artifact.layer_specs(subject.model)
+    assert not layer_specs(subject.model)

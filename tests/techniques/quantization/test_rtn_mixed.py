@@ -6,18 +6,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
+from squeeze.layers.contract import is_compressed, layer_specs, weight_numel
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.quantization.rtn_mixed import MixedRoundToNearest
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
 TOKEN_IDS = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0))
-CALIBRATION = Calibration(TOKEN_IDS)
+CALIBRATION = CalibrationText(TOKEN_IDS)
 
 
 def mixed(**fields) -> MixedRoundToNearest:
@@ -52,8 +52,8 @@ def test_the_budget_is_kept_and_worth_it(name: str) -> None:
     expected = tiny_model(name)(TOKEN_IDS)[0]
     subject = mixed().apply(tiny_subject(name), CALIBRATION)
     low = RoundToNearest(3, 32, True).apply(tiny_subject(name), CALIBRATION)
-    layers = [module for module in subject.model.modules() if artifact.is_compressed(module)]
-    average = sum(layer.bits * layer.weight_numel for layer in layers) / sum(layer.weight_numel for layer in layers)
+    layers = [module for module in subject.model.modules() if is_compressed(module)]
+    average = sum(layer.bits * weight_numel(layer) for layer in layers) / sum(weight_numel(layer) for layer in layers)
     assert {layer.bits for layer in layers} == {3, 8}
     assert 4.0 < average <= 5.0
     assert subject.claims["bits"] == pytest.approx(average, abs=1e-3)
@@ -63,7 +63,7 @@ def test_the_budget_is_kept_and_worth_it(name: str) -> None:
 
 def test_the_ends_have_many_bits() -> None:
     subject = mixed(ends=1, budget=8.0).apply(tiny_subject("llama"), CALIBRATION)  # two blocks: both are ends
-    assert {module.bits for module in subject.model.modules() if artifact.is_compressed(module)} == {8}
+    assert {module.bits for module in subject.model.modules() if is_compressed(module)} == {8}
     assert len(architecture.blocks(subject.model)) == 2
 
 
@@ -74,7 +74,7 @@ def test_only_the_ends_are_ends() -> None:
     )
     model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
     subject = mixed(ends=2, budget=3 + 5 * 4 / 13).apply(Subject(model, None, {}), CALIBRATION)
-    bits = [{layer.bits for layer in block.modules() if artifact.is_compressed(layer)} for block in model.model.layers]
+    bits = [{layer.bits for layer in block.modules() if is_compressed(layer)} for block in model.model.layers]
     assert bits == [{8}] * 2 + [{3}] * 9 + [{8}] * 2
     assert subject.claims["bits"] == pytest.approx(3 + 5 * 4 / 13, abs=1e-3)
 
@@ -111,4 +111,4 @@ def test_what_it_cannot_do_is_refused_before_any_work(fields: dict[str, object],
     subject = tiny_subject("llama")
     with pytest.raises(Unsupported, match=message):
         mixed(**fields).apply(subject, CALIBRATION)
-    assert not artifact.layer_specs(subject.model)
+    assert not layer_specs(subject.model)

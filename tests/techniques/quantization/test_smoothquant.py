@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
+from squeeze.layers.contract import layer_specs
 from squeeze.layers.int8 import Int8Linear
 from squeeze.models import architecture
 from squeeze.models.folding import folds
 from squeeze.models.subject import Subject
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization.smoothquant import SmoothQuant
 from tests.tiny import CAUSAL, tiny_model, tiny_subject
 
 TOKEN_IDS = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0))
-CALIBRATION = Calibration(TOKEN_IDS)
+CALIBRATION = CalibrationText(TOKEN_IDS)
 
 
 def with_outliers(name: str) -> Subject:
@@ -77,7 +77,7 @@ def test_outliers_lose_their_harm(name: str) -> None:
 
 def test_every_layer_becomes_int8_and_the_unsmoothed_are_named() -> None:
     subject = SmoothQuant(0.5).apply(tiny_subject("llama"), CALIBRATION)
-    assert len(artifact.layer_specs(subject.model)) == len(architecture.block_linears(tiny_model("llama")))
+    assert len(layer_specs(subject.model)) == len(architecture.block_linears(tiny_model("llama")))
     assert subject.claims == {
         "bits": 8,
         "activation_bits": 8,
@@ -93,4 +93,4 @@ def test_what_it_cannot_do_is_refused_before_any_work() -> None:
     subject.model.config.model_type = "mamba"
     with pytest.raises(Unsupported, match="cannot be folded in mamba models"):
         SmoothQuant(0.5).apply(subject, CALIBRATION)
-    assert not artifact.layer_specs(subject.model)
+    assert not layer_specs(subject.model)

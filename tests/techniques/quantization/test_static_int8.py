@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from squeeze.artifacts import format as artifact
 from squeeze.core.errors import SqueezeError
+from squeeze.layers.contract import layer_specs
 from squeeze.layers.int8 import Int8Linear
 from squeeze.models import architecture
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization.static_int8 import StaticInt8
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
 TOKEN_IDS = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0))
-CALIBRATION = Calibration(TOKEN_IDS)
+CALIBRATION = CalibrationText(TOKEN_IDS)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -28,7 +28,7 @@ def test_ranges_are_those_of_the_float_models_inputs(name: str) -> None:
         layer.register_forward_pre_hook(note)
     expected = original(TOKEN_IDS)[0]
     subject = StaticInt8().apply(tiny_subject(name), CALIBRATION)
-    assert len(seen) == len(artifact.layer_specs(subject.model))
+    assert len(seen) == len(layer_specs(subject.model))
     for layer_name, (low, high) in seen.items():
         layer = subject.model.get_submodule(layer_name)
         assert isinstance(layer, Int8Linear)
@@ -41,4 +41,4 @@ def test_ranges_are_those_of_the_float_models_inputs(name: str) -> None:
 
 def test_it_cannot_do_without_calibration_text() -> None:
     with pytest.raises(SqueezeError, match="calibration has no tokens"):
-        StaticInt8().apply(tiny_subject("llama"), Calibration.empty())
+        StaticInt8().apply(tiny_subject("llama"), CalibrationText.empty())

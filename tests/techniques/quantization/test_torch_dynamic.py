@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
-from squeeze.layers.dense import linear
-from squeeze.techniques.calibration import Calibration
+from squeeze.layers.contract import layer_specs, linear, prepare_layers
+from squeeze.layers.dynamic_int8 import DynamicInt8Linear, _overflows, quantized_weight
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization import torch_dynamic
-from squeeze.techniques.quantization.torch_dynamic import DynamicInt8Linear, TorchDynamic, quantized_weight
+from squeeze.techniques.quantization.torch_dynamic import TorchDynamic
 from tests.tiny import tiny_model, tiny_subject
 
-NO_DATA = Calibration.empty()
+NO_DATA = CalibrationText.empty()
 TOKEN_IDS = torch.arange(24).reshape(2, 12)
 
 
@@ -33,7 +33,7 @@ def test_logits_are_those_of_quantize_dynamic(name: str, per_channel: bool) -> N
         theirs.lm_head = model.lm_head
     ours = TorchDynamic(per_channel, activation_bits=7).apply(tiny_subject(name), NO_DATA)
     assert torch.equal(ours.model(TOKEN_IDS)[0], theirs(TOKEN_IDS)[0])
-    artifact.prepare_layers(ours.model)
+    prepare_layers(ours.model)
     assert torch.equal(ours.model(TOKEN_IDS)[0], theirs(TOKEN_IDS)[0])
 
 
@@ -54,7 +54,7 @@ def test_the_stored_weight_is_a_nearest_int8_weight(per_channel: bool) -> None:
 
 
 def test_eight_activation_bits_are_nearer_than_seven_or_refused() -> None:
-    if torch_dynamic._overflows():
+    if _overflows():
         with pytest.raises(Unsupported, match="overflow"):
             TorchDynamic(True, 8).apply(tiny_subject("llama"), NO_DATA)
         return
@@ -86,7 +86,7 @@ def test_eight_bits_are_refused_where_they_overflow(monkeypatch: pytest.MonkeyPa
     subject = tiny_subject("llama")
     with pytest.raises(Unsupported, match="use activation_bits: 7"):
         TorchDynamic(True, 8).apply(subject, NO_DATA)
-    assert not artifact.layer_specs(subject.model)
+    assert not layer_specs(subject.model)
     TorchDynamic(True, 7).apply(subject, NO_DATA)
 
 

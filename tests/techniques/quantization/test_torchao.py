@@ -10,21 +10,22 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from squeeze.artifacts import format as artifact
+from squeeze.artifacts.build import resolve_step
 from squeeze.core.errors import Unsupported
+from squeeze.layers.contract import layer_specs, prepare_layers
 from squeeze.models import architecture
 from squeeze.probes.batching import batch_dependent
 from squeeze.probes.realised import live_bytes
 from squeeze.probes.recount import recount
 from squeeze.request.expand import cells
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.quantization import torchao
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.quantization.torchao import Int4WeightOnly, Int8
-from squeeze.techniques.steps import resolve_step
 from tests.tiny import tiny_model, tiny_subject
 
-NO_DATA = Calibration.empty()
+NO_DATA = CalibrationText.empty()
 TOKEN_IDS = torch.arange(24).reshape(2, 12)
 NAME = "model.layers.1.mlp.up_proj"
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::_int_mm", "aten::_weight_int4pack_mm_for_cpu"}
@@ -118,7 +119,7 @@ def test_what_it_says_of_itself_is_what_runs(
 
 def test_activations_have_a_scale_a_token_so_that_batches_do_not_matter() -> None:
     dynamic = Int8(True).apply(tiny_subject("llama", "bfloat16"), NO_DATA).model
-    artifact.prepare_layers(dynamic)
+    prepare_layers(dynamic)
     assert not batch_dependent(dynamic)
     layer, tokens = dynamic.get_submodule(NAME), torch.randn(4, 64, dtype=torch.bfloat16)
     loud = torch.cat([tokens, 1000 * tokens[:1]])
@@ -131,7 +132,7 @@ def test_it_follows_and_precedes_other_steps() -> None:
     both = Int8(False).apply(pruned, NO_DATA)
     assert torch.equal(both.model.get_submodule(NAME).dequantize() == 0, zero)
     coarser = RoundToNearest(2, 32, True).apply(both, NO_DATA)
-    assert artifact.layer_specs(coarser.model)[NAME]["bits"] == 2
+    assert layer_specs(coarser.model)[NAME]["bits"] == 2
 
 
 @pytest.mark.parametrize("group_size", [16, 48, 256, None])
@@ -146,7 +147,7 @@ def test_a_shape_that_the_kernel_cannot_take_is_refused_before_any_work(rows: in
     architecture.replace(subject.model, NAME, nn.Linear(columns, rows))
     with pytest.raises(Unsupported, match=f"{NAME} is {rows} x {columns}, .* multiples of 16 x 64"):
         Int4WeightOnly(64).apply(subject, NO_DATA)
-    assert not artifact.layer_specs(subject.model)
+    assert not layer_specs(subject.model)
     assert not hasattr(subject.model.config, "quantization_config")
 
 
@@ -157,4 +158,4 @@ def test_where_the_library_is_missing_it_says_how_to_get_it(name: str, monkeypat
     subject = tiny_subject("llama")
     with pytest.raises(Unsupported, match=r'run `pip install "squeeze-bench\[torchao\]"`'):
         resolve_step(cell.technique["steps"][0]).apply(subject, NO_DATA)
-    assert not artifact.layer_specs(subject.model)
+    assert not layer_specs(subject.model)

@@ -10,15 +10,16 @@ import torch
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
+from squeeze.layers.contract import count_parameters, layer_specs, weight_numel
 from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models import architecture
 from squeeze.probes.realised import live_bytes, unread_bytes
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization import vocabulary
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
-NO_DATA = Calibration.empty()
+NO_DATA = CalibrationText.empty()
 TOKEN_IDS = torch.arange(24).reshape(2, 12)
 
 
@@ -46,11 +47,11 @@ def test_logits_are_those_of_the_model_with_rounded_tables(name: str, embed_bits
         table.weight.data.copy_(values)
     subject = rtn(embed_bits).apply(tiny_subject(name), NO_DATA)
     torch.testing.assert_close(subject.model(TOKEN_IDS)[0], expected(TOKEN_IDS)[0], rtol=1e-4, atol=1e-4)
-    assert artifact.count_parameters(subject.model) == artifact.count_parameters(tiny_model(name))
+    assert count_parameters(subject.model) == count_parameters(tiny_model(name))
     artifact.save(subject, tmp_path)
     loaded = artifact.load(tmp_path)
     torch.testing.assert_close(loaded.model(TOKEN_IDS)[0], expected(TOKEN_IDS)[0], rtol=1e-4, atol=1e-4)
-    assert artifact.count_parameters(loaded.model) == artifact.count_parameters(tiny_model(name))
+    assert count_parameters(loaded.model) == count_parameters(tiny_model(name))
     assert loaded.claims["embed_bits"] == embed_bits
 
 
@@ -62,7 +63,7 @@ def test_a_tied_table_is_stored_and_held_once(name: str, tmp_path: Path) -> None
     assert (embedding is head) == is_tied(name)
     assert live_bytes(model) < 0.86 * live_bytes(tiny_model(name, "bfloat16"))
     assert unread_bytes(model) == (0 if is_tied(name) else embedding.opaque_bytes)
-    assert embedding.opaque_bytes == embedding.weight_numel + 2 * embedding.out_features
+    assert embedding.opaque_bytes == weight_numel(embedding) + 2 * embedding.out_features
 
 
 @pytest.mark.parametrize(("bits", "group_size"), [(8, 192), (8, 64), (4, 32), (4, 64), (3, 64), (4, 48)])
@@ -111,4 +112,4 @@ def test_what_it_cannot_do_is_refused_before_any_work(technique: RoundToNearest,
     subject = tiny_subject("llama")
     with pytest.raises(Unsupported, match=message):
         technique.apply(subject, NO_DATA)
-    assert not artifact.layer_specs(subject.model)
+    assert not layer_specs(subject.model)

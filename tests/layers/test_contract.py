@@ -5,16 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
-from squeeze.layers.dense import float_linears
+from squeeze.layers.contract import float_linears, is_compressed
 from squeeze.models import architecture
-from squeeze.techniques.calibration import Calibration
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
-NO_DATA = Calibration.empty()
+NO_DATA = CalibrationText.empty()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -51,4 +50,4 @@ def test_a_model_without_float_layers_is_refused() -> None:
 
 
 def _layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    return {name: module for name, module in model.named_modules() if artifact.is_compressed(module)}
+    return {name: module for name, module in model.named_modules() if is_compressed(module)}

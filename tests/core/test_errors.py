@@ -1,4 +1,4 @@
-from squeeze.core.suggest import hint
+from squeeze.core.errors import hint
 
 
 def test_a_near_miss_is_named_and_a_wild_guess_gets_the_list():

@@ -1,0 +1,156 @@
+"""What a compressed layer owes, and what can be done with any layer that keeps it.
+
+Finding such layers in a model, describing and making them, laying them out to run, and making them dense again.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any, Protocol, TypeGuard
+
+import torch
+from torch import nn
+
+from squeeze.core.errors import Unsupported
+from squeeze.models import architecture
+
+
+class CompressedLayer(Protocol):
+    """Stands for a dense matrix of (out_features, in_features), stored in fewer bytes.
+
+    Each argument of its constructor is an attribute of the same name (``bias``: whether there is one; ``dtype``: its
+    name), so that ``spec`` can describe it and ``of_spec`` make it again, empty.
+
+    memory_real: whether it is small while running, too. compute_real: whether it multiplies in few bits or skips
+    arithmetic, instead of widening its weights and multiplying in floating point.
+    """
+
+    in_features: int
+    out_features: int
+    bias: torch.Tensor | None
+
+    @property
+    def memory_real(self) -> bool: ...  # noqa: D102 - see above
+
+    @property
+    def compute_real(self) -> bool: ...  # noqa: D102
+
+    @property
+    def opaque_bytes(self) -> int:
+        """Count the bytes that it holds beside its parameters and buffers, in a kernel's layout."""
+
+    def prepare(self) -> None:
+        """Lay the weights out for the kernel that runs here; from then on the layer only runs."""
+
+    def dequantize(self) -> torch.Tensor:
+        """Return the matrix that it multiplies with, (out_features, in_features), in floating point."""
+
+    @staticmethod
+    def header(model: nn.Module) -> dict[str, str]:
+        """Return what a library's reader wants, in the weight file's header, of all such layers; or nothing."""
+
+
+OWED = ("memory_real", "compute_real", "opaque_bytes", "prepare", "dequantize", "header")
+
+
+def is_compressed(module: object) -> TypeGuard[CompressedLayer]:
+    """Tell whether a module keeps the contract."""
+    return all(hasattr(type(module), name) for name in OWED)
+
+
+def compressed_layers(model: nn.Module) -> Iterator[CompressedLayer]:
+    """Yield the compressed layers of a model, each once."""
+    for module in model.modules():
+        if is_compressed(module):
+            yield module
+
+
+def weight_numel(layer: CompressedLayer) -> int:
+    """Count the weights that a layer stands for."""
+    return layer.in_features * layer.out_features
+
+
+def prepare_layers(model: nn.Module) -> None:
+    """Let every compressed layer lay its weights out for the kernel that runs here."""
+    for layer in list(compressed_layers(model)):
+        layer.prepare()
+
+
+def spec(layer: CompressedLayer) -> dict[str, Any]:
+    """Return the arguments from which a layer's constructor makes one of the same shape: JSON-able values."""
+    names = list(inspect.signature(type(layer)).parameters)
+    return {name: _argument(name, getattr(layer, name)) for name in names}
+
+
+def layer_specs(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Map the full name of each compressed layer to its class and its constructor's arguments."""
+    return {
+        name: {"_target_": f"{type(module).__module__}.{type(module).__qualname__}", **spec(module)}
+        for name, module in model.named_modules()
+        if is_compressed(module)
+    }
+
+
+def shared_layers(model: nn.Module) -> dict[str, str]:
+    """Map each further name of a compressed layer that has several to the one that ``layer_specs`` has for it."""
+    first = {id(module): name for name, module in model.named_modules()}
+    return {
+        name: first[id(module)]
+        for name, module in model.named_modules(remove_duplicate=False)
+        if is_compressed(module) and first[id(module)] != name
+    }
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count logical parameters: tied ones once, a compressed layer as many as the dense one it stands for."""
+    compressed = list(compressed_layers(model))
+    inside = {id(item) for layer in compressed for item in _module(layer).parameters()}
+    dense = sum(item.numel() for item in model.parameters() if id(item) not in inside)
+    biases = sum(0 if layer.bias is None else layer.bias.numel() for layer in compressed)
+    return dense + biases + sum(map(weight_numel, compressed))
+
+
+def float_linears(model: nn.Module) -> dict[str, nn.Module]:
+    """Return all linear layers within the blocks by full name, as ``nn.Linear`` or ``Conv1D`` in floating point.
+
+    Layers that an earlier step compressed are replaced by their dense equals: their values stay (zeros, grid points),
+    how they are stored is for this step to decide.
+    Raises Unsupported where a library's own layers have taken their place: those cannot be compressed further.
+    """
+    for block_name, block in architecture.named_blocks(model):
+        for name, module in list(block.named_modules()):
+            if is_compressed(module):
+                architecture.replace(model, f"{block_name}.{name}", linear(module.dequantize(), module.bias))
+    layers = architecture.block_linears(model)
+    foreign = [name for name, layer in layers.items() if not architecture.weight(layer).is_floating_point()]
+    if foreign or not layers:
+        found = type(model.get_submodule(foreign[0])).__name__ if foreign else "none"
+        raise Unsupported(f"no float layers to compress in the blocks (found: {found}); put such a step first")
+    return layers
+
+
+def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    """Return a plain layer with this weight (out_features, in_features) and bias (out_features,), neither copied."""
+    out_features, in_features = weight.shape
+    with torch.device("meta"):
+        layer = nn.Linear(in_features, out_features, bias=bias is not None)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
+    return layer
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype without its package, such as ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _argument(name: str, value: Any) -> Any:
+    if name == "bias":
+        return value is not None
+    return dtype_name(value) if isinstance(value, torch.dtype) else value
+
+
+def _module(layer: CompressedLayer) -> nn.Module:
+    assert isinstance(layer, nn.Module)
+    return layer

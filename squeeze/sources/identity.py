@@ -1,0 +1,50 @@
+"""Hashes of a model's source and of calibration text, known before anything is fetched. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from squeeze.core import cache
+from squeeze.core.hashing import digest, sha256
+from squeeze.sources import fetch as assets
+from squeeze.sources.corpora import corpus_hash
+
+# Raise when squeeze.models.load, gguf_source or tiny come to give other weights from the same source.
+LOADING = 1
+
+# Raise when squeeze.sources.corpora comes to draw other calibration windows from the same corpus.
+SAMPLING = 1
+
+PINS = ("source", "member", "sha256", "wheel_sha256", "revision", "seed", "kind")
+
+
+def baseline_hash(model: Mapping[str, Any]) -> str:
+    """sha256 of where a model's weights come from: its pins, or the content of a local source. Not of its dtype.
+
+    Raises SqueezeError for a local source that is not there.
+    """
+    pins = {key: model[key] for key in PINS if model.get(key) is not None}
+    if str(model["source"]).startswith("file:"):
+        pins["source"] = _content_hash(assets.fetch(model))
+    return digest({"loading": LOADING, **pins})
+
+
+def calibration_hash(calibration: Mapping[str, Any]) -> str:
+    """sha256 of the calibration tokens' origin: the corpus by its content, samples, window and seed."""
+    if not calibration:
+        return digest({})
+    settings = {key: value for key, value in calibration.items() if key not in {"name", "corpus"}}
+    return digest({"sampling": SAMPLING, "corpus": corpus_hash(calibration["corpus"]), **settings})
+
+
+def _content_hash(path: Path) -> str:
+    """sha256 over names and bytes of a local file or folder; kept, so that it is hashed once for each state."""
+    files = [path] if path.is_file() else sorted(item for item in path.iterdir() if item.is_file())
+    state = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+    def write(folder: Path) -> None:
+        (folder / "sha256").write_text(digest([[file.name, sha256(file)] for file in files]))
+
+    return (cache.sealed(f"digests/{digest(state)[:16]}", write) / "sha256").read_text()

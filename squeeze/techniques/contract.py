@@ -1,0 +1,112 @@
+"""What a technique gets and owes.
+
+It gets a subject and what calibration shows of it, never the machinery that reads the text: a paper that imports this
+file alone keeps its key when a progress bar is reworded.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from squeeze.models.subject import Subject
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """What the inputs x of one linear layer were like over the calibration tokens.
+
+    hessian: (in_features, in_features) float32, the mean of x x^T. It is the Hessian of the layer's squared output
+        error up to a factor, for every output row alike; the mean of ||D x||^2 is tr(D H D^T).
+    mean_abs: (in_features,) float32, the mean of |x|.
+    low, high: (in_features,) float32, the range of x, widened to hold zero.
+    tokens: how many inputs were seen; 0 for a layer that never ran (an expert that was never chosen).
+    """
+
+    hessian: torch.Tensor
+    mean_abs: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    tokens: int
+
+    @property
+    def max_abs(self) -> torch.Tensor:
+        """(in_features,): the largest |x| of each input channel."""
+        return torch.maximum(self.high, -self.low)
+
+    @property
+    def norms(self) -> torch.Tensor:
+        """(in_features,): the l2 norm of each input channel over all tokens."""
+        return (self.hessian.diagonal() * self.tokens).sqrt()
+
+
+Stop = tuple[str, nn.Module, Mapping[str, InputStatistics]]
+
+
+def same_inputs(statistics: Mapping[str, InputStatistics]) -> list[tuple[list[str], InputStatistics]]:
+    """The layers of a block in groups that read the same inputs, with what these inputs were like."""
+    groups: dict[int, tuple[list[str], InputStatistics]] = {}
+    for name, inputs in statistics.items():
+        groups.setdefault(id(inputs), ([], inputs))[0].append(name)
+    return list(groups.values())
+
+
+CHECKPOINT = "training.safetensors"
+
+
+@dataclass
+class Workplace:
+    """Where one training keeps its checkpoints. folder: for it alone; None: nothing is kept.
+
+    reused_seconds: what the steps had cost that a killed training did, and this one goes on from.
+    """
+
+    folder: Path | None = None
+    reused_seconds: float = 0.0
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file of the last checkpoint."""
+        return None if self.folder is None else self.folder / CHECKPOINT
+
+    def clear(self) -> None:
+        """Forget all checkpoints: what was trained is safe elsewhere."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Calibration(Protocol):
+    """What a technique may know of the calibration text: its tokens, and what layers read when the model reads it."""
+
+    @property
+    def token_ids(self) -> torch.Tensor:
+        """Return (samples, window) int64, windows of the calibration corpus; (0, 0) where a cell names none."""
+
+    @property
+    def seed(self) -> int:
+        """Return the seed of any choice that is made from the text."""
+
+    @property
+    def workplace(self) -> Workplace:
+        """Return where a training keeps what a killed build goes on from."""
+
+    def input_statistics(self, model: nn.Module, *, sequential: bool = False) -> Iterator[Stop]:
+        """Yield (full name, block, statistics of its linear layers' inputs by relative name), block after block.
+
+        sequential: inputs have come through the blocks before as the consumer has left them; otherwise, through those
+        of the model as it was.
+        """
+
+
+class Technique(Protocol):
+    """A frozen dataclass in a family's folder; its fields are the keys of its YAML."""
+
+    def apply(self, subject: Subject, calibration: Calibration) -> Subject:
+        """The compressed subject. Raises Unsupported before doing any work."""
+        ...
