@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from squeeze.layers.contract import CompressedLayer, count_parameters, dtype_name, is_compressed

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
 from squeeze.layers.contract import float_linears
 from squeeze.layers.master_weights import Held, MasterLinear
 from squeeze.models import architecture

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from squeeze.core.errors import Unsupported
+from squeeze.layers import dynamic_int8
 from squeeze.layers.contract import layer_specs, linear, prepare_layers
 from squeeze.layers.dynamic_int8 import DynamicInt8Linear, _overflows, quantized_weight
 from squeeze.techniques.calibration import CalibrationText
-from squeeze.techniques.quantization import torch_dynamic
 from squeeze.techniques.quantization.torch_dynamic import TorchDynamic
 from tests.tiny import tiny_model, tiny_subject
 
@@ -82,7 +82,7 @@ def test_a_bfloat16_model_computes_in_float32() -> None:
 
 
 def test_eight_bits_are_refused_where_they_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_dynamic, "_overflows", lambda: True)
+    monkeypatch.setattr(dynamic_int8, "_overflows", lambda: True)
     subject = tiny_subject("llama")
     with pytest.raises(Unsupported, match="use activation_bits: 7"):
         TorchDynamic(True, 8).apply(subject, NO_DATA)
