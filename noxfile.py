@@ -44,9 +44,29 @@ def board(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole test suite, on tiny random models and, end to end, on the real one."""
+    """Run the whole test suite, on tiny random models and, end to end, on the real one.
+
+    What times nothing shares all cores; what times something (pytest-benchmark sleeps under xdist) runs after it, alone.
+
+    nox -s tests -- tests/request -k axes     # chosen tests, in one process
+    """
     install(session, "test")
-    session.run("pytest", "tests", *session.posargs)
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+        return
+    session.run("pytest", "tests", "-m", "not timed", "-n", "logical", "--dist", "worksteal")
+    session.run("pytest", "tests", "-m", "timed")
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Run the tests and say which branches of squeeze/ none of them takes; fail below the share in pyproject.toml."""
+    install(session, "test", "coverage")
+    session.run("coverage", "erase")
+    measured = ("--cov", "--cov-append", "--cov-report=")
+    session.run("pytest", "tests", "-m", "not timed", "-n", "logical", "--dist", "worksteal", *measured)
+    session.run("pytest", "tests", "-m", "timed", *measured)
+    session.run("coverage", "report")
 
 
 @nox.session
