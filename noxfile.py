@@ -46,7 +46,7 @@ def board(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the whole test suite, on tiny random models and, end to end, on the real one.
 
-    What times nothing shares all cores; what times something (pytest-benchmark sleeps under xdist) runs after it, alone.
+    What times nothing shares all cores; what times something (pytest-benchmark sleeps under xdist) follows, alone.
 
     nox -s tests -- tests/request -k axes     # chosen tests, in one process
     """

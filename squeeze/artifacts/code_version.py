@@ -1,4 +1,4 @@
-"""What a module of squeeze is made of, read from source files without importing any. Standard library only."""
+"""Find the source files that a module is made of, without importing any. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BY_NAME = frozenset({"find_spec", "import_module"})  # called with a literal, th
 
 
 def closure(modules: Iterable[str], package: Path = PACKAGE) -> dict[str, Path]:
-    """Files of the named modules and of all modules of the same package that they import, directly or through others.
+    """Return the files of the named modules and of all modules of the package that they import, at any remove.
 
     Raises FileNotFoundError for a named module that the package does not have.
     """
@@ -29,13 +29,13 @@ def closure(modules: Iterable[str], package: Path = PACKAGE) -> dict[str, Path]:
 
 
 def libraries(files: Mapping[str, Path], package: Path = PACKAGE) -> frozenset[str]:
-    """Top-level packages that the modules themselves import, other than their own and the standard library's."""
+    """Return the top-level packages that the modules import, other than their own and the standard library's."""
     names = {name.partition(".")[0] for module, file in files.items() for name in imported(module, file)}
     return frozenset(names - sys.stdlib_module_names - {package.name})
 
 
 def source_file(module: str, package: Path = PACKAGE) -> Path:
-    """The file that holds ``module``.
+    """Return the file that holds ``module``.
 
     Raises FileNotFoundError.
     """
@@ -47,7 +47,7 @@ def source_file(module: str, package: Path = PACKAGE) -> Path:
 
 
 def imported(module: str, file: Path) -> Iterator[str]:
-    """Dotted names that a file imports, anywhere in it; ``from a import b`` gives ``a.b``."""
+    """Yield the dotted names that a file imports, anywhere in it; ``from a import b`` gives ``a.b``."""
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -74,7 +74,7 @@ def _absolute(node: ast.ImportFrom, module: str, *, is_package: bool) -> str:
 
 
 def _module(name: str, package: Path) -> str:
-    """The module that a dotted name denotes, or in which it is defined."""
+    """Return the module that a dotted name denotes, or in which it is defined."""
     try:
         source_file(name, package)
     except FileNotFoundError:

@@ -1,23 +1,23 @@
-"""The errors a user may meet; each message is one line: what was wrong, what was expected, what to do."""
+"""Define the errors that a user may meet; a message is one line: what was wrong, what was expected, what to do."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class SqueezeError(Exception):
-    """A request that cannot be served as it stands. The command line prints it and exits with code 2."""
+    """Say that a request cannot be served as it stands. The command line prints it and exits with code 2."""
 
 
 class Unsupported(SqueezeError):  # noqa: N818 - it is an answer, not a mistake
-    """A technique cannot do what was asked; the message says why and what would work."""
+    """Say that a technique cannot do what was asked: why, and what would work."""
 
 
 class IntegrityError(SqueezeError):
-    """A file is not what its hash or its format promises: corrupt, truncated or replaced."""
+    """Say that a file is not what its hash or its format promises: corrupt, truncated or replaced."""
 
 
 def hint(word: object, known: Iterable[str]) -> str:
-    """The end of an error message: "did you mean 'rtn'?" for a near miss, else what there is to choose from."""
+    """End an error message: "did you mean 'rtn'?" for a near miss, else what there is to choose from."""
     names = sorted(known)
     near = get_close_matches(str(word), names, n=1, cutoff=0.6)
     if near:

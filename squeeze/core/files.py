@@ -1,4 +1,4 @@
-"""Files that are either wholly there or not there at all."""
+"""Write files that are either wholly there or not there at all."""
 
 import os
 import uuid
@@ -19,7 +19,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new name in the folder of `path`; what the body writes there takes the place of `path` when it ends well.
+    """Yield a new name in the folder of `path`; what the body writes there takes its place when the body ends well.
 
     Raises OSError (folder not writable, disk full); whatever is raised, no temporary file is left behind.
     """
@@ -36,5 +36,5 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def total_bytes(paths: Iterable[Path]) -> int:
-    """Sum of the files' lengths in bytes, as the file system reports them."""
+    """Sum the files' lengths in bytes, as the file system reports them."""
     return sum(path.stat().st_size for path in paths)

@@ -1,4 +1,4 @@
-"""Hashes of values and of files, and the canonical text of a value. Standard library only."""
+"""Hash values and files, and give a value its canonical text. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no white space, NaN refused."""
+    """Return the one JSON text of a value: sorted keys, no white space, NaN refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def digest(value: Any) -> str:
-    """sha256 (64 hex digits) of a JSON-able value's canonical text."""
+    """Hash (sha256, 64 hex digits) a JSON-able value's canonical text."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in pieces (a file may be larger than memory)."""
+    """Hash (sha256, hex) a file's bytes, read in pieces: a file may be larger than memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

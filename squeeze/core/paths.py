@@ -1,4 +1,4 @@
-"""Where the parts that are not Python modules lie: beside the package in a checkout, inside it when installed."""
+"""Find the parts that are not Python modules: beside the package in a checkout, inside it when installed."""
 
 from pathlib import Path
 

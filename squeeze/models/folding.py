@@ -1,4 +1,4 @@
-"""Moving a scale per channel from the inputs of a linear layer into whatever produces them.
+"""Move a scale per channel from the inputs of a linear layer into whatever produces them.
 
 A layer W reads x = f(producer). With s > 0, W diag(s) applied to diag(s)^-1 x is the same function, and where f passes
 positive scales through (attention with its values, a product with a gate, ReLU) the producer's weights take the 1 / s:
@@ -23,23 +23,23 @@ Outputs = Callable[[int, int], torch.Tensor]
 
 
 def every(outputs: int, heads: int) -> torch.Tensor:  # noqa: ARG001 - one of several
-    """The producer's outputs are the consumers' inputs."""
+    """Return all of the producer's outputs: they are the consumers' inputs."""
     return torch.arange(outputs)
 
 
 def values(outputs: int, heads: int) -> torch.Tensor:  # noqa: ARG001
-    """Queries, keys and values lie one after the other: the last third (GPT-2)."""
+    """Return the last third: queries, keys and values lie one after the other (GPT-2)."""
     return torch.arange(outputs)[-outputs // 3 :]
 
 
 def values_by_head(outputs: int, heads: int) -> torch.Tensor:
-    """Queries, keys and values of one head lie together: the last third of each head (GPT-NeoX)."""
+    """Return the last third of each head: queries, keys and values of one head lie together (GPT-NeoX)."""
     return torch.arange(outputs).view(heads, 3, -1)[:, 2].flatten()
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Names below a block: a norm or linear layer, and the linear layers that read nothing but its outputs."""
+    """Name, below a block, a norm or linear layer and the linear layers that read nothing but its outputs."""
 
     producer: str
     consumers: tuple[str, ...]
@@ -47,7 +47,7 @@ class Fold:
     heads: int = 1
 
     def channels(self, block: nn.Module) -> torch.Tensor:
-        """(channels,): which outputs of the producer are the consumers' input channels."""
+        """Return which outputs of the producer are the consumers' input channels: (channels,)."""
         return self.outputs(_weight(block.get_submodule(self.producer)).shape[0], self.heads)
 
     def apply(self, block: nn.Module, scales: torch.Tensor) -> None:
@@ -100,7 +100,7 @@ FOLDS: Mapping[str, tuple[Fold, ...]] = {
 
 
 def folds(model: nn.Module) -> tuple[Fold, ...]:
-    """What can be folded exactly in each block of this model.
+    """Return what can be folded exactly in each block of this model.
 
     Raises Unsupported for an architecture that is not known here.
     """
@@ -122,6 +122,6 @@ def _is_exact(fold: Fold, block: nn.Module, config: PretrainedConfig) -> bool:
 
 
 def _weight(module: nn.Module) -> torch.Tensor:
-    """(outputs, inputs) of a linear layer, (outputs,) of a norm."""
+    """Return the weight of a linear layer, (outputs, inputs), or of a norm, (outputs,)."""
     scale: torch.Tensor = module.weight.data  # type: ignore[assignment]
     return architecture.weight(module) if isinstance(module, nn.Linear | Conv1D) else scale

@@ -1,4 +1,4 @@
-"""GGUF -> a folder of float32 safetensors with its tokenizer, which transformers reads as it does any other model."""
+"""Convert GGUF into a folder of float32 safetensors with its tokenizer, which transformers reads as any other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of torch that hold for a stretch of code and are then put back."""
+"""Change settings of torch and transformers for a stretch of code, and put them back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 @contextmanager
 def bfloat16_products() -> Iterator[None]:
-    """Float32 matmuls on CPU multiply in bfloat16 and add in float32: exact where the factors are bfloat16 numbers."""
+    """Let float32 matmuls on CPU multiply in bfloat16 and add in float32: exact where the factors are bfloat16 numbers."""
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
@@ -25,7 +25,7 @@ def bfloat16_products() -> Iterator[None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """For long rows of small operations: threads that meet after each cost more than they save, much more when busy."""
+    """Compute with one thread: for long rows of small operations, threads that meet after each cost more than they save."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

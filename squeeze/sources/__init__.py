@@ -1,1 +1,1 @@
-"""Where models, texts and questions come from: a pinned name -> verified files."""
+"""Bring models, texts and questions: a pinned name -> verified files."""

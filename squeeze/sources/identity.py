@@ -1,4 +1,4 @@
-"""Hashes of a model's source and of calibration text, known before anything is fetched. Imports no torch."""
+"""Hash a model's source and calibration text, before anything of them is fetched. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PINS = ("source", "member", "sha256", "wheel_sha256", "revision", "seed", "kind"
 
 
 def baseline_hash(model: Mapping[str, Any]) -> str:
-    """sha256 of where a model's weights come from: its pins, or the content of a local source. Not of its dtype.
+    """Hash (sha256) where a model's weights come from: its pins, or the content of a local source. Not its dtype.
 
     Raises SqueezeError for a local source that is not there.
     """
@@ -32,7 +32,7 @@ def baseline_hash(model: Mapping[str, Any]) -> str:
 
 
 def calibration_hash(calibration: Mapping[str, Any]) -> str:
-    """sha256 of the calibration tokens' origin: the corpus by its content, samples, window and seed."""
+    """Hash (sha256) the calibration tokens' origin: the corpus by its content, samples, window and seed."""
     if not calibration:
         return digest({})
     settings = {key: value for key, value in calibration.items() if key not in {"name", "corpus"}}
@@ -40,7 +40,7 @@ def calibration_hash(calibration: Mapping[str, Any]) -> str:
 
 
 def _content_hash(path: Path) -> str:
-    """sha256 over names and bytes of a local file or folder; kept, so that it is hashed once for each state."""
+    """Hash (sha256) names and bytes of a local file or folder; kept, so that each state of it is hashed once."""
     files = [path] if path.is_file() else sorted(item for item in path.iterdir() if item.is_file())
     state = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 

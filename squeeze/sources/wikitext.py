@@ -1,4 +1,4 @@
-"""A dump of Wikipedia's markup -> prose."""
+"""Turn a dump of Wikipedia's markup into prose."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ TIDIES = (
 
 
 def articles(dump: Path) -> Iterator[tuple[str, str]]:
-    """Title and prose of each article of a MediaWiki XML dump (bz2), in the order of the dump.
+    """Yield title and prose of each article of a MediaWiki XML dump (bz2), in the order of the dump.
 
     Redirects, other namespaces and articles shorter than ``SHORTEST_ARTICLE`` are left out; of the rest, the running
     text is kept: no references, tables, images, lists, formulas or appendices.
@@ -67,7 +67,7 @@ def articles(dump: Path) -> Iterator[tuple[str, str]]:
 
 
 def prose(markup: str) -> str:
-    """The running text of one article: paragraphs and headings, one a line."""
+    """Return the running text of one article: paragraphs and headings, one a line."""
     import mwparserfromhell
 
     lines = (_tidy(line) for line in _text(mwparserfromhell.parse(markup)).splitlines())

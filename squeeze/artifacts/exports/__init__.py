@@ -1,1 +1,1 @@
-"""An artifact in the formats that other libraries read."""
+"""Write an artifact in the formats that other libraries read."""

@@ -1,4 +1,4 @@
-"""What the formats of packed weights have in common: a transformers checkpoint, with its own tensors for packed layers.
+"""Write a transformers checkpoint with tensors of its own for packed layers: what all such formats share.
 
 Their words are int32, little-endian, and hold codes as one stream of bits. A row of codes lies so here too, hence
 exporting moves no bit of it.
@@ -29,7 +29,7 @@ WORD_BYTES = 4
 
 @dataclass(frozen=True)
 class Grid:
-    """What a checkpoint's configuration says of a layer. group_size: None for one group an output row."""
+    """Say what a checkpoint's configuration says of a layer. group_size: None for one group an output row."""
 
     bits: int
     group_size: int | None
@@ -37,7 +37,7 @@ class Grid:
 
 
 def packed_layers(subject: Subject, kinds: tuple[type[nn.Module], ...]) -> dict[str, QuantizedLinear]:
-    """The packed layers by full name; ``kinds``: of the plain layers that the format can replace.
+    """Return the packed layers by full name; ``kinds``: of the plain layers that the format can replace.
 
     Raises Unsupported where a layer is compressed in another way than by codes with whole zero points, or stands in
     the place of a layer of another kind, and where no layer is packed.
@@ -62,7 +62,7 @@ def packed_layers(subject: Subject, kinds: tuple[type[nn.Module], ...]) -> dict[
 
 
 def grids(layers: Mapping[str, QuantizedLinear]) -> dict[Grid, list[str]]:
-    """The kinds of grid that there are, and the names of their layers.
+    """Return the kinds of grid that there are, and the names of their layers.
 
     A row that is just one group long is of the kind of the other layers' groups, where they have that size.
     """
@@ -76,13 +76,13 @@ def grids(layers: Mapping[str, QuantizedLinear]) -> dict[Grid, list[str]]:
 
 
 def code_words(layer: QuantizedLinear) -> torch.Tensor:
-    """(out_features, words) int32: each row's codes; its last word is filled up with zeros."""
+    """Pack each row's codes, the last word filled up with zeros: (out_features, words) int32."""
     assert layer.codes is not None
     return words(layer.codes)
 
 
 def zero_points(layer: QuantizedLinear) -> torch.Tensor:
-    """(out_features, groups) uint8, those of a symmetric grid too."""
+    """Return all zero points, those of a symmetric grid too: (out_features, groups) uint8."""
     assert layer.scales is not None
     if layer.zeros is None:
         return torch.full(layer.scales.shape, 2 ** (layer.bits - 1), dtype=torch.uint8)
@@ -90,12 +90,12 @@ def zero_points(layer: QuantizedLinear) -> torch.Tensor:
 
 
 def column_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes packed along the output dimension: (out_features, groups) uint8 -> (groups, words) int32."""
+    """Pack codes along the output dimension: (out_features, groups) uint8 -> (groups, words) int32."""
     return words(pack(codes.T.contiguous(), bits))
 
 
 def words(stream: torch.Tensor) -> torch.Tensor:
-    """(rows, bytes) uint8 -> (rows, words) int32, the last one filled up with zeros."""
+    """Read bytes as words, the last one filled up with zeros: (rows, bytes) uint8 -> (rows, words) int32."""
     return F.pad(stream, (0, -stream.shape[1] % WORD_BYTES)).contiguous().view(torch.int32)
 
 
@@ -116,6 +116,6 @@ def write(
 
 
 def _stored(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict, of tensors that share their memory the first."""
+    """Return the state dict, of tensors that share their memory only the first."""
     first = {tensor.data_ptr(): name for name, tensor in reversed(model.state_dict().items())}
     return {name: tensor for name, tensor in model.state_dict().items() if first[tensor.data_ptr()] == name}

@@ -1,4 +1,4 @@
-"""Artifacts as compressed-tensors, which transformers and vLLM load: the layout ``pack-quantized``.
+"""Export artifacts as compressed-tensors, which transformers and vLLM load: the layout ``pack-quantized``.
 
     weight_packed       (out_features, words) int32: the codes of each row
     weight_scale        (out_features, groups)
@@ -57,7 +57,7 @@ def _parts(layer: QuantizedLinear) -> dict[str, torch.Tensor]:
 
 
 def _quantization_config(grids: dict[Grid, list[str]], model: nn.Module) -> dict[str, Any]:
-    """One group for each kind of grid, which names its layers; all other linear layers are ignored."""
+    """Make one group for each kind of grid, which names its layers; all other linear layers are ignored."""
     groups = {
         f"group_{number}": {
             "targets": names,

@@ -1,4 +1,4 @@
-"""Artifacts in the GPTQ format (AutoGPTQ's, Frantar et al. 2022), which gptqmodel, vLLM and transformers load.
+"""Export artifacts in the GPTQ format (AutoGPTQ's, Frantar et al. 2022), for gptqmodel, vLLM and transformers.
 
     qweight   (in_features * bits / 32, out_features) int32: codes packed along the input dimension
     qzeros    (groups, out_features * bits / 32) int32: zero points packed along the output dimension
