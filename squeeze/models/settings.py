@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 @contextmanager
 def bfloat16_products() -> Iterator[None]:
-    """Let float32 matmuls on CPU multiply in bfloat16 and add in float32: exact where the factors are bfloat16 numbers."""
+    """Let float32 matmuls on CPU multiply in bfloat16 and add in float32: exact for factors that are bfloat16 numbers."""
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
@@ -25,7 +25,7 @@ def bfloat16_products() -> Iterator[None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one thread: for long rows of small operations, threads that meet after each cost more than they save."""
+    """Compute with one thread: in long rows of small operations, threads cost more than they save."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
