@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 @contextmanager
 def bfloat16_products() -> Iterator[None]:
-    """Let float32 matmuls on CPU multiply in bfloat16 and add in float32: exact for factors that are bfloat16 numbers."""
+    """Let float32 matmuls on CPU multiply in bfloat16 and add in float32: exact for bfloat16 numbers as factors."""
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
