@@ -34,7 +34,7 @@ def questions(*, member: str, sha256: str, items: int | None = None, **_: Any) -
 
 
 def text(*, corpus: str, tokens: int | None, **_: Any) -> dict[str, Dataset]:
-    """Return the beginning of a corpus as one document of at least ``tokens`` tokens (the task's metadata; None: all)."""
+    """Return the beginning of a corpus as one document: ``tokens`` tokens or more (the task's metadata; None: all)."""
     end = None if tokens is None else CHARACTERS_A_TOKEN * tokens
     return {"test": Dataset.from_list([{"text": corpora.text(corpus)[:end]}])}
 
