@@ -92,13 +92,11 @@ def list_cells(overrides: tuple[str, ...], results: Path, config_dir: Path | Non
     """
     from squeeze.records.store import RecordStore
     from squeeze.request.expand import cells
-    from squeeze.runner import listing
-    from squeeze.runner.forecast import forecast
-    from squeeze.runner.standing import standing
+    from squeeze.runner import listing, plan
 
     wanted = cells(overrides, config_dir)
     records = list(RecordStore(results).records())
-    listing.show(wanted, standing(wanted, records), forecast(wanted, records))
+    listing.show(wanted, plan.statuses(wanted, records), listing.forecast(wanted, records))
     _advise_controls(wanted, records)
 
 
@@ -116,6 +114,21 @@ def board(results: Path, costs: bool, literature: bool) -> None:
     from squeeze.boards.terminal import show
 
     show(results, costs=costs)
+
+
+@app.command()
+@click.argument("results", type=click.Path(path_type=Path, file_okay=False), default=Path("results"))
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the leaderboards (default: RESULTS)."
+)
+def collate(results: Path, out: Path | None) -> None:
+    """Turn the records below RESULTS into its leaderboards: CSVs, Markdown and a plot.
+
+    RESULTS is the folder that holds records/ (default: results).
+    """
+    from squeeze.boards.leaderboard import collate as collate_records
+
+    collate_records(results, out or results)
 
 
 @app.command()
@@ -200,7 +213,7 @@ def export(artifact: Path, folder: Path, layout: str) -> None:
 
 def _advise_controls(cells: Sequence[Cell], records: Iterable[Record]) -> None:
     """Say on stderr which cells are trained without anything to compare them with."""
-    from squeeze.runner.uncontrolled import advice, uncontrolled
+    from squeeze.runner.plan import advice, uncontrolled
 
     if alone := uncontrolled(cells, records):
         click.echo(f"note: {advice(alone)}", err=True)

@@ -43,7 +43,7 @@ def squeeze(*arguments):
 
 def record(cell, status, finished):
     """A record that was made here."""
-    here = environment.fingerprint(environment.describe(), cell)
+    here = environment.fingerprint(environment.describe(), cell.runtime)
     return Record(
         cell=cell.to_json(), key=cell.key, artifact_key=artifact_key(cell), fingerprint=here, status=status,
         attempt=finished.partition("T")[0], started=finished, finished=finished,
@@ -96,6 +96,17 @@ def test_verify_rerun_and_pick_pass_on_what_was_asked_and_their_exit_code(monkey
     assert squeeze("rerun", "a-row", "--results", results) == 1
     assert squeeze("pick", "--max", "bytes=80M", "--max", "ttft_ms=20", "--by", "bytes", "--results", results) == 1
     assert calls == [(results, True), (results, "a-row"), (results, ("bytes=80M", "ttft_ms=20"), (), "bytes")]
+
+
+def test_collate_writes_the_leaderboards_beside_the_records_or_where_it_is_told(monkeypatch, tmp_path, results):
+    calls = []
+    fake = SimpleNamespace(collate=lambda *asked: calls.append(asked))
+    monkeypatch.setitem(sys.modules, "squeeze.boards.leaderboard", fake)
+    monkeypatch.chdir(tmp_path)
+    assert squeeze("collate") == 0
+    assert squeeze("collate", results) == 0
+    assert squeeze("collate", results, "--out", tmp_path) == 0
+    assert calls == [(Path("results"), Path("results")), (results, results), (results, tmp_path)]
 
 
 def test_list_shows_status_and_time_and_runs_nothing(results, capsys):

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from squeeze.artifacts.build import INFO
-from squeeze.artifacts.keys import artifact_key
+from squeeze.artifacts.keys import BUILD_INFO, artifact_key
 from squeeze.audit.rerun import rerun
 from squeeze.core.cache import sealed
 from squeeze.probes import samples
@@ -128,7 +127,7 @@ def test_three_processes_give_the_same_numbers(
 ) -> None:
     """Two forked ones and a fresh interpreter: the same artifact, the same tokens, the same losses, bit for bit."""
     official = cache / "artifacts" / artifact_key(cell(RTN)) / "artifact"
-    hashes, losses = {json.loads((official / INFO).read_text())["content_hash"]}, []
+    hashes, losses = {json.loads((official / BUILD_INFO).read_text())["content_hash"]}, []
     with (
         Launcher(tmp_path / "forks.log", worker_variables(RUNTIME), (*WORKER, "--fork")) as forks,
         Launcher(tmp_path / "spawns.log", worker_variables(RUNTIME), WORKER) as spawns,
@@ -140,7 +139,7 @@ def test_three_processes_give_the_same_numbers(
                 (tmp_path / "job.json").write_text(json.dumps(job.to_json()))
                 end = launcher.run(tmp_path / "job.json", tmp_path / "log", Limits(**LIMIT))
                 assert end.code == 0, (tmp_path / "log").read_text()
-            hashes.add(json.loads((artifact / INFO).read_text())["content_hash"])
+            hashes.add(json.loads((artifact / BUILD_INFO).read_text())["content_hash"])
             losses.append(samples.read(out).arrays["token_nll"])
     assert len(hashes) == 1
     assert np.array_equal(losses[0], losses[1])

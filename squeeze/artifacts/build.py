@@ -6,14 +6,14 @@ import dataclasses
 import importlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from squeeze.artifacts import format as artifact
-from squeeze.artifacts.keys import artifact_key
+from squeeze.artifacts.keys import BUILD_INFO, artifact_key
 from squeeze.core.cache import cache_root
 from squeeze.core.errors import SqueezeError
 from squeeze.core.files import write_atomically
@@ -21,7 +21,6 @@ from squeeze.core.process import settle
 from squeeze.models.load import load_baseline
 from squeeze.models.prequantized import Grid, find_grid, flattered
 from squeeze.models.subject import Subject
-from squeeze.probes.memory import measured
 from squeeze.request.cell import Cell
 from squeeze.request.steps import check_step
 from squeeze.sources.corpora import calibration_tokens
@@ -29,11 +28,24 @@ from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.contract import Technique, Workplace
 from squeeze.techniques.statistics_cache import StatisticsCache
 
-INFO = "build.json"
+Meter = Callable[[Callable[[], Grid | None], str], tuple[Grid | None, "Usage"]]
 
 
-def build(cell: Cell, folder: Path) -> None:
+class Usage(Protocol):
+    """Memory of one call: the peak of the process and, on a GPU, what was allocated there, in bytes."""
+
+    @property
+    def peak(self) -> int: ...  # noqa: D102 - see above
+
+    @property
+    def cuda(self) -> Mapping[str, int]: ...  # noqa: D102
+
+
+def build(cell: Cell, folder: Path, measured: Meter) -> None:
     """Write the cell's artifact to ``folder``, and what is known of its making to ``build.json`` there.
+
+    measured: calls the work that it is given for a device, and returns its result and the memory that it used
+    (``probes.memory.measured``).
 
     build.json, which is no part of the artifact's content: content_hash; stages, the seconds of each; seconds_marginal,
     their sum; seconds, the same as if no earlier build had left its shared pass or a training to go on with; peak_bytes
@@ -74,7 +86,7 @@ def build(cell: Cell, folder: Path) -> None:
         "grid_flattered": flattered(grid, description["claims"]),
         **{name: description[name] for name in ("dtype", "parameters", "claims")},
     }
-    write_atomically(folder / INFO, json.dumps(info, indent=1).encode())
+    write_atomically(folder / BUILD_INFO, json.dumps(info, indent=1).encode())
     for workplace in workplaces:
         workplace.clear()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
 from squeeze.artifacts.code_version import closure, libraries
+from squeeze.core.cache import cache_root, sealed
 from squeeze.core.errors import SqueezeError
 from squeeze.core.hashing import digest, sha256
 from squeeze.request.cell import Cell
@@ -15,6 +17,7 @@ from squeeze.sources.identity import baseline_hash, calibration_hash
 
 BUILDER = "squeeze.artifacts.format"  # it writes what every technique made
 LIBRARIES = frozenset({"torch", "transformers", "safetensors"})
+BUILD_INFO = "build.json"  # beside an artifact's content: what is known of its making
 BOOKKEEPING = frozenset({"filelock", "platformdirs", "rich"})  # no figure and no byte depends on them
 
 
@@ -36,6 +39,17 @@ def artifact_key(cell: Cell) -> str:
             "libraries": library_versions(modules),
         }
     )
+
+
+def folder(key: str) -> Path:
+    """Return where the cache keeps the artifact of this key, whether it is there or not."""
+    return cache_root() / "artifacts" / key / "artifact"
+
+
+def made(key: str, make: Callable[[Path], None]) -> Path:
+    """Return the folder of the artifact of this key, made by ``make(folder)`` unless the cache has it intact."""
+    sealed(f"artifacts/{key}", lambda whole: make(whole / "artifact"))
+    return folder(key)
 
 
 @lru_cache

@@ -11,9 +11,8 @@ import numpy.typing as npt
 
 from squeeze.records import estimates as figures
 from squeeze.records.estimates import Estimates
-from squeeze.records.record import Estimate, Record, Status
+from squeeze.records.record import RECORD_BLOCKS, Estimate, Record, Status
 from squeeze.records.statistics import block_means
-from squeeze.runner.assemble import BLOCKS
 
 TOLERANCE = 1e-4  # relative: a record keeps six digits, its samples float32
 P_TOLERANCE = 1e-3  # absolute: the p-value of a large effect moves by orders of magnitude with the last digit
@@ -33,7 +32,7 @@ def disagreements(record: Record, arrays: Arrays) -> Iterator[str]:
         if said is None or not _agree(said, found):
             yield f"{name} is {_words(said)}, its samples give {_words(found)}"
     if record.block_nll:
-        losses = block_means(arrays["token_nll"], BLOCKS)
+        losses = block_means(arrays["token_nll"], RECORD_BLOCKS)
         if len(losses) != len(record.block_nll) or not np.allclose(losses, record.block_nll, rtol=TOLERANCE, atol=1e-4):
             yield "block_nll is not what its samples give"
 

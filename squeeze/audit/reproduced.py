@@ -23,10 +23,9 @@ import numpy.typing as npt
 import scipy
 
 from squeeze.records.estimates import suffix
-from squeeze.records.record import PROCESS, Estimate
-from squeeze.records.rows import Side
+from squeeze.records.record import PROCESS, UNSTEADY, Estimate
+from squeeze.records.rows import Side, alike
 from squeeze.records.statistics import ALPHA, FEWEST_ROUNDS, holm
-from squeeze.runner.assemble import UNSTEADY
 
 EXACT, WITHIN, DRIFTED, NOT_JUDGED = "bit-exact", "within the interval", "drifted", "not judged"
 DETERMINED = (
@@ -103,7 +102,7 @@ def _differing(one: Array | None, other: Array | None) -> int | None:
 
 def _unlike(before: Side, after: Side) -> str:
     """Why nothing that depends on the machine can be judged; empty where it can."""
-    if before.record.fingerprint != after.record.fingerprint:
+    if not alike(before.record, after.record):
         return "another machine or other software"
     return "" if before.record.isolation == after.record.isolation == PROCESS else "measured in a shared process"
 

@@ -6,19 +6,16 @@ baselines too. What was fetched, and which baseline is the one to beat, is share
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from squeeze.audit.reproduced import DRIFTED, EXACT, NOT_JUDGED, WITHIN, Verdict, verdicts
-from squeeze.core.cache import cache_root
+from squeeze.core.cache import nothing_computed
 from squeeze.core.progress import console
 from squeeze.records.rows import Side, find, unlike_environments
 from squeeze.records.sanitize import line
@@ -28,8 +25,6 @@ from squeeze.runner.jobs.launcher import WORKER
 from squeeze.runner.run import run
 
 FOLDER = "rerun"
-# What of the cache a rerun may use; "locks" keeps it from measuring on a device that another run measures on.
-SHARED = ("converted", "corpora", "digests", "hub", "locks", "members", "speed_baseline", "wheels")
 STYLES = {DRIFTED: "red", NOT_JUDGED: "dim"}
 
 
@@ -43,7 +38,7 @@ def rerun(results: Path, name: str, command: Sequence[str] = WORKER) -> int:
     store, again = RecordStore(results), RecordStore(results / FOLDER)
     before = Side.of(store, find(store, [name])[name])
     known = {record.attempt for record in again.records()}
-    with _nothing_computed():
+    with nothing_computed():
         code = run([before.cell], again.results, resume=False, command=command)
     if code:
         return code
@@ -53,25 +48,6 @@ def rerun(results: Path, name: str, command: Sequence[str] = WORKER) -> int:
     found = list(verdicts(before, after))
     _show(before, after, unlike, found)
     return int(any(verdict.word == DRIFTED for verdict in found))
-
-
-@contextmanager
-def _nothing_computed() -> Iterator[None]:
-    """Let the processes of this command have a cache with all that was fetched and nothing that was computed."""
-    usual, before = cache_root(), os.environ.get("SQUEEZE_CACHE")
-    usual.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="rerun-", dir=usual) as fresh:
-        for name in SHARED:
-            (usual / name).mkdir(exist_ok=True)
-            (Path(fresh) / name).symlink_to(usual / name, target_is_directory=True)
-        os.environ["SQUEEZE_CACHE"] = fresh
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ["SQUEEZE_CACHE"]
-            else:
-                os.environ["SQUEEZE_CACHE"] = before
 
 
 def _other_code(before: Side, after: Side) -> Iterator[str]:

@@ -19,13 +19,13 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from squeeze.artifacts import keys
 from squeeze.audit.plausible import impossible
 from squeeze.audit.recompute import disagreements
 from squeeze.boards import leaderboard
 from squeeze.boards.table import table
-from squeeze.core.cache import cache_root
-from squeeze.core.errors import IntegrityError, SqueezeError
-from squeeze.records.record import Record, Status
+from squeeze.core.errors import IntegrityError
+from squeeze.records.record import Record, Row, Status
 from squeeze.records.sanitize import leaks, line
 from squeeze.records.store import RecordStore, decode
 from squeeze.request.cell import Cell
@@ -63,9 +63,7 @@ class _Folder:
     files: dict[str, str] = field(default_factory=dict)  # attempt -> file name
     builds: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)  # artifact, machine -> hash, file name
     cached: dict[str, str | None] = field(default_factory=dict)  # artifact key -> hash of what the cache holds
-    rows: dict[tuple[str, str, str], list[tuple[bool, str, str, str]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    rows: dict[Row, list[tuple[bool, str, str, str]]] = field(default_factory=lambda: defaultdict(list))
 
     def findings(self) -> Iterator[tuple[str, str]]:
         """File name and what is wrong with it."""
@@ -74,7 +72,7 @@ class _Folder:
             for what in self._file(path):
                 yield path.name, what
         if not self.records:
-            raise SqueezeError(f"no record in {self.store.results}: expected records/*.json there")
+            raise self.store.empty()
         yield from self._leaderboards()
 
     def notes(self) -> Iterator[str]:
@@ -104,8 +102,7 @@ class _Folder:
             yield f"is attempt {record.attempt[:SHOWN]}, as {first} is: delete one"
         elif record.status is Status.OK:
             label = Cell.from_json(record.cell).label
-            row = (record.key, record.artifact_key, record.fingerprint)
-            self.rows[row].append((*record.precedence, label))
+            self.rows[record.row].append((*record.precedence, label))
 
     def _artifact(self, record: Record, name: str) -> Iterator[str]:
         if not SHA256.fullmatch(record.artifact_key):
@@ -124,7 +121,7 @@ class _Folder:
     def _cached(self, key: str) -> str | None:
         """The hash of an artifact in the cache, as its build says or, with ``deep``, as it is; None where it is not."""
         if key not in self.cached:
-            artifact = cache_root() / "artifacts" / key / "artifact"
+            artifact = keys.folder(key)
             self.cached[key] = _content_hash(artifact, self.deep) if artifact.is_dir() else None
         return self.cached[key]
 
@@ -149,7 +146,7 @@ class _Folder:
             return
         for path in paths:
             if path.read_bytes() != expected.get(path.name):
-                yield path.name, "is not what scripts/collate.py makes of these records; collate again"
+                yield path.name, "is not what `squeeze collate` makes of these records; collate again"
 
 
 def _content_hash(artifact: Path, deep: bool) -> str:
@@ -157,4 +154,4 @@ def _content_hash(artifact: Path, deep: bool) -> str:
         from squeeze.artifacts.format import content_hash  # torch: seconds
 
         return content_hash(artifact)
-    return str(json.loads((artifact / "build.json").read_bytes())["content_hash"])
+    return str(json.loads((artifact / keys.BUILD_INFO).read_bytes())["content_hash"])

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from squeeze.boards.table import NO_DIFFERENCE, NO_VERDICT, UNSTEADY, VERDICTS
+from squeeze.boards.table import NO_DIFFERENCE, NO_VERDICT, VERDICTS
 from squeeze.core.errors import SqueezeError
 from squeeze.records.estimates import changes
-from squeeze.records.record import Estimate, Record, Status
+from squeeze.records.record import UNSTEADY, Estimate, Record, Status
 from squeeze.records.rows import Side, find, unlike_environments
 from squeeze.records.statistics import ALPHA, mcnemar, ratio, retained_accuracy
 from squeeze.records.store import RecordStore

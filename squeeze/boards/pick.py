@@ -62,10 +62,8 @@ def show(results: Path, most: Sequence[str], least: Sequence[str], by: str) -> i
     Raises SqueezeError for a bound that is none, a column that is not there or holds no numbers, and without records.
     """
     bounds = [*(Bound.of(text, least=False) for text in most), *(Bound.of(text, least=True) for text in least)]
-    records = {record.attempt: record for record in RecordStore(results).records()}
+    records = {record.attempt: record for record in RecordStore(results).require()}
     frame = table(records.values())
-    if frame.empty:
-        raise SqueezeError(f"no record in {results}: expected records/*.json there; `squeeze run` makes them")
     frame = frame[frame["status"] == Status.OK].assign(**{by: numbers(frame, by)}).dropna(subset=by)
     kept = {bound: bound.kept(frame) for bound in bounds}
     out = console()

@@ -15,9 +15,8 @@ import numpy as np
 import pandas as pd
 
 from squeeze.boards import controls
-from squeeze.core.errors import SqueezeError
 from squeeze.core.hashing import digest
-from squeeze.records.record import Record, Status
+from squeeze.records.record import UNSTEADY, Record, Row, Status
 from squeeze.records.statistics import ALPHA, holm, ranks
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
@@ -36,7 +35,6 @@ LAST_COLUMNS = (
     *("fingerprint", "board", "key", "artifact_key", "attempt", "finished"),
 )
 REQUESTED = ("bits", "sparsity", "group_size")  # numbers where a technique has them, else missing
-UNSTEADY = "unsteady"  # the flag under which a time supports no verdict
 TIMED = {"decode_speedup"}
 VERDICTS = {"decode_speedup": ("slower", 1.0, "faster"), "perplexity_delta": ("better", 0.0, "worse")}
 NO_DIFFERENCE, NO_VERDICT = "no difference shown", "no verdict"
@@ -49,10 +47,7 @@ def read(results: Path) -> pd.DataFrame:
 
     Raises SqueezeError when there is not one record.
     """
-    frame = table(RecordStore(results).records())
-    if frame.empty:
-        raise SqueezeError(f"no record in {results}: expected records/*.json there; `squeeze run` makes them")
-    return frame
+    return table(RecordStore(results).require())
 
 
 def table(records: Iterable[Record]) -> pd.DataFrame:
@@ -130,7 +125,7 @@ def _board(cell: Cell, fingerprint: str) -> str:
 def _newest(frame: pd.DataFrame) -> pd.DataFrame:
     """Of the attempts at one cell, artifact and fingerprint, the one of greatest ``Record.precedence``."""
     ordered = frame.sort_values(["precedence"], kind="stable", ignore_index=True).drop(columns="precedence")
-    return ordered.drop_duplicates(["key", "artifact_key", "fingerprint"], keep="last", ignore_index=True)
+    return ordered.drop_duplicates(list(Row._fields), keep="last", ignore_index=True)
 
 
 def _ranks(frame: pd.DataFrame) -> pd.Series:

@@ -17,7 +17,6 @@ from squeeze.boards import literature, summary
 from squeeze.boards.drift import Drift, drifts
 from squeeze.boards.literature import Comparison
 from squeeze.boards.table import read
-from squeeze.core.errors import SqueezeError
 from squeeze.core.progress import console
 from squeeze.records.sanitize import line
 from squeeze.records.store import RecordStore
@@ -46,9 +45,7 @@ def show_literature(results: Path) -> None:
 
     Raises SqueezeError when there is no record.
     """
-    records = list(RecordStore(results).records())
-    if not records:
-        raise SqueezeError(f"no record in {results}: expected records/*.json there; `squeeze run` makes them")
+    records = list(RecordStore(results).require())
     joined = literature.join(records, literature.numbers())
     out = console()
     if joined.comparisons:
@@ -110,10 +107,8 @@ def _in_words(drift: Drift) -> str:
 def _costs(results: Path) -> Table:
     """Wall seconds by cell (all its attempts) and stage; stages in the order of what they took in all."""
     spent: dict[str, Counter[str]] = defaultdict(Counter)
-    for record in RecordStore(results).records():
+    for record in RecordStore(results).require():
         spent[Cell.from_json(record.cell).label].update(record.stages)
-    if not spent:
-        raise SqueezeError(f"no record in {results}: expected records/*.json there; `squeeze run` makes them")
     total = sum(spent.values(), Counter[str]())
     stages = [name for name, _ in total.most_common()]
     table = Table(title="wall seconds", title_justify="left", box=SIMPLE_HEAD, show_footer=True)

@@ -1,4 +1,11 @@
-"""The cache: sealed folders, each made once, whole or absent, whatever runs at the same time or dies in between."""
+"""Make folders once and keep them: whole or absent, whatever runs at the same time or dies in between.
+
+Below the cache root lie, by what they hold:
+
+    FETCHED    what came from elsewhere, and what follows from it alone: models, texts, questions, their hashes
+    COMPUTED   what this code computed: artifacts, quality, statistics of calibration, trainings to go on with
+    AGREED     what the runs on a machine agree on: who holds a device, which baseline is the faster one
+"""
 
 from __future__ import annotations
 
@@ -9,27 +16,61 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from squeeze.core.errors import SqueezeError
 from squeeze.core.hashing import sha256
 
+FETCHED = frozenset({"converted", "corpora", "digests", "hub", "members", "wheels"})
+COMPUTED = frozenset({"artifacts", "calibration", "quality", "training"})
+AGREED = frozenset({"locks", "speed_baseline"})
+VARIABLE = "SQUEEZE_CACHE"  # names the root, also to the processes that a run starts
 MANIFEST = ".manifest.json"
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
 
 
+_root: ContextVar[Path | None] = ContextVar("cache root", default=None)
+
+
 def cache_root() -> Path:
-    """Where fetched and derived files lie: ``SQUEEZE_CACHE``, else the user's cache folder."""
-    if chosen := os.environ.get("SQUEEZE_CACHE"):
+    """Return where the cache lies: the root that is in use, else ``SQUEEZE_CACHE``, else the user's cache folder."""
+    if (root := _root.get()) is not None:
+        return root
+    if chosen := os.environ.get(VARIABLE):
         return Path(chosen).expanduser().absolute()
     import platformdirs
 
     return platformdirs.user_cache_path("squeeze")
 
 
+@contextmanager
+def using(root: Path) -> Iterator[None]:
+    """Let the body, and the processes that a run starts in it, have their cache at ``root``."""
+    token = _root.set(root.absolute())
+    try:
+        yield
+    finally:
+        _root.reset(token)
+
+
+@contextmanager
+def nothing_computed() -> Iterator[None]:
+    """Let the body have a cache with all that was fetched or agreed on, and nothing that was computed."""
+    usual = cache_root()
+    usual.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="rerun-", dir=usual) as fresh:
+        for name in FETCHED | AGREED:
+            (usual / name).mkdir(exist_ok=True)
+            (Path(fresh) / name).symlink_to(usual / name, target_is_directory=True)
+        with using(Path(fresh)):
+            yield
+
+
 def sealed(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder ``name`` below the cache root, made by ``make(empty_folder)`` unless it is there and intact.
+    """Return the folder ``name`` below the cache root, made by ``make(empty_folder)`` unless it is there and intact.
 
     Of two processes that ask at once, one makes it and the other waits. A folder in which a file was damaged or
     lost is made anew. What ``make`` raises leaves nothing behind; a full disk and a folder that cannot be written

@@ -20,9 +20,8 @@ import psutil
 
 import squeeze
 from squeeze.core.hashing import digest
-from squeeze.request.cell import Cell
 
-# Distributions whose version can move a figure.
+# Distributions whose version can move a figure: a record keeps them all.
 DISTRIBUTIONS = (
     "accelerate",
     "bitsandbytes",
@@ -40,6 +39,15 @@ DISTRIBUTIONS = (
     "torchao",
     "transformers",
 )
+# Those that every measuring process imports: the fingerprint covers them, and squeeze itself. What a technique brings
+# beyond them (peft, bitsandbytes, torchao) is in the artifact keys of the rows that use it, and moves no other row.
+MEASURING = frozenset(
+    {
+        *("squeeze", "torch", "transformers", "tokenizers", "safetensors", "numpy"),
+        *("pytest", "pytest-benchmark", "lm-eval", "datasets"),
+    }
+)
+VERSIONS = "software.versions."
 # Environment variables that set threads, instruction sets, allocators or visible devices.
 VARIABLE_PREFIXES = (
     "OMP_",
@@ -117,20 +125,22 @@ def state() -> dict[str, Any]:
     }
 
 
-def fingerprint(environment: Mapping[str, Any], cell: Cell) -> str:
-    """sha256 (hex) of all that a timing of `cell` depends on besides the cell's request itself.
+def fingerprint(environment: Mapping[str, Any], runtime: Mapping[str, Any]) -> str:
+    """Return the sha256 (hex) of all that a timing depends on besides the cell's request itself.
 
-    The cell's runtime says which part counts: a GPU does not matter to what runs on the CPU.
+    Of the libraries, those in MEASURING count, and only they: a board's rows share a fingerprint whatever technique
+    made them. runtime: the cell's; a GPU does not matter to what runs on the CPU.
     """
-    fields = dict(_fingerprinted(environment))
-    if not str(cell.runtime.get("device", "cpu")).startswith("cuda"):
-        fields = {name: value for name, value in fields.items() if not name.startswith("hardware.gpus")}
-    runtime = {name: value for name, value in cell.runtime.items() if name != "name"}
-    return digest({"environment": fields, "runtime": runtime})
+    on_gpu = str(runtime.get("device", "cpu")).startswith("cuda")
+    fields = {
+        name: value for name, value in _fingerprinted(environment) if on_gpu or not name.startswith("hardware.gpus")
+    }
+    named = {name: value for name, value in runtime.items() if name != "name"}
+    return digest({"environment": fields, "runtime": named})
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Names of the fingerprinted fields, such as `software.versions.torch`, in which two environments differ."""
+    """Name the fingerprinted fields in which two environments differ, such as `software.versions.torch`."""
     left, right = dict(_fingerprinted(one)), dict(_fingerprinted(other))
     absent = object()
     return sorted(name for name in left.keys() | right.keys() if left.get(name, absent) != right.get(name, absent))
@@ -138,7 +148,9 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 def _fingerprinted(environment: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for part in ("hardware", "software"):
-        yield from _flattened(part, environment[part])
+        for name, value in _flattened(part, environment[part]):
+            if not name.startswith(VERSIONS) or name.removeprefix(VERSIONS) in MEASURING:
+                yield name, value
 
 
 def _flattened(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,7 @@ from squeeze.records.roofline import Machine, mbu, mfu
 from squeeze.records.statistics import mcnemar, perplexity_delta, ratio
 
 BLOCK = 128  # fewest tokens of a bootstrap block: further apart, token losses hardly depend on each other
-BLOCKS = 256  # most blocks: a longer text gets longer ones
+BOOTSTRAP_BLOCKS = 256  # at most: a longer text gets longer ones
 STEPS = ("load", "prefill", "decode")  # those of a latency process
 MEMORY = ("peak", "peak_anon_bound", "rss_anon", "rss_file", "cuda_reserved", "cuda_device")
 SIZES = (
@@ -121,7 +121,7 @@ def changes(arrays: Arrays, baseline: Arrays, seed: int) -> Estimates:
     found = {}
     for name, change in TEXTS.items():
         if name in arrays:
-            block = max(BLOCK, arrays[name].size // BLOCKS)
+            block = max(BLOCK, arrays[name].size // BOOTSTRAP_BLOCKS)
             found[change] = perplexity_delta(arrays[name], baseline[name], block, seed)
     for name in sorted(name for name in arrays if name.endswith("_correct")):
         own, other = arrays[name], baseline[name]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from squeeze.core.errors import IntegrityError
 from squeeze.request.cell import Cell
 
 SCHEMA = 1
 PROCESS = "process"  # the isolation of official records: each measurement in a process of its own
+RECORD_BLOCKS = 128  # of mean token losses in a record: what ranking needs of them, in a kilobyte
+UNSTEADY = "unsteady"  # flag: too many processes did not settle, so a time supports no verdict
+GRID_FLATTERED = "grid_flattered"  # flag: the baseline's weights lay on a grid that this artifact's codes fall on
+NOT_REALISED = "claimed != realised"  # flag: a recount found other than what the technique claims
 # What readers of records take for granted in a cell.
 CELL_FIELDS = {
     "model": ("name", "dtype"),
@@ -31,6 +35,17 @@ class Status(StrEnum):
     CRASHED = "crashed"
     DIVERGED = "diverged"
     INVALID = "invalid"
+
+
+class Row(NamedTuple):
+    """What a row of a board is identified by: attempts that agree in all three are attempts at one thing.
+
+    key: the request's; artifact_key: of what is measured; fingerprint: of where it is measured.
+    """
+
+    key: str
+    artifact_key: str
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,11 @@ class Record:
     schema: int = SCHEMA
 
     @property
+    def row(self) -> Row:
+        """The row that this is an attempt at."""
+        return Row(self.key, self.artifact_key, self.fingerprint)
+
+    @property
     def precedence(self) -> tuple[bool, str, str]:
         """Of several attempts at one row, that of the greatest counts: official before shared, then newer ones."""
         return self.isolation == PROCESS, self.finished, self.attempt
@@ -118,6 +138,16 @@ class Record:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise IntegrityError(f"not a valid record: {type(error).__name__}: {error}") from error
+
+
+def counting(records: Iterable[Record]) -> dict[Row, Record]:
+    """Return the record that counts of each row: of its attempts, the one of greatest precedence."""
+    found: dict[Row, Record] = {}
+    for record in records:
+        known = found.get(record.row)
+        if known is None or known.precedence <= record.precedence:
+            found[record.row] = record
+    return found
 
 
 def _check_cell(data: Mapping[str, Any], key: str) -> None:

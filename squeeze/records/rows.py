@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from squeeze.core.environment import differences
+from squeeze.core.environment import differences, fingerprint
 from squeeze.core.errors import SqueezeError, hint
-from squeeze.records.record import Record
+from squeeze.records.record import Record, counting
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
 
@@ -44,22 +44,34 @@ def find(store: RecordStore, names: Collection[str]) -> dict[str, Record]:
 
     Raises SqueezeError for a name that no row has, or several.
     """
-    newest: dict[str, dict[tuple[str, str, str], Record]] = {name: {} for name in names}
+    named: dict[str, list[Record]] = {name: [] for name in names}
     labels: set[str] = set()
     for record in store.records():
         cell = Cell.from_json(record.cell)
         known = {cell.label, cell.label.removeprefix(f"{cell.model['name']}-")}
         labels |= known
-        for name, found in newest.items():
+        for name, found in named.items():
             if name and (name in known or record.key.startswith(name) or record.attempt.startswith(name)):
-                identity = (record.key, record.artifact_key, record.fingerprint)
-                if identity not in found or found[identity].precedence < record.precedence:
-                    found[identity] = record
-    return {name: _only(name, list(found.values()), labels) for name, found in newest.items()}
+                found.append(record)
+    return {name: _only(name, list(counting(found).values()), labels) for name, found in named.items()}
+
+
+def alike(one: Record, other: Record) -> bool:
+    """Tell whether times of two records can be compared: what their fingerprints cover is the same.
+
+    Where the fingerprints were computed by different versions of the rule, today's is applied to both.
+    """
+    if one.fingerprint == other.fingerprint:
+        return True
+    try:
+        mine, theirs = (fingerprint(each.environment, each.cell["runtime"]) for each in (one, other))
+    except KeyError:  # a record without its environment
+        return False
+    return mine == theirs
 
 
 def unlike_environments(one: Record, other: Record) -> Iterator[str]:
-    """The fingerprinted fields in which two records differ, with both values: ``software.kernel (6.1 and 6.2)``."""
+    """Name the fields in which two records' environments differ, with both: ``software.kernel (6.1 and 6.2)``."""
     for name in differences(one.environment, other.environment):
         yield f"{name} ({_field(one.environment, name)} and {_field(other.environment, name)})"
 

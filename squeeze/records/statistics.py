@@ -96,7 +96,7 @@ def perplexity_delta(candidate_nll: npt.ArrayLike, baseline_nll: npt.ArrayLike, 
     return Estimate(value, low, high, _t_test((sums[0] - sums[1]) / lengths)[2], blocks)
 
 
-def block_means(nll: npt.ArrayLike, blocks: int = 256) -> list[float]:
+def block_means(nll: npt.ArrayLike, blocks: int) -> list[float]:
     """Mean NLL of at most ``blocks`` runs of consecutive tokens, of equal length to within one token.
 
     This is what a record keeps of nll (tokens,): enough to rank rows pairwise, small enough to read by the 100,000.

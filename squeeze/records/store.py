@@ -97,6 +97,19 @@ class RecordStore:
             except IntegrityError as error:
                 report(path, str(error))
 
+    def require(self, report: Report = warn) -> Iterator[Record]:
+        """Yield what ``records`` yields. Raises SqueezeError when that is not one record."""
+        found = False
+        for record in self.records(report):
+            found = True
+            yield record
+        if not found:
+            raise self.empty()
+
+    def empty(self) -> SqueezeError:
+        """Return the error to raise where a record is needed and there is none."""
+        return SqueezeError(f"no record in {self.results}: expected records/*.json there; `squeeze run` makes them")
+
     def samples(self, record: Record) -> Path:
         """The record's samples file. Raises IntegrityError when it is missing or not what the record says."""
         path = self.folder / Path(record.samples.get("file", "")).name

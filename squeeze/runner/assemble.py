@@ -14,20 +14,26 @@ import numpy.typing as npt
 from squeeze.core import environment
 from squeeze.probes import samples
 from squeeze.records import estimates as figures
-from squeeze.records.record import Estimate, Record, Status
+from squeeze.records.record import (
+    GRID_FLATTERED,
+    NOT_REALISED,
+    RECORD_BLOCKS,
+    UNSTEADY,
+    Estimate,
+    Record,
+    Status,
+)
 from squeeze.records.sanitize import public
 from squeeze.records.statistics import block_means
 from squeeze.runner.attempt import Attempt, now
 from squeeze.runner.jobs.outcome import Failure
-from squeeze.runner.stages import Measured
+from squeeze.runner.results import Measured, Process
 
 REALISED = (
     *("bytes_real", "memory_real", "compute_real", "batch_dependent", "sparsity", "levels", "compressed_share"),
     *("scored_as", "scored_difference", "mismatches"),
 )
-UNSTEADY, GRID_FLATTERED, NOT_REALISED = "unsteady", "grid_flattered", "claimed != realised"
 NOT_AVAILABLE = "not available"
-BLOCKS = 128  # of mean token losses in a record: what ranking needs of them, in a kilobyte
 
 Values = dict[str, Any]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -49,25 +55,26 @@ def assemble(attempt: Attempt, failure: Failure | None = None) -> tuple[Record, 
 
 
 def _measured(attempt: Attempt) -> tuple[Record, bytes]:
-    candidate, baseline = attempt.member, attempt.speed_baseline
+    candidate, baseline = attempt.built, attempt.speed_baseline
     assert baseline is not None
     assert attempt.quality_baseline is not None
+    rounds, baseline_rounds = candidate.rounds, baseline.rounds
     scored, arrays = _quality(candidate)
     _, baseline_arrays = _quality(attempt.quality_baseline)
     if candidate.quality == attempt.quality_baseline.quality:  # it is the baseline: nothing is nearer to it
         scored = {**scored, "kl_divergence": 0.0, "top1_agreement": 1.0}
-    weighed = candidate.timings[0]
+    weighed = rounds[0]
     estimates = {
         **figures.sizes(weighed),
-        **figures.memory(candidate.timings),
+        **figures.memory(rounds),
         **figures.memory([scored], ("quality",)),
-        **figures.speeds(candidate.timings, baseline.timings),
-        **figures.energy(candidate.timings),
+        **figures.speeds(rounds, baseline_rounds),
+        **figures.energy(rounds),
         **figures.scores(scored),
-        **_building(candidate),
+        **_building(attempt),
     }
     if attempt.machine is not None:
-        estimates |= figures.utilisation(candidate.timings, attempt.machine)
+        estimates |= figures.utilisation(rounds, attempt.machine)
     diverged = str(scored["reason"]) if scored.get("diverged") else ""
     if not diverged:
         estimates |= figures.changes(arrays, baseline_arrays, attempt.cell.protocol["seed"])
@@ -77,58 +84,69 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
         reason=diverged,
         stage="quality" if diverged else "",
         estimates=figures.known(estimates),
-        claimed=candidate.built.info["claims"],
+        claimed=candidate.artifact.info["claims"],
         realised={
             **found,
-            "dtype": candidate.built.dtype,
+            "dtype": candidate.artifact.dtype,
             "speed_baseline": baseline.cell.model["dtype"],
             "energy": "counted" if "energy_j_per_token" in estimates else NOT_AVAILABLE,
         },
         block_nll=() if diverged else _block_nll(arrays),
         flags=tuple(_flags(attempt, weighed)),
     )
-    return record, _packed(_raw(candidate.timings, baseline.timings, arrays, baseline_arrays))
+    return record, _packed(_raw(rounds, baseline_rounds, arrays, baseline_arrays))
 
 
 def _frame(attempt: Attempt, status: Status) -> Record:
     """What every record says, whatever became of its attempt. ``stages`` add up to the wall time of the cell."""
-    member = attempt.member
+    artifact = attempt.candidate.artifact if attempt.candidate else None
     seconds = {
-        "build": member.seconds["build"],
-        **member.work,
-        "overhead": sum(member.overheads),
+        "build": artifact.seconds if artifact else 0.0,
+        **{name: sum(process.work for process in each) for name, each in _processes(attempt).items() if each},
+        "overhead": sum(_overheads(attempt)),
         "baseline": attempt.baseline_seconds,
     }
     machine = {"machine": attempt.machine.to_json()} if attempt.machine else {}
     return Record(
         cell=attempt.cell.to_json(),
-        key=attempt.cell.key,
-        artifact_key=attempt.artifact_key,
-        fingerprint=attempt.fingerprint,
+        **attempt.row._asdict(),
         status=status,
         attempt=attempt.id,
         started=attempt.started,
         finished=now(),
-        artifact_hash=member.artifact.hash if member.artifact else None,
+        artifact_hash=artifact.hash if artifact else None,
         environment={**attempt.place, "state_after": environment.state(), **machine},
         stages={name: round(value, 3) for name, value in seconds.items()},
     )
 
 
-def _building(member: Measured) -> dict[str, Estimate]:
-    info = member.built.info
-    overheads = {"process_overhead_seconds": Estimate(float(np.median(member.overheads)), n=len(member.overheads))}
+def _processes(attempt: Attempt) -> dict[str, list[Process]]:
+    """The candidate's measuring processes by stage."""
+    if (candidate := attempt.candidate) is None:
+        return {}
+    scored = candidate.scoring.process if candidate.scoring else None
+    return {"quality": [scored] if scored else [], "latency": list(candidate.timings)}
+
+
+def _overheads(attempt: Attempt) -> list[float]:
+    """Of each of the candidate's measuring processes, the seconds that were no model work."""
+    each = [process.overhead for processes in _processes(attempt).values() for process in processes]
+    return [overhead for overhead in each if overhead is not None]
+
+
+def _building(attempt: Attempt) -> dict[str, Estimate]:
+    info, seconds = attempt.built.artifact.info, _overheads(attempt)
+    overheads = {"process_overhead_seconds": Estimate(float(np.median(seconds)), n=len(seconds))} if seconds else {}
     return {
         "build_seconds": Estimate(info["seconds"]),
         "build_seconds_marginal": Estimate(info["seconds_marginal"]),
         "build_peak_bytes": Estimate(info["peak_bytes"]),
-        **(overheads if member.overheads else {}),
+        **overheads,
     }
 
 
 def _quality(member: Measured) -> tuple[Values, Arrays]:
     """The scalars and the arrays of a member's quality."""
-    assert member.quality is not None
     values = samples.read(member.quality, arrays=False).values
     with (member.quality / samples.ARRAYS_NAME).open("rb") as file, np.load(file, allow_pickle=False) as stored:
         return values, dict(stored)
@@ -138,14 +156,14 @@ def _block_nll(arrays: Arrays) -> tuple[float, ...]:
     """What ranking needs of the token losses; nothing for a model that predicts no tokens."""
     if "token_nll" not in arrays:
         return ()
-    return tuple(round(value, 5) for value in block_means(arrays["token_nll"], BLOCKS))
+    return tuple(round(value, 5) for value in block_means(arrays["token_nll"], RECORD_BLOCKS))
 
 
 def _flags(attempt: Attempt, weighed: Values) -> Iterator[str]:
     assert attempt.speed_baseline is not None
-    if any(_unsteady(member.timings) for member in (attempt.member, attempt.speed_baseline)):
+    if any(_unsteady(member.rounds) for member in (attempt.built, attempt.speed_baseline)):
         yield UNSTEADY
-    if attempt.member.built.info.get(GRID_FLATTERED):
+    if attempt.built.artifact.info.get(GRID_FLATTERED):
         yield GRID_FLATTERED
     if weighed.get("mismatches"):
         yield NOT_REALISED

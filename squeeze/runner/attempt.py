@@ -6,31 +6,36 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from squeeze.artifacts.keys import artifact_key
 from squeeze.core import environment
+from squeeze.records.record import Row
 from squeeze.records.roofline import Machine
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
-from squeeze.runner.stages import Measured
+from squeeze.runner.plan import row_of
+from squeeze.runner.results import Measured
 
 
 @dataclass(eq=False)
 class Attempt:
-    """A candidate, and the baselines that it is compared with.
+    """A candidate, and the baselines that it is compared with; the runner alone fills it in, result by result.
 
-    place: the environment, its state as it was at the beginning. quality_baseline: the uncompressed model in the
-    artifact's dtype; speed_baseline: the one that shared the candidate's rounds. baseline_seconds: wall time of the
-    baselines' processes that were started on this cell's account. machine: physical limits, where they were measured.
+    row: what it is an attempt at. place: the environment, its state as it was at the beginning. log: receives what its
+    processes print. candidate: what the stages have found of it, None until it is built. quality_baseline: the
+    uncompressed model in the artifact's dtype; speed_baseline: the one that shared the candidate's rounds.
+    baseline_seconds: wall time of the baselines' processes that were started on this cell's account. machine: physical
+    limits, where they were measured.
     """
 
-    member: Measured
-    artifact_key: str
-    fingerprint: str
+    cell: Cell
+    row: Row
     id: str
     started: str
     place: Mapping[str, Any]
+    log: Path
+    candidate: Measured | None = None
     quality_baseline: Measured | None = None
     speed_baseline: Measured | None = None
     baseline_seconds: float = 0.0
@@ -38,23 +43,18 @@ class Attempt:
 
     @classmethod
     def begin(cls, cell: Cell, store: RecordStore, place: Mapping[str, Any]) -> Attempt:
-        """A new attempt, its log in the store's folder."""
+        """Return a new attempt, its log in the store's folder."""
         name = uuid.uuid4().hex
-        return cls(
-            Measured(cell, store.log(cell, name)),
-            artifact_key(cell),
-            environment.fingerprint(place, cell),
-            name,
-            now(),
-            {**place, "state": environment.state()},
-        )
+        here = {**place, "state": environment.state()}
+        return cls(cell, row_of(cell, place), name, now(), here, store.log(cell, name))
 
     @property
-    def cell(self) -> Cell:
-        """The cell that is attempted."""
-        return self.member.cell
+    def built(self) -> Measured:
+        """The candidate, which has been built."""
+        assert self.candidate is not None
+        return self.candidate
 
 
 def now() -> str:
-    """The time in UTC, to the second, as ISO 8601."""
+    """Return the time in UTC, to the second, as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -14,7 +14,7 @@ from squeeze.request.cell import Cell
 from squeeze.runner import stages
 from squeeze.runner.jobs.executor import Executor
 from squeeze.runner.jobs.outcome import StageError
-from squeeze.runner.stages import Measured
+from squeeze.runner.results import Measured
 from squeeze.sources.identity import baseline_hash
 
 SPEED_DTYPES = ("float32", "bfloat16")  # the faster one on this machine is the speed to beat
@@ -31,29 +31,28 @@ class Baselines:
     _known: dict[str, Measured | StageError] = field(default_factory=dict)
 
     def built(self, cell: Cell, dtype: str) -> Measured:
-        """The uncompressed model of a cell in ``dtype``. Raises StageError when it cannot be built."""
+        """Return the uncompressed model of a cell in ``dtype``. Raises StageError when it cannot be built."""
         baseline = cell.baseline(dtype)
         if baseline.key not in self._known:
-            member = Measured(baseline, self.store.log(baseline, self.run))
+            log = self.store.log(baseline, self.run)
             try:
-                stages.build(self.shop, member)
-                self._known[baseline.key] = member
+                self._known[baseline.key] = Measured(baseline, log, stages.build(self.shop, baseline, log))
             except StageError as failed:
                 self._known[baseline.key] = of_baseline(failed)
         return self._sound(baseline)
 
     def scored(self, cell: Cell, dtype: str) -> Measured:
-        """The same, its quality known. Raises StageError when it cannot be built or scored."""
+        """Return the same, its quality known. Raises StageError when it cannot be built or scored."""
         member = self.built(cell, dtype)
-        if member.quality is None:
+        if member.scoring is None:
             try:
-                stages.score(self.shop, member, None)
+                self._known[member.cell.key] = replace(member, scoring=stages.score(self.shop, member, None))
             except StageError as failed:
                 self._known[member.cell.key] = of_baseline(failed)
         return self._sound(member.cell)
 
     def rivals(self, cell: Cell, fingerprint: str) -> list[Measured]:
-        """The models that may be the speed to beat: the one known to be, else those that can be built.
+        """Return the models that may be the speed to beat: the one known to be, else those that can be built.
 
         Raises StageError when none can.
         """
@@ -70,20 +69,20 @@ class Baselines:
         return members
 
     def fastest(self, cell: Cell, fingerprint: str) -> Measured:
-        """The speed to beat, without any timing: which dtype it is, is found by a pilot and kept; its times are not.
+        """Return the speed to beat, not timed: which dtype it is, is found by a pilot and kept; its times are not.
 
         Raises StageError when no baseline can be timed.
         """
 
         def pilot(folder: Path) -> None:
-            winner = stages.faster(self.shop, [_fresh(member) for member in self.rivals(cell, fingerprint)])
+            winner = stages.faster(self.shop, self.rivals(cell, fingerprint))
             (folder / CHOICE).write_text(json.dumps({"dtype": winner.cell.model["dtype"]}))
 
         try:
             choice = sealed(_choice(cell, fingerprint).parent.relative_to(cache_root()).as_posix(), pilot) / CHOICE
         except StageError as failed:
             raise of_baseline(failed) from failed
-        return _fresh(self.built(cell, json.loads(choice.read_text())["dtype"]))
+        return self.built(cell, json.loads(choice.read_text())["dtype"])
 
     def _sound(self, baseline: Cell) -> Measured:
         known = self._known[baseline.key]
@@ -93,7 +92,7 @@ class Baselines:
 
 
 def of_baseline(failed: StageError) -> StageError:
-    """The same failure, said to be the baseline's."""
+    """Return the same failure, said to be the baseline's."""
     reason = failed.failure.reason
     return StageError(replace(failed.failure, reason=f"baseline: {reason.removeprefix('baseline: ')}"))
 
@@ -101,8 +100,3 @@ def of_baseline(failed: StageError) -> StageError:
 def _choice(cell: Cell, fingerprint: str) -> Path:
     key = digest([fingerprint, baseline_hash(cell.model)])
     return cache_root() / "speed_baseline" / key / CHOICE
-
-
-def _fresh(member: Measured) -> Measured:
-    """The member, about to be timed: a timing never leaves the block in which it was taken."""
-    return Measured(member.cell, member.log, member.artifact, member.quality)

@@ -6,16 +6,14 @@ Each is compared with the uncompressed model in the same dtype, measured once in
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from squeeze.artifacts.keys import artifact_key
+from squeeze.artifacts import keys
 from squeeze.core import environment
-from squeeze.core.cache import cache_root, sealed
 from squeeze.probes import samples
 from squeeze.records.record import Record, Status
 from squeeze.records.sanitize import public
@@ -26,7 +24,7 @@ from squeeze.runner.assemble import assemble
 from squeeze.runner.attempt import Attempt
 from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, status_of
-from squeeze.runner.stages import BUILD_INFO, START_UP, Artifact, Measured
+from squeeze.runner.results import Artifact, Measured, Process, Scoring
 
 ISOLATION = "shared"
 STAGES: tuple[Literal["latency"], Literal["quality"]] = ("latency", "quality")
@@ -59,8 +57,9 @@ class InProcess:
         Raises Unsupported when a technique refuses the model, and whatever else building raises.
         """
         from squeeze.artifacts.build import build  # torch: seconds
+        from squeeze.probes.memory import measured
 
-        sealed(f"artifacts/{artifact_key(job.cell)}", lambda folder: build(job.cell, folder / job.artifact.name))
+        keys.made(keys.artifact_key(job.cell), lambda folder: build(job.cell, folder, measured))
 
     def records(self, failures: Mapping[Path, BaseException]) -> Iterator[Record]:
         """Write the record of each cell that was measured or failed, and yield it.
@@ -76,8 +75,8 @@ class InProcess:
             if failure is None:
                 if not (self._is_measured(cell) and self._is_measured(_baseline(cell))):
                     continue  # only some of the benches were asked for
-                attempt.member = self._member(cell, attempt.member.log)
-                attempt.quality_baseline = attempt.speed_baseline = self._member(_baseline(cell), attempt.member.log)
+                attempt.candidate = self._measured(cell, attempt.log)
+                attempt.quality_baseline = attempt.speed_baseline = self._measured(_baseline(cell), attempt.log)
             record, raw = assemble(attempt, failure)
             if record.status is not Status.INVALID:
                 yield store.write(replace(record, isolation=ISOLATION), raw)
@@ -104,19 +103,14 @@ class InProcess:
                 return Failure(status_of(error), public(f"{type(error).__name__}: {error}"), stage)
         return None
 
-    def _member(self, cell: Cell, log: Path) -> Measured:
-        """The cell as the runner would know it after one round."""
-        folder = _folder(cell)
-        member = Measured(
-            cell, log, Artifact(folder, artifact_key(cell), json.loads((folder / BUILD_INFO).read_text()))
-        )
-        member.quality = self._out(cell, "quality")
-        member.timings = [samples.read(self._out(cell, "latency"), arrays=False).values]
-        for stage in STAGES:
-            seconds = samples.read(self._out(cell, stage), arrays=False).values["stages"]
-            member.work[stage] = sum(spent for name, spent in seconds.items() if name not in START_UP)
-        member.overheads = [sum(seconds.get(name, 0.0) for name in START_UP)]
-        return member
+    def _measured(self, cell: Cell, log: Path) -> Measured:
+        """Return what the benches have left of a cell: one round, in this process."""
+        latency, quality = (self._out(cell, stage) for stage in STAGES)
+        timing = Process.read(latency, None)
+        # This process was started once, for the latency stage: its start-up is on that stage's account.
+        timing = replace(timing, seconds=sum(timing.values["stages"].values()))
+        scoring = Scoring(quality, Process.read(quality, None))
+        return Measured(cell, log, Artifact.read(cell), scoring, (timing,))
 
 
 def _baseline(cell: Cell) -> Cell:
@@ -124,5 +118,5 @@ def _baseline(cell: Cell) -> Cell:
 
 
 def _folder(cell: Cell) -> Path:
-    """Where the runner keeps the cell's artifact, too."""
-    return cache_root() / "artifacts" / artifact_key(cell) / "artifact"
+    """Return where the runner keeps the cell's artifact, too."""
+    return keys.folder(keys.artifact_key(cell))

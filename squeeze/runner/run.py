@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from squeeze.runner.jobs.display import Display
 from squeeze.runner.jobs.executor import Executor, device_lock
 from squeeze.runner.jobs.launcher import WORKER
 from squeeze.runner.jobs.outcome import Failure, StageError
-from squeeze.runner.pending import pending
+from squeeze.runner.plan import pending
+from squeeze.runner.results import Measured, Process, Scoring
 
 INTERRUPTED = 130
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGINT too: a shell's background jobs start deaf to it
@@ -95,32 +96,40 @@ class _Run:
         return sound
 
     def _build(self, attempt: Attempt) -> None:
-        stages.build(self.shop, attempt.member)
+        artifact = stages.build(self.shop, attempt.cell, attempt.log)
+        attempt.candidate = Measured(attempt.cell, attempt.log, artifact)
         with self._on_account_of(attempt):
-            attempt.quality_baseline = self.baselines.built(attempt.cell, attempt.member.built.dtype)
-            self.baselines.rivals(attempt.cell, attempt.fingerprint)
+            self.baselines.built(attempt.cell, artifact.dtype)
+            self.baselines.rivals(attempt.cell, attempt.row.fingerprint)
 
     def _score(self, attempt: Attempt) -> None:
+        candidate = attempt.built
         with self._on_account_of(attempt):
-            baseline = self.baselines.scored(attempt.cell, attempt.member.built.dtype)
-        if attempt.member.built.key == baseline.built.key:
-            attempt.member.quality = baseline.quality
+            baseline = attempt.quality_baseline = self.baselines.scored(attempt.cell, candidate.artifact.dtype)
+        if candidate.artifact.key == baseline.artifact.key:
+            scoring = Scoring(baseline.quality)
         else:
-            stages.score(self.shop, attempt.member, baseline)
+            scoring = stages.score(self.shop, candidate, baseline)
+        attempt.candidate = replace(candidate, scoring=scoring)
 
     def _time(self, attempts: Sequence[Attempt]) -> list[Attempt]:
         """Time the attempts, which share a baseline process in each round; returns those that went well."""
-        alive = {attempt.member: attempt for attempt in attempts}
-        if not alive:
+        if not attempts:
             return []
+        alive = dict(enumerate(attempts, start=1))
         try:
             with self._on_account_of(attempts[0]):
-                baseline = self.baselines.fastest(attempts[0].cell, attempts[0].fingerprint)
-            for member, failure in stages.time_rounds(self.shop, baseline, list(alive)):
-                if failure:
-                    self._finish(alive.pop(member), failure)
+                baseline = self.baselines.fastest(attempts[0].cell, attempts[0].row.fingerprint)
+            members = [baseline, *(attempt.built for attempt in attempts)]
+            for position, result in stages.time_rounds(self.shop, members):
+                if isinstance(result, Failure):
+                    self._finish(alive.pop(position), result)
+                elif position == 0:
+                    baseline = _timed(baseline, result)
                 else:
-                    self.shop.display.step(member.cell.key)
+                    attempt = alive[position]
+                    attempt.candidate = _timed(attempt.built, result)
+                    self.shop.display.step(attempt.cell.key)
         except StageError as failed:
             for attempt in alive.values():
                 self._finish(attempt, of_baseline(failed).failure)
@@ -128,14 +137,14 @@ class _Run:
         for attempt in alive.values():
             attempt.machine = self._machine(attempt)
             attempt.speed_baseline = baseline
-            attempt.baseline_seconds += baseline.seconds["latency"] / len(alive)
+            attempt.baseline_seconds += sum(process.seconds or 0.0 for process in baseline.timings) / len(alive)
         return list(alive.values())
 
     def _machine(self, attempt: Attempt) -> Machine | None:
         """The physical limits of this machine with the cell's threads, measured once per run."""
         threads = attempt.cell.runtime["threads"]
         if threads not in self.machines:
-            self.machines[threads] = self.shop.measure_machine(attempt.cell, attempt.member.log)
+            self.machines[threads] = self.shop.measure_machine(attempt.cell, attempt.log)
         return self.machines[threads]
 
     def _finish(self, attempt: Attempt, failure: Failure | None = None) -> None:
@@ -148,6 +157,10 @@ class _Run:
         before = self.shop.seconds
         yield
         attempt.baseline_seconds += self.shop.seconds - before
+
+
+def _timed(member: Measured, process: Process) -> Measured:
+    return replace(member, timings=(*member.timings, process))
 
 
 @contextmanager

@@ -12,9 +12,11 @@ import torch
 
 from squeeze.artifacts import build as building
 from squeeze.artifacts import format as artifact
-from squeeze.artifacts.build import INFO, build
+from squeeze.artifacts.build import build
+from squeeze.artifacts.keys import BUILD_INFO
 from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.models.subject import Subject
+from squeeze.probes.memory import measured
 from squeeze.request.cell import Cell
 from squeeze.techniques import training_loop
 from squeeze.techniques.training import finetune
@@ -30,12 +32,12 @@ def cell(*steps: dict[str, Any], dtype: str = "float32") -> Cell:
 
 
 def info(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / INFO).read_text())  # type: ignore[no-any-return]
+    return json.loads((folder / BUILD_INFO).read_text())  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_without_steps_the_model_is_the_baseline(tmp_path: Path, dtype: str) -> None:
-    build(cell(dtype=dtype), tmp_path)
+    build(cell(dtype=dtype), tmp_path, measured)
     tokens = torch.arange(20)[None]
     with torch.inference_mode():
         built = artifact.load(tmp_path).model(tokens).logits
@@ -44,7 +46,7 @@ def test_without_steps_the_model_is_the_baseline(tmp_path: Path, dtype: str) -> 
 
 
 def test_what_is_said_of_the_making(tmp_path: Path) -> None:
-    build(cell(RTN), tmp_path)
+    build(cell(RTN), tmp_path, measured)
     said = info(tmp_path)
     assert said["content_hash"] == artifact.content_hash(tmp_path)
     assert said["claims"]["bits"] == 4
@@ -57,7 +59,7 @@ def test_what_is_said_of_the_making(tmp_path: Path) -> None:
 
 def test_the_same_cell_gives_the_same_content(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        build(cell(RTN), tmp_path / name)
+        build(cell(RTN), tmp_path / name, measured)
     assert info(tmp_path / "one")["content_hash"] == info(tmp_path / "two")["content_hash"]
 
 
@@ -73,7 +75,7 @@ def test_steps_are_taken_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             return subject.claiming(**{self.name: len(taken)})
 
     monkeypatch.setattr(building, "resolve_step", lambda step: Step(step["name"]))
-    build(cell({"name": "first"}, {"name": "second"}), tmp_path)
+    build(cell({"name": "first"}, {"name": "second"}), tmp_path, measured)
     assert taken == ["first", "second"]
     assert info(tmp_path)["claims"] == {"first": 1, "second": 2}
 
@@ -81,7 +83,7 @@ def test_steps_are_taken_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_nothing_is_loaded_for_a_step_that_may_not_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "load_baseline", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(SqueezeError, match="refused"):
-        build(cell({"_target_": "os.system", "command": "true"}), tmp_path)
+        build(cell({"_target_": "os.system", "command": "true"}), tmp_path, measured)
 
 
 def test_a_killed_training_goes_on_and_its_cost_is_counted_whole(
@@ -109,17 +111,17 @@ def test_a_killed_training_goes_on_and_its_cost_is_counted_whole(
 
     monkeypatch.setattr(finetune, "next_token", deadly)
     with pytest.raises(KeyboardInterrupt):
-        build(trained, tmp_path / "killed")
+        build(trained, tmp_path / "killed", measured)
     assert list((tmp_path / "cache/training").rglob("*.safetensors"))
-    build(trained, tmp_path / "continued")
+    build(trained, tmp_path / "continued", measured)
     assert len(done) == 4 + 1
     said = info(tmp_path / "continued")
     assert said["seconds"] > said["seconds_marginal"]
     assert not list((tmp_path / "cache/training").rglob("*.safetensors"))
-    build(trained, tmp_path / "whole")
+    build(trained, tmp_path / "whole", measured)
     assert info(tmp_path / "whole")["content_hash"] == said["content_hash"]
 
 
 def test_a_refusal_is_passed_on(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="48"):
-        build(cell({**RTN, "group_size": 48}), tmp_path)
+        build(cell({**RTN, "group_size": 48}), tmp_path, measured)

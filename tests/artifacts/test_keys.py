@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from squeeze.artifacts import format as artifact
 from squeeze.artifacts import keys
 from squeeze.artifacts.keys import artifact_key
 from squeeze.core.errors import SqueezeError
@@ -124,3 +125,20 @@ def test_keys_are_computed_without_torch() -> None:
     heavy = "{'torch', 'transformers', 'huggingface_hub'}"
     code = f"import sys, squeeze.artifacts.keys; sys.exit(not {heavy}.isdisjoint(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_artifact_is_made_once_where_its_key_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUEEZE_CACHE", str(tmp_path))
+    calls = []
+
+    def make(folder: Path) -> None:
+        calls.append(folder.name)
+        folder.mkdir()
+        (folder / keys.BUILD_INFO).write_text("{}")
+
+    assert keys.made("k", make) == keys.made("k", make) == keys.folder("k") == tmp_path / "artifacts" / "k" / "artifact"
+    assert calls == ["artifact"]
+
+
+def test_what_is_known_of_a_build_is_no_part_of_an_artifact_s_content() -> None:
+    assert keys.BUILD_INFO in artifact.UNHASHED

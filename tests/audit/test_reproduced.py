@@ -10,7 +10,7 @@ import pytest
 from squeeze.audit.reproduced import DRIFTED, EXACT, NOT_JUDGED, WITHIN, verdicts
 from squeeze.records.record import Estimate
 from squeeze.records.rows import Side
-from tests.fabricated import cell, record
+from tests.fabricated import ENVIRONMENT, cell, record
 
 CELL = cell("rtn", "quantization", {"bits": 4})
 
@@ -61,11 +61,23 @@ def test_the_ratio_is_that_of_the_figure() -> None:
     assert found["decode_speedup"] == pytest.approx(0.5, rel=0.1)
 
 
+OTHER_MACHINE = {**ENVIRONMENT, "hardware": {"cpu_model": "Another CPU"}}
+
+
+def test_a_fingerprint_of_an_older_rule_does_not_stand_in_the_way() -> None:
+    """An early record's fingerprint covered libraries that nothing here used; what today's covers is the same."""
+    versions = {**ENVIRONMENT["software"]["versions"], "peft": "0.1"}
+    early = {"fingerprint": "0" * 64, "environment": {**ENVIRONMENT, "software": {"versions": versions}}}
+    found = {verdict.field: verdict for verdict in verdicts(side(1), side(2, pace=2.0, **early))}
+    assert found["decode_tokens_per_s"].word == DRIFTED
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
         ({"flags": ("unsteady",)}, "unsteady"),
-        ({"fingerprint": "0" * 64}, "another machine or other software"),
+        ({"fingerprint": "0" * 64, "environment": OTHER_MACHINE}, "another machine or other software"),
+        ({"fingerprint": "0" * 64, "environment": {}}, "another machine or other software"),
         ({"isolation": "shared"}, "measured in a shared process"),
         ({"rounds": 4}, "4 rounds, 5 needed"),
     ],

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from squeeze.audit.rerun import _nothing_computed, rerun
-from squeeze.core.cache import cache_root
+from squeeze.audit.rerun import rerun
+from squeeze.core.cache import cache_root, nothing_computed
 from squeeze.core.errors import SqueezeError
 from squeeze.records.record import Record
 from squeeze.records.store import RecordStore
@@ -87,7 +87,7 @@ def test_an_unknown_row_is_an_error(results: Path) -> None:
 def test_it_waits_for_the_device_as_any_run_does_but_reads_nothing_computed(results: Path) -> None:
     usual = cache_root()
     (usual / "artifacts").mkdir(parents=True)
-    with _nothing_computed():
+    with nothing_computed():
         assert (cache_root() / "locks").resolve() == (usual / "locks").resolve()
         assert not (cache_root() / "artifacts").exists()
     assert cache_root() == usual

@@ -124,7 +124,7 @@ def test_the_script_says_in_one_line_that_there_is_nothing(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "collate.py"), str(tmp_path)]
     empty = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert empty.returncode == 2
-    assert empty.stderr.startswith("collate: no record in")
+    assert empty.stderr.startswith("error: no record in")
     assert empty.stderr.count("\n") == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from squeeze.core.cache import cache_root, sealed
+from squeeze.core import cache
+from squeeze.core.cache import cache_root, sealed, using
 from squeeze.core.errors import SqueezeError
+from squeeze.core.paths import PACKAGE
 
 # Makes the folder `made`, saying so in `log`: argv = log, seconds that making takes.
 MAKER = """
@@ -52,6 +55,22 @@ class Maker:
 
 def test_root_is_the_folder_of_the_environment(root: Path) -> None:
     assert cache_root() == root
+
+
+def test_a_root_in_use_goes_before_that_of_the_environment_which_stays_as_it_is(root: Path, tmp_path: Path) -> None:
+    with using(tmp_path / "other"):
+        assert sealed("name", Maker()) == tmp_path / "other" / "name"
+        assert os.environ["SQUEEZE_CACHE"] == str(root)
+    assert cache_root() == root
+
+
+def test_every_folder_of_the_cache_is_said_to_be_fetched_computed_or_agreed_on() -> None:
+    """Else `squeeze rerun` would fetch anew what was fetched, or take what was computed from the cache."""
+    names = set()
+    for path in PACKAGE.rglob("*.py"):
+        names |= set(re.findall(r"""(?:sealed\(f?|cache_root\(\) / |folder = f)["']([a-z_]+)["'/]""", path.read_text()))
+    assert {"artifacts", "quality", "corpora", "locks"} <= names
+    assert names <= cache.FETCHED | cache.COMPUTED | cache.AGREED
 
 
 def test_made_once(root: Path) -> None:

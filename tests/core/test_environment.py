@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 
+from squeeze.artifacts.keys import library_versions
 from squeeze.core import environment
-from squeeze.request.cell import Cell
+
+# Libraries whose version a record keeps and a fingerprint leaves out.
+OF_ONE_TECHNIQUE = [
+    f"software.versions.{name}" for name in ("accelerate", "bitsandbytes", "gguf", "peft", "scipy", "torchao")
+]
 
 
-def cell(device: str = "cpu", threads: int = 2, name: str = "eager") -> Cell:
-    return Cell(
-        model={"name": "tiny"},
-        technique={"name": "none", "steps": []},
-        runtime={"name": name, "device": device, "threads": threads},
-    )
+def runtime(device: str = "cpu", threads: int = 2, name: str = "eager") -> dict[str, Any]:
+    return {"name": name, "device": device, "threads": threads}
 
 
 @pytest.fixture
@@ -55,11 +56,30 @@ def leaves(value: dict[str, Any], path: str) -> Iterator[str]:
 def test_each_field_of_this_machine_changes_the_fingerprint_and_is_named() -> None:
     found = environment.describe()
     paths = [path for part in ("hardware", "software") for path in leaves(found[part], part)]
+    paths = [path for path in paths if path not in OF_ONE_TECHNIQUE]
     assert len(paths) > 25
     for path in paths:
         other = changed(found, path, "something else")
-        assert environment.fingerprint(other, cell("cuda:0")) != environment.fingerprint(found, cell("cuda:0"))
+        assert environment.fingerprint(other, runtime("cuda:0")) != environment.fingerprint(found, runtime("cuda:0"))
         assert environment.differences(found, other) == [path]
+
+
+@pytest.mark.parametrize("path", OF_ONE_TECHNIQUE)
+def test_a_library_of_one_technique_moves_no_other_row(here: dict[str, Any], path: str) -> None:
+    """It is in the artifact keys of the rows that use it; a board's other rows stay comparable with those of before."""
+    other = changed(here, path, "another version")
+    assert environment.fingerprint(other, runtime()) == environment.fingerprint(here, runtime())
+    assert environment.differences(here, other) == []
+
+
+def test_every_technique_s_own_libraries_are_in_its_artifact_key() -> None:
+    """What the fingerprint leaves out of DISTRIBUTIONS is named by the modules that use it, or by none of a build."""
+    own = {path.removeprefix("software.versions.") for path in OF_ONE_TECHNIQUE}
+    assert own == {*environment.DISTRIBUTIONS} - environment.MEASURING
+    keyed = library_versions(
+        ("squeeze.techniques.quantization.bitsandbytes", "squeeze.techniques.quantization.torchao")
+    )
+    assert {"bitsandbytes", "torchao"} <= keyed.keys()
 
 
 @pytest.mark.promise(14)
@@ -72,19 +92,19 @@ def test_a_library_on_one_side_only_is_a_difference(here: dict[str, Any]) -> Non
 @pytest.mark.parametrize("path", ["code.commit", "code.dirty", "state.load"])
 def test_what_changes_by_the_minute_is_no_identity(here: dict[str, Any], path: str) -> None:
     other = changed(here, path, "something else")
-    assert environment.fingerprint(other, cell()) == environment.fingerprint(here, cell())
+    assert environment.fingerprint(other, runtime()) == environment.fingerprint(here, runtime())
     assert environment.differences(here, other) == []
 
 
 def test_a_gpu_counts_only_for_what_runs_on_it(here: dict[str, Any]) -> None:
     other = changed(here, "hardware.gpus", [])
-    assert environment.fingerprint(other, cell()) == environment.fingerprint(here, cell())
-    assert environment.fingerprint(other, cell("cuda:0")) != environment.fingerprint(here, cell("cuda:0"))
+    assert environment.fingerprint(other, runtime()) == environment.fingerprint(here, runtime())
+    assert environment.fingerprint(other, runtime("cuda:0")) != environment.fingerprint(here, runtime("cuda:0"))
 
 
 def test_the_runtime_counts_and_its_label_does_not(here: dict[str, Any]) -> None:
-    assert environment.fingerprint(here, cell(threads=1)) != environment.fingerprint(here, cell(threads=2))
-    assert environment.fingerprint(here, cell(name="a")) == environment.fingerprint(here, cell(name="b"))
+    assert environment.fingerprint(here, runtime(threads=1)) != environment.fingerprint(here, runtime(threads=2))
+    assert environment.fingerprint(here, runtime(name="a")) == environment.fingerprint(here, runtime(name="b"))
 
 
 def test_this_machine_is_described_the_same_twice() -> None:

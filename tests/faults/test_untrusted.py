@@ -18,6 +18,7 @@ import torch
 from squeeze import cli
 from squeeze.artifacts.build import build
 from squeeze.core.errors import SqueezeError
+from squeeze.probes.memory import measured
 from squeeze.request.cell import Cell
 from tests.faults.sweeps import RUNTIME
 from tests.tiny import tiny_subject
@@ -138,7 +139,11 @@ def test_hostile_models_are_refused(
         source = folder / "model.gguf" if spoil is small_gguf else folder
         model = {"name": "hostile", "source": f"file:{source}", "kind": "causal_lm", "dtype": "float32"}
         with pytest.raises(SqueezeError, match=words) as refusal:
-            build(Cell(model, {"name": "none", "family": "baseline", "steps": []}, runtime=RUNTIME), folder / "out")
+            build(
+                Cell(model, {"name": "none", "family": "baseline", "steps": []}, runtime=RUNTIME),
+                folder / "out",
+                measured,
+            )
         assert "\n" not in str(refusal.value)
         assert_nothing_was_run_or_shown(tmp_path, str(refusal.value) + str(capsys.readouterr()))
     figure(f"{len(HOSTILE_MODELS)} hostile models (pickles, remote code, ../ names, a GGUF of 43 bytes): none is read")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from squeeze.core.errors import IntegrityError
-from squeeze.records.record import Estimate, Record, Status
+from squeeze.records.record import Estimate, Record, Status, counting
 from squeeze.request.cell import Cell
 
 CELL = Cell(
@@ -81,3 +82,12 @@ def test_a_cell_that_is_none_or_another_than_the_key_says_is_refused(spoil: Any,
 def test_other_json_is_refused(data: Any) -> None:
     with pytest.raises(IntegrityError, match="schema"):
         Record.from_json(data)
+
+
+def test_of_attempts_at_one_row_the_newest_official_one_counts() -> None:
+    early, late = replace(RECORD, finished="2026-01-01T00:00:01"), replace(RECORD, finished="2026-01-01T00:00:02")
+    shared = replace(RECORD, finished="2026-01-01T00:00:03", isolation="shared")
+    elsewhere = replace(RECORD, fingerprint="0" * 64)
+    assert counting([late, shared, elsewhere, early]) == {late.row: late, elsewhere.row: elsewhere}
+    assert counting([shared]) == {shared.row: shared}
+    assert late.row == (late.key, late.artifact_key, late.fingerprint)

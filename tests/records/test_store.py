@@ -221,3 +221,13 @@ def test_the_attempt_names_the_log(records: RecordStore) -> None:
     log = records.log(CELL, "a1")
     assert log.parent.is_dir()
     assert log.name == f"{CELL.label}-a1.log"
+
+
+def test_a_folder_without_one_record_is_an_error_where_one_is_required(tmp_path: Path) -> None:
+    kept = RecordStore(tmp_path)
+    kept.prepare()
+    (kept.folder / "torn.json").write_text("{")
+    with pytest.raises(SqueezeError, match=r"no record in .*`squeeze run` makes them"):
+        list(kept.require(lambda *_: None))
+    made = kept.write(record(cell("rtn", "quantization", {"bits": 4})))
+    assert list(kept.require(lambda *_: None)) == [made]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ import pytest
 
 from squeeze.core import environment
 from squeeze.probes.samples import Samples
-from squeeze.records.record import Record, Status
+from squeeze.records.record import GRID_FLATTERED, NOT_REALISED, UNSTEADY, Record, Status
 from squeeze.records.roofline import Machine
 from squeeze.records.store import LARGEST_RECORD, RecordStore, encode
 from squeeze.request.cell import Cell
-from squeeze.runner.assemble import GRID_FLATTERED, NOT_REALISED, UNSTEADY, assemble
+from squeeze.runner.assemble import assemble
 from squeeze.runner.attempt import Attempt
 from squeeze.runner.jobs.outcome import Failure
-from squeeze.runner.stages import Artifact, Measured
+from squeeze.runner.results import Artifact, Measured, Process, Scoring
 from tests.faults.sweeps import PROTOCOL, cell
 
 ROUNDS, TOKENS = 5, 8192
@@ -36,7 +36,7 @@ def attempt(tmp_path: Path) -> Attempt:
     store.prepare()
     subject = cell("good", protocol={**PROTOCOL, "rounds": ROUNDS, "tasks": list(TASKS)})
     made = Attempt.begin(subject, store, PLACE)
-    made.member = member(subject, tmp_path / "candidate", pace=0.010, shift=0.1)
+    made.candidate = member(subject, tmp_path / "candidate", pace=0.010, shift=0.1)
     baseline = member(subject.baseline("bfloat16"), tmp_path / "baseline", pace=0.020, shift=0.0)
     made.quality_baseline = made.speed_baseline = baseline
     made.baseline_seconds = 7.0
@@ -45,20 +45,21 @@ def attempt(tmp_path: Path) -> Attempt:
 
 
 def member(subject: Cell, folder: Path, pace: float, shift: float) -> Measured:
-    made = Measured(subject, folder / "log")
-    made.artifact = artifact(folder / "artifact")
-    made.quality = quality(folder / "quality", shift)
-    made.timings = [timing(pace * (1 + 0.01 * number), first=number == 0) for number in range(ROUNDS)]
-    made.seconds = Counter(build=3.0, quality=20.0, latency=25.0)
-    made.work = Counter(quality=18.0, latency=20.0)
-    made.overheads = [2.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    return made
+    scored = Process({"stages": {"start": 1.5, "score": 18.0}}, seconds=20.0)
+    return Measured(
+        subject,
+        folder / "log",
+        artifact(folder / "artifact"),
+        Scoring(quality(folder / "quality", shift), scored),
+        tuple(Process(timing(pace * (1 + 0.01 * number), first=number == 0), 5.0) for number in range(ROUNDS)),
+    )
 
 
 def artifact(folder: Path, **changes: Any) -> Artifact:
     folder.mkdir(parents=True, exist_ok=True)
     info = {"content_hash": "c" * 64, "dtype": "bfloat16", "claims": {"bits": 4}, "grid_flattered": False}
-    return Artifact(folder, "k" * 64, {**info, "seconds": 5.0, "seconds_marginal": 3.0, "peak_bytes": 2**30, **changes})
+    costs = {"seconds": 5.0, "seconds_marginal": 3.0, "peak_bytes": 2**30}
+    return Artifact(folder, "k" * 64, {**info, **costs, **changes}, seconds=3.0)
 
 
 def quality(folder: Path, shift: float, **changes: Any) -> Path:
@@ -90,7 +91,7 @@ def timing(pace: float, *, first: bool) -> dict[str, Any]:
         values |= {"bytes_real": True, "memory_real": True, "compute_real": True, "arithmetic": "bfloat16"}
         values["prefill_operations"] = {"1": 3.2e10}
         values |= {"sparsity": 0.012345678, "levels": 16, "compressed_share": 1.0}
-    return {**values, "unsteady": False}
+    return {**values, "unsteady": False, "stages": {"imports": 0.5, "load": 1.0, "timed": 3.0}}
 
 
 def assembled(attempt: Attempt) -> Record:
@@ -148,11 +149,12 @@ def test_stages_add_up_to_what_the_cell_took(attempt: Attempt) -> None:
 
 def test_an_encoder_has_speed_and_size_but_no_losses(attempt: Attempt, tmp_path: Path) -> None:
     assert attempt.quality_baseline is not None
-    for number, scored in enumerate((attempt.member, attempt.quality_baseline)):
-        Samples(tmp_path / str(number)).write()
-        scored.quality = tmp_path / str(number)
-        for values in scored.timings:
+    for name in ("candidate", "quality_baseline"):
+        Samples(tmp_path / name).write()
+        scored = replace(getattr(attempt, name), scoring=Scoring(tmp_path / name))
+        for values in scored.rounds:
             values.pop("token_s", None)
+        setattr(attempt, name, scored)
     record = assembled(attempt)
     assert (record.status, record.block_nll) == (Status.OK, ())
     assert "ttft_speedup" in record.estimates
@@ -161,7 +163,7 @@ def test_an_encoder_has_speed_and_size_but_no_losses(attempt: Attempt, tmp_path:
 
 def test_the_baseline_against_itself_shows_no_change(attempt: Attempt) -> None:
     assert attempt.quality_baseline is not None
-    attempt.member.quality = attempt.quality_baseline.quality
+    attempt.candidate = replace(attempt.built, scoring=Scoring(attempt.quality_baseline.quality))
     figures = assembled(attempt).estimates
     assert figures["kl_divergence"].value == 0
     assert figures["top1_agreement"].value == 1
@@ -171,7 +173,8 @@ def test_the_baseline_against_itself_shows_no_change(attempt: Attempt) -> None:
 @pytest.mark.parametrize("perplexity", [math.nan, math.inf, 5e4])
 def test_divergence(attempt: Attempt, tmp_path: Path, perplexity: float) -> None:
     why = "guessing gives 49,152"
-    attempt.member.quality = quality(tmp_path / "diverged", 0.1, perplexity=perplexity, diverged=True, reason=why)
+    folder = quality(tmp_path / "diverged", 0.1, perplexity=perplexity, diverged=True, reason=why)
+    attempt.candidate = replace(attempt.built, scoring=Scoring(folder))
     record = assembled(attempt)
     assert (record.status, record.stage) == (Status.DIVERGED, "quality")
     assert record.reason == why
@@ -184,7 +187,7 @@ def test_divergence(attempt: Attempt, tmp_path: Path, perplexity: float) -> None
 @pytest.mark.parametrize(("unsteady", "flagged"), [(2, False), (3, True)])
 def test_unsteady_is_a_flag_on_an_ok_row(attempt: Attempt, who: str, unsteady: int, flagged: bool) -> None:
     assert attempt.speed_baseline is not None
-    for values in (attempt.member if who == "candidate" else attempt.speed_baseline).timings[:unsteady]:
+    for values in (attempt.built if who == "candidate" else attempt.speed_baseline).rounds[:unsteady]:
         values["unsteady"] = True
     record = assembled(attempt)
     assert record.status is Status.OK
@@ -192,8 +195,8 @@ def test_unsteady_is_a_flag_on_an_ok_row(attempt: Attempt, who: str, unsteady: i
 
 
 def test_other_flags(attempt: Attempt, tmp_path: Path) -> None:
-    attempt.member.artifact = artifact(tmp_path / "flattered", grid_flattered=True)
-    attempt.member.timings[0]["mismatches"] = ["claimed 4 bits, stored 16.00 a weight (100% left dense)"]
+    attempt.candidate = replace(attempt.built, artifact=artifact(tmp_path / "flattered", grid_flattered=True))
+    attempt.candidate.rounds[0]["mismatches"] = ["claimed 4 bits, stored 16.00 a weight (100% left dense)"]
     record = assembled(attempt)
     assert record.flags == (GRID_FLATTERED, NOT_REALISED)
     assert record.realised["mismatches"] == ["claimed 4 bits, stored 16.00 a weight (100% left dense)"]
@@ -201,8 +204,7 @@ def test_other_flags(attempt: Attempt, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", ["missing", "short", "torn", "nan"])
 def test_samples_that_do_not_fit_make_an_invalid_record(attempt: Attempt, spoil: str) -> None:
-    timings, folder = attempt.member.timings, attempt.member.quality
-    assert folder is not None
+    timings, folder = attempt.built.rounds, attempt.built.quality
     if spoil == "missing":
         del timings[2]["token_s"]
     elif spoil == "short":

@@ -11,6 +11,7 @@ from squeeze.records.record import Status
 from squeeze.records.store import RecordStore
 from squeeze.runner.in_process import InProcess
 from squeeze.runner.jobs.job import Job
+from squeeze.runner.results import Artifact, Process
 
 REQUEST = ["model=tiny_llama", "technique=rtn", "bits=4", "group_size=32", "dtype=float32", "protocol=smoke"]
 
@@ -66,6 +67,21 @@ def test_a_measured_cell_becomes_a_record_without_a_verdict(shared: InProcess) -
     speedup = record.estimates["decode_speedup"]
     assert (speedup.value, speedup.low, speedup.high) == (pytest.approx(2.0), None, None)
     assert [kept.attempt for kept in RecordStore(shared.results).records(lambda *_: None)] == [record.attempt]
+
+
+def test_its_results_are_those_that_the_runner_reads_from_the_same_folders(shared: InProcess) -> None:
+    """One way to a record: samples folders -> results, whoever started the processes; the start-up counts once."""
+    for job in shared.jobs():
+        shared.build(job)
+        measure(job, seconds=1.0)
+    latency, quality = (job for job in shared.jobs() if job.cell.technique["name"] == "rtn")
+    timing, scored = Process.read(latency.out, 3.5), Process.read(quality.out, None)
+    assert (timing.work, timing.overhead) == (2.5, 1.0)
+    assert (scored.work, scored.overhead) == (2.5, None)
+    [record] = shared.records({})
+    assert record.artifact_hash == Artifact.read(latency.cell).hash
+    assert record.stages == {"build": 0, "latency": 2.5, "quality": 2.5, "overhead": 1.0, "baseline": 0}
+    assert record.estimates["process_overhead_seconds"].n == 1
 
 
 def test_a_cell_of_which_only_some_benches_ran_has_no_record(shared: InProcess) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from squeeze.records.record import Record, Status
 from squeeze.request.cell import Cell
-from squeeze.runner.forecast import default, forecast
+from squeeze.runner.listing import default, forecast
 
 
 def cell(technique="rtn", bits=4, rounds=5):

@@ -150,7 +150,7 @@ def test_records_know_their_environment(tmp_path: Path) -> None:
     assert record.environment["hardware"] == environment.hardware()
     assert record.environment["machine"]["read_bandwidth"] == 1e10
     assert {"state", "state_after", "code"} <= set(record.environment)
-    assert record.fingerprint == environment.fingerprint(record.environment, cell("a"))
+    assert record.fingerprint == environment.fingerprint(record.environment, cell("a").runtime)
 
 
 def test_the_runner_never_imports_torch(tmp_path: Path) -> None:

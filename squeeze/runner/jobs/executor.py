@@ -1,4 +1,4 @@
-"""The workshop: where a run's processes are started, one at a time, each with its job file, log and limits."""
+"""Start a run's processes, one at a time, each with its job file, log and limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zipfile import BadZipFile, ZipFile
 
 import filelock
 
-from squeeze.core.cache import cache_root
+from squeeze.core.cache import VARIABLE, cache_root
 from squeeze.core.errors import IntegrityError
 from squeeze.core.hashing import digest
 from squeeze.probes import samples
@@ -29,11 +29,12 @@ from squeeze.runner.jobs.job import MACHINE, Job
 from squeeze.runner.jobs.launcher import WORKER, Launcher
 from squeeze.runner.jobs.limits import Limits
 from squeeze.runner.jobs.outcome import Failure, StageError
+from squeeze.runner.results import Process
 
 
 @dataclass
 class Executor:
-    """Runs jobs and keeps their scratch files, which vanish with it.
+    """Run jobs, and keep their scratch files, which vanish with it.
 
     results: the results folder (the worker's own log lies there). command: the worker's command line.
     seconds: wall time of all processes so far.
@@ -77,16 +78,16 @@ class Executor:
             raise StageError(replace(failure, log_tail=outcome.tail(_read_from(log, start))))
         return end.seconds
 
-    def measure(self, job: Job, log: Path, what: str) -> tuple[dict[str, Any], float]:
-        """Run one measuring job: the JSON values of its samples, and its wall time in seconds.
+    def measure(self, job: Job, log: Path, what: str) -> Process:
+        """Run one measuring job and return what its process left and took.
 
         Raises StageError as `run` does, and as invalid when the process ended well without leaving sound samples.
         """
         seconds = self.run(job, log, what)
         try:
-            values = samples.read(job.out, arrays=False).values
+            process = Process.read(job.out, seconds)
             with ZipFile(job.out / samples.ARRAYS_NAME):  # whole, but for what is in its entries
-                return values, seconds
+                return process
         except (OSError, BadZipFile, IntegrityError) as error:
             reason = public(f"the process ended well, but its samples cannot be read: {error}")
             raise StageError(Failure(Status.INVALID, reason, job.stage)) from error
@@ -120,21 +121,23 @@ class Executor:
 
 
 def worker_command(command: Sequence[str], runtime: Mapping[str, Any]) -> Sequence[str]:
-    """Fork children where that is safe: on Linux, and never where CUDA may have started."""
+    """Return the worker's command line; it forks where that is safe: on Linux, never where CUDA may have started."""
     forks = sys.platform == "linux" and str(runtime["device"]) == "cpu"
     return (*command, "--fork") if forks else command
 
 
 def worker_variables(runtime: Mapping[str, Any]) -> dict[str, str]:
-    """Environment variables of all jobs of a runtime.
+    """Return the environment variables of all jobs of a runtime.
 
-    What a job needs of the hub has been fetched before it starts, so it never asks for anything there. Plugins of
-    pytest that happen to be installed take half a second each to load, and are no part of a measurement. oneDNN keeps
-    1,024 compiled products, one for each length of a request: hundreds of megabytes where requests are not padded.
+    The cache is the runner's. What a job needs of the hub has been fetched before it starts, so it never asks for
+    anything there. Plugins of pytest that happen to be installed take half a second each to load, and are no part of a
+    measurement. oneDNN keeps 1,024 compiled products, one for each length of a request: hundreds of megabytes where
+    requests are not padded.
     """
     threads = {"OMP_NUM_THREADS": str(runtime["threads"])} if runtime.get("threads") else {}
     return {
         **threads,
+        VARIABLE: str(cache_root()),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",

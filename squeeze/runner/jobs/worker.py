@@ -59,14 +59,15 @@ def perform(path: Path) -> int:
     job = Job.read(path)
     if job.stage == "build":
         from squeeze.artifacts.build import build
+        from squeeze.probes.memory import measured
 
-        build(job.cell, job.artifact)
+        build(job.cell, job.artifact, measured)
         return 0
     if job.stage == "machine":
         from squeeze.probes import peaks
 
-        measured = peaks.measure(job.cell.runtime["threads"])
-        write_atomically(job.out / MACHINE, json.dumps(measured.to_json()).encode())
+        limits_of_machine = peaks.measure(job.cell.runtime["threads"])
+        write_atomically(job.out / MACHINE, json.dumps(limits_of_machine.to_json()).encode())
         return 0
     return run_benches(path, job.out)
 
