@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 STAGES = pytest.StashKey[dict[str, float]]()  # seconds spent before the first bench
 JOBS = pytest.StashKey[list[Job]]()
 FAILURES = pytest.StashKey[dict[Path, dict[str, BaseException]]]()  # by the job's ``out`` and the bench's name
-SHARED: pytest.StashKey[InProcess] = pytest.StashKey()
+IN_PROCESS: pytest.StashKey[InProcess] = pytest.StashKey()
 
 MARKERS = (
     "quality: benches of the quality stage",
@@ -106,22 +106,22 @@ def pytest_exception_interact(node: pytest.Item | pytest.Collector, call: pytest
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Write the records of the cells that were measured in this process, and name them."""
-    if SHARED not in config.stash:
+    if IN_PROCESS not in config.stash:
         return
     failures = {out: next(iter(errors.values())) for out, errors in config.stash[FAILURES].items()}
-    for record in config.stash[SHARED].records(failures):
+    for record in config.stash[IN_PROCESS].records(failures):
         terminalreporter.write_line(f"{Cell.from_json(record.cell).label}: {record.status} {record.reason}".rstrip())
     terminalreporter.write_line(f"records are in {config.option.results}")
-    config.stash[SHARED].close()
+    config.stash[IN_PROCESS].close()
 
 
 @pytest.fixture(scope="session")
 def job(request: pytest.FixtureRequest) -> Job:
     """The job of this measurement, its artifact built, this process set up for its runtime."""
     found: Job = request.param
-    if SHARED in request.config.stash:
+    if IN_PROCESS in request.config.stash:
         try:
-            request.config.stash[SHARED].build(found)
+            request.config.stash[IN_PROCESS].build(found)
         except Unsupported as error:
             request.config.stash[FAILURES].setdefault(found.out, {})["build"] = error
             pytest.skip(f"{found.cell.label}: {error}")
@@ -165,8 +165,8 @@ def _jobs(config: pytest.Config) -> list[Job]:
             return [Job.read(config.option.cell)]
         from squeeze.runner.in_process import InProcess  # Hydra, which a measuring process does without
 
-        config.stash[SHARED] = InProcess.of(config.option.squeeze.split(), config.option.results)
-        return config.stash[SHARED].jobs()
+        config.stash[IN_PROCESS] = InProcess.of(config.option.squeeze.split(), config.option.results)
+        return config.stash[IN_PROCESS].jobs()
     except SqueezeError as error:
         raise pytest.UsageError(str(error)) from error
 

@@ -1,4 +1,4 @@
-"""A/A sweeps: one cell, measured again and again, must not be called different from itself.
+"""Count false alarms in A/A sweeps: one cell, measured again and again, must not be called different from itself.
 
 ``squeeze run sweep=aa`` times the uncompressed model twelve times over, in blocks that share the processes of a
 baseline, which is that very model. Whatever is found to differ there is a false alarm.
@@ -25,7 +25,7 @@ Block = npt.NDArray[np.float64]
 
 
 def blocks(results: Path) -> list[Block]:
-    """The blocks of an A/A sweep: uncompressed cells that were timed against their own dtype.
+    """Return the blocks of an A/A sweep: uncompressed cells that were timed against their own dtype.
 
     Raises SqueezeError when there is none or they have too few rounds, IntegrityError for samples that were changed.
     """
@@ -45,19 +45,19 @@ def blocks(results: Path) -> list[Block]:
 
 
 def called_different(sweep: Sequence[Block]) -> int:
-    """How many replicates a leaderboard would call faster or slower than their baseline (5 %, Holm over the sweep)."""
+    """Count the replicates that a leaderboard would call faster or slower than their baseline (5 %, Holm)."""
     p_values = [_p_value(own, block[0]) for block in sweep for own in block[1:]]
     return int((holm(p_values) <= ALPHA).sum())
 
 
 def different_pairs(sweep: Sequence[Block]) -> tuple[int, int]:
-    """Of all pairs of series that ran side by side: how many have p <= 5 % uncorrected, and how many there are."""
+    """Count the pairs of series that ran side by side: those with p <= 5 % uncorrected, and all of them."""
     p_values = [_p_value(one, other) for block in sweep for one, other in combinations(block, 2)]
     return sum(p_value <= ALPHA for p_value in p_values), len(p_values)
 
 
 def false_alarms(sweep: Sequence[Block], resamples: int = 200, seed: int = 0) -> int:
-    """How many of ``resamples`` sweeps drawn from a real one show any difference.
+    """Count how many of ``resamples`` sweeps drawn from a real one show any difference.
 
     In every round, the processes that ran side by side are dealt anew to the baseline and the candidates: they all
     computed the same, so each dealing could have been the sweep (a permutation within rounds, Edgington 1987, ch. 5).
@@ -67,7 +67,7 @@ def false_alarms(sweep: Sequence[Block], resamples: int = 200, seed: int = 0) ->
 
 
 def describe(sweep: Sequence[Block], resamples: int = 200) -> Iterator[str]:
-    """What an A/A sweep shows, in words."""
+    """Say in words what an A/A sweep shows."""
     replicates = sum(len(block) - 1 for block in sweep)
     few, pairs = different_pairs(sweep)
     alarms = false_alarms(sweep, resamples)

@@ -1,4 +1,4 @@
-"""What no measurement can give: figures out of their range, intervals beside their value, an end before its start."""
+"""Find what no measurement can give: figures out of range, intervals beside their value, an end before its start."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHARES = ("sparsity", "compressed_share")  # of what was realised
 
 
 def impossible(record: Record) -> Iterator[str]:
-    """Each figure of the record that cannot be true, in words.
+    """Yield in words each figure of the record that cannot be true.
 
     Raises TypeError or ValueError where a field is of another kind than the schema says.
     """
@@ -72,7 +72,7 @@ def _in_order(estimate: Estimate) -> bool:
 
 
 def _bits(estimates: Mapping[str, Estimate]) -> Iterator[str]:
-    """Bits, bytes and compression ratio are three words for one thing; no format needs more than float32."""
+    """Check bits, bytes and compression ratio, three words for one thing; no format needs more than float32."""
     if not {"effective_bits", "compression_ratio", "bytes"} <= estimates.keys():
         return
     bits, ratio, size = (estimates[name].value for name in ("effective_bits", "compression_ratio", "bytes"))

@@ -1,4 +1,4 @@
-"""A record's figures once more, from its raw samples: what does not agree was changed, or computed by other code."""
+"""Compute a record's figures once more from its raw samples: what does not agree was changed, or other code's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 def disagreements(record: Record, arrays: Arrays) -> Iterator[str]:
-    """Each figure that the samples do not bear out, with both values.
+    """Yield each figure that the samples do not bear out, with both values.
 
     Raises ValueError, KeyError or IndexError for samples that do not fit together.
     """
@@ -38,7 +38,7 @@ def disagreements(record: Record, arrays: Arrays) -> Iterator[str]:
 
 
 def estimates(record: Record, arrays: Arrays) -> Estimates:
-    """The estimates that follow from samples alone: times, rates, speed-ups, perplexity, accuracies, their changes."""
+    """Return what follows from samples alone: times, rates, speed-ups, perplexity, accuracies, their changes."""
     found = figures.speeds(rounds(arrays), rounds(arrays, "baseline_"))
     if "token_nll" in arrays:
         found["perplexity"] = Estimate(float(np.exp(arrays["token_nll"].mean(dtype=np.float64))))
@@ -56,7 +56,7 @@ def estimates(record: Record, arrays: Arrays) -> Estimates:
 
 
 def rounds(arrays: Arrays, prefix: str = "") -> Sequence[figures.Values]:
-    """The times of each round's process, as the latency stage gave them: kind -> batch size -> seconds."""
+    """Return the times of each round's process as the latency stage gave them: kind -> batch size -> seconds."""
     timed = [(kind, name) for kind in TIMINGS for name in arrays if name.startswith(f"{prefix}{kind}_b")]
     count = len(arrays[timed[0][1]]) if timed else 0
     made: list[dict[str, dict[str, list[float]]]] = [{kind: {} for kind in TIMINGS} for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Whether a second attempt at a cell is the first one again, field by field.
+"""Judge, field by field, whether a second attempt at a cell is the first one again.
 
 What follows from the artifact and the text alone must be the same to the last bit: hashes, sizes, losses, answers.
 What is timed varies, so it counts as the same unless the samples show otherwise:
@@ -51,7 +51,7 @@ class Verdict:
 
 
 def verdicts(before: Side, after: Side) -> Iterator[Verdict]:
-    """The verdict on each field of two attempts at one cell."""
+    """Yield the verdict on each field of two attempts at one cell."""
     yield from _determined(_facts(before), _facts(after))
     yield from _samples(before.arrays, after.arrays)
     unlike = _unlike(before, after)
@@ -60,7 +60,7 @@ def verdicts(before: Side, after: Side) -> Iterator[Verdict]:
 
 
 def _facts(side: Side) -> dict[str, Any]:
-    """What must be the same to the last bit, by name; which baseline is the faster one is no such thing."""
+    """Return what must be the same to the last bit, by name; which baseline is the faster one is no such thing."""
     record = side.record
     return {
         "status": str(record.status),
@@ -82,7 +82,7 @@ def _determined(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator
 
 
 def _samples(before: Mapping[str, Array], after: Mapping[str, Array]) -> Iterator[Verdict]:
-    """The arrays of what is not timed."""
+    """Judge the arrays of what is not timed."""
     for name in dict.fromkeys([*before, *after]):
         if name.removeprefix("baseline_").startswith(tuple(TIMED)):
             continue
@@ -93,7 +93,7 @@ def _samples(before: Mapping[str, Array], after: Mapping[str, Array]) -> Iterato
 
 
 def _differing(one: Array | None, other: Array | None) -> int | None:
-    """How many values differ in a bit; None for arrays that are not of one kind."""
+    """Return how many values differ in a bit; None for arrays that are not of one kind."""
     if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
         return None
     bits = (np.frombuffer(array.tobytes(), np.uint8).reshape(-1, array.itemsize) for array in (one, other))
@@ -101,7 +101,7 @@ def _differing(one: Array | None, other: Array | None) -> int | None:
 
 
 def _unlike(before: Side, after: Side) -> str:
-    """Why nothing that depends on the machine can be judged; empty where it can."""
+    """Return why nothing that depends on the machine can be judged; empty where it can."""
     if not alike(before.record, after.record):
         return "another machine or other software"
     return "" if before.record.isolation == after.record.isolation == PROCESS else "measured in a shared process"
@@ -126,7 +126,7 @@ def _times(before: Side, after: Side, unlike: str) -> Iterator[Verdict]:
 
 
 def _logs(side: Side) -> dict[str, Array]:
-    """The logarithm of each round's figure, (rounds,), by the name of its estimate."""
+    """Return the logarithm of each round's figure, (rounds,), by the name of its estimate."""
     found = {}
     for kind, (figure, speedup) in TIMED.items():
         for name in sorted(name for name in side.arrays if name.startswith(f"{kind}_b")):
@@ -138,7 +138,7 @@ def _logs(side: Side) -> dict[str, Array]:
 
 
 def _no_verdict(before: Side, after: Side, name: str, rounds: int) -> str:
-    """Why a time is not judged; empty where it is."""
+    """Return why a time is not judged; empty where it is."""
     records = (before.record, after.record)
     if "speedup" in name and len({record.realised.get("speed_baseline") for record in records}) > 1:
         return "against another baseline"

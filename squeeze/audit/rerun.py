@@ -1,4 +1,4 @@
-"""``squeeze rerun ROW``: measure a row anew, from its record alone, and say field by field whether it is the same.
+"""Measure a row anew, from its record alone, and say field by field whether it is the same (``squeeze rerun ROW``).
 
 Nothing that an earlier run has computed is taken from the cache: the artifacts are built and scored again, those of the
 baselines too. What was fetched, and which baseline is the one to beat, is shared.

@@ -1,4 +1,4 @@
-"""``squeeze verify``: whether the records of a results folder, and what lies beside them, can be what they say.
+"""Check whether the records of a results folder, and what lies beside them, can be what they say (``squeeze verify``).
 
 Found are files that are no records, samples and artifacts that are not those recorded, an attempt that is there twice,
 figures that no measurement gives, leaks, and leaderboards that are not of these records. With ``deep`` also figures
@@ -66,7 +66,7 @@ class _Folder:
     rows: dict[Row, list[tuple[bool, str, str, str]]] = field(default_factory=lambda: defaultdict(list))
 
     def findings(self) -> Iterator[tuple[str, str]]:
-        """File name and what is wrong with it."""
+        """Yield file names and what is wrong with them."""
         for path in sorted(self.store.folder.glob("*.json")):
             self.records += 1
             for what in self._file(path):
@@ -76,7 +76,7 @@ class _Folder:
         yield from self._leaderboards()
 
     def notes(self) -> Iterator[str]:
-        """Which attempt counts, where a row has several."""
+        """Say which attempt counts, where a row has several."""
         for attempts in self.rows.values():
             if len(attempts) > 1:
                 _, finished, used, label = max(attempts)
@@ -119,7 +119,7 @@ class _Folder:
             yield f"its artifact is {record.artifact_hash[:SHOWN]}, the one in the cache {str(found)[:SHOWN]}"
 
     def _cached(self, key: str) -> str | None:
-        """The hash of an artifact in the cache, as its build says or, with ``deep``, as it is; None where it is not."""
+        """Return the hash of a cached artifact, as its build says or, with ``deep``, as it is; None for none."""
         if key not in self.cached:
             artifact = keys.folder(key)
             self.cached[key] = _content_hash(artifact, self.deep) if artifact.is_dir() else None

@@ -1,4 +1,4 @@
-"""The measuring environment: what a timing depends on besides the cell. No torch import.
+"""Describe the measuring environment: what a timing depends on besides the cell. Imports no torch.
 
     hardware, software   what the fingerprint covers: timings with unlike ones are never compared
     code                 the commit that measured, and whether squeeze, conf or benches differed from it
@@ -68,12 +68,12 @@ GPU_STATE_FIELDS = ("clocks.sm", "temperature.gpu", "clocks_throttle_reasons.act
 
 
 def describe() -> dict[str, Any]:
-    """The environment of this process as plain JSON data."""
+    """Return the environment of this process as plain JSON data."""
     return {"hardware": hardware(), "software": software(), "code": code(), "state": state()}
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, memory, their limits for this process, and the GPUs that nvidia-smi shows."""
+    """Return processor, memory, their limits for this process, and the GPUs that nvidia-smi shows."""
     cpu = _cpuinfo()
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return {
@@ -92,7 +92,7 @@ def hardware() -> dict[str, Any]:
 
 
 def software() -> dict[str, Any]:
-    """Operating system, Python, libraries and the variables that set threads and instruction sets."""
+    """Return operating system, Python, libraries and the variables that set threads and instruction sets."""
     return {
         "system": platform.system(),
         "distribution": _distribution(),
@@ -106,7 +106,7 @@ def software() -> dict[str, Any]:
 
 
 def code() -> dict[str, Any]:
-    """Commit of the checkout that runs, and whether its code differs from it; None outside a checkout."""
+    """Return the commit of the checkout that runs, and whether its code differs from it; None outside a checkout."""
     root = Path(squeeze.__file__).parents[1]
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None}
@@ -116,7 +116,7 @@ def code() -> dict[str, Any]:
 
 
 def state() -> dict[str, Any]:
-    """Load averages (1, 5, 15 minutes), available memory, throttling, and the GPUs' clocks and temperatures, now."""
+    """Return load averages (1, 5, 15 minutes), available memory, throttling, the GPUs' clocks and temperatures, now."""
     return {
         "load": [round(value, 2) for value in psutil.getloadavg()],
         "throttled": _throttled(),
@@ -162,7 +162,7 @@ def _flattened(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _versions() -> dict[str, str]:
-    """Versions of those distributions that are installed."""
+    """Return the versions of those distributions that are installed."""
     found = {}
     for name in DISTRIBUTIONS:
         try:
@@ -173,7 +173,7 @@ def _versions() -> dict[str, str]:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor's entries in /proc/cpuinfo; empty where there is none."""
+    """Return the first processor's entries in /proc/cpuinfo; empty where there is none."""
     try:
         first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
     except OSError:
@@ -183,7 +183,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _throttled() -> dict[str, int | None]:
-    """How often, so far, the cores were slowed down for heat, and this control group halted for its quota."""
+    """Count how often, so far, the cores were slowed down for heat, and this control group halted for its quota."""
     heat = [_line(path) for path in CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
     quota = dict(line.split() for line in (_line(CGROUP / "cpu.stat") or "").splitlines())
     return {
@@ -200,7 +200,7 @@ def _distribution() -> str | None:
 
 
 def _nvidia_smi(names: tuple[str, ...]) -> list[dict[str, str]]:
-    """The named fields of each GPU; an empty list where there is no NVIDIA driver."""
+    """Return the named fields of each GPU; an empty list where there is no NVIDIA driver."""
     if shutil.which("nvidia-smi") is None:
         return []
     text = _output("nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits")
@@ -216,7 +216,7 @@ def _line(path: Path) -> str | None:
 
 
 def _output(*command: str) -> str | None:
-    """A command's output, or None when it is not there, fails or takes more than 10 s."""
+    """Return a command's output, or None when it is not there, fails or takes more than 10 s."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -225,7 +225,7 @@ def _output(*command: str) -> str | None:
 
 
 def default_device() -> str:
-    """``cuda`` when a GPU seems usable, else ``cpu``.
+    """Return ``cuda`` when a GPU seems usable, else ``cpu``.
 
     Seems: an NVIDIA driver is loaded, no empty CUDA_VISIBLE_DEVICES hides its GPUs, and the installed torch is not a
     CPU-only build. Whether torch can really use the GPU shows only when a measuring process starts.
@@ -236,7 +236,7 @@ def default_device() -> str:
 
 
 def usable_threads() -> int:
-    """How many CPUs this process may run on (its affinity; all of them where a system knows no affinity)."""
+    """Return how many CPUs this process may run on (its affinity; all of them where a system knows no affinity)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The running process: how long ago it began, and how it is set up for one job."""
+"""Tell how long ago this process began, and set it up for one job."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ import psutil
 
 
 def age() -> float:
-    """Seconds since this process was started or forked, to 10 ms on Linux (a second elsewhere)."""
+    """Return seconds since this process was started or forked, to 10 ms on Linux (a second elsewhere)."""
     stat = Path("/proc/self/stat")
     if not stat.exists():
         return time.time() - psutil.Process().create_time()

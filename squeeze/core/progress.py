@@ -1,4 +1,4 @@
-"""Telling a person what takes time: a bar on a terminal, one plain line elsewhere. Always on stderr."""
+"""Tell a person what takes time: a bar on a terminal, one plain line elsewhere. Always on stderr."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def training(title: str, steps: int) -> Iterator[Trained]:
 
 
 def _lines(title: str, steps: int) -> Trained:
-    """A line for the first step, the last one, and now and then between."""
+    """Print a line for the first step, the last one, and now and then between."""
     last = -LINE_EVERY
 
     def tell(done: int, loss: float) -> None:
@@ -64,7 +64,7 @@ PIPE_WIDTH = 120  # columns when the output is no terminal
 
 
 def console() -> Console:
-    """Where tables are printed: as wide as the terminal, wide enough where there is none."""
+    """Return where tables are printed: as wide as the terminal, wide enough where there is none."""
     made = Console(highlight=False)
     if not made.is_terminal:
         made.width = max(made.width, PIPE_WIDTH)

@@ -1,4 +1,4 @@
-"""Samples -> estimates, by the names of the leaderboard's columns.
+"""Turn samples into estimates, by the names of the leaderboard's columns.
 
 A timing's unit is the process: each round gives one median, an estimate is the median over rounds with the rounds'
 least and greatest as its spread; a speed-up is paired by round. Quality is paired by token and by item.
@@ -34,17 +34,17 @@ Estimates = dict[str, Estimate]
 
 
 def known(estimates: Estimates) -> Estimates:
-    """Those whose value is finite, rounded to the digits that a record keeps."""
+    """Return those whose value is finite, rounded to the digits that a record keeps."""
     return {name: _rounded(estimate) for name, estimate in estimates.items() if math.isfinite(estimate.value)}
 
 
 def sizes(values: Values) -> Estimates:
-    """What the artifact weighs."""
+    """Return what the artifact weighs."""
     return {name: Estimate(values[name]) for name in SIZES if name in values}
 
 
 def memory(processes: Sequence[Values], steps: Sequence[str] = STEPS) -> Estimates:
-    """Each step's peak over the processes that took it, and what lay in memory afterwards.
+    """Return each step's peak over the processes that took it, and what lay in memory afterwards.
 
     On CUDA the peak is what torch allocated there; the host's own is called load_host_peak_bytes, and so on.
     """
@@ -75,7 +75,7 @@ def speeds(rounds: Sequence[Values], baseline: Sequence[Values]) -> Estimates:
 
 
 def energy(rounds: Sequence[Values]) -> Estimates:
-    """Joules for each decoded token, where the machine counts them in every round."""
+    """Return joules for each decoded token, where the machine counts them in every round."""
     found = {}
     for batch in rounds[0].get("energy_j_per_token", {}):
         joules = [values["energy_j_per_token"][batch] for values in rounds]
@@ -85,7 +85,7 @@ def energy(rounds: Sequence[Values]) -> Estimates:
 
 
 def utilisation(rounds: Sequence[Values], machine: Machine) -> Estimates:
-    """Of batch size 1: decoding as a share of the machine's read bandwidth, prefill of its matrix-product peak.
+    """Return, of batch 1, decoding as a share of the machine's read bandwidth, prefill of its matrix-product peak.
 
     The peak is that of the arithmetic which really runs: int8 where the blocks multiply integers, else the dtype.
     """
@@ -101,23 +101,23 @@ def utilisation(rounds: Sequence[Values], machine: Machine) -> Estimates:
 
 
 def medians(rounds: Sequence[Values], name: str, batch: str) -> list[float]:
-    """The median of each round's process, in seconds."""
+    """Return the median of each round's process, in seconds."""
     return [float(median(values[name][batch])) for values in rounds]
 
 
 def suffix(batch: str) -> str:
-    """What tells a batch size apart in a column's name: nothing for 1."""
+    """Return what tells a batch size apart in a column's name: nothing for 1."""
     return "" if batch == "1" else f"_b{batch}"
 
 
 def scores(values: Values) -> Estimates:
-    """Perplexity, accuracies and distances from the baseline, as the quality stage found them."""
+    """Return perplexity, accuracies and distances from the baseline, as the quality stage found them."""
     names = [*SCORES, *sorted(name for name in values if name.startswith("acc_"))]
     return {name: Estimate(values[name]) for name in names if values.get(name) is not None}
 
 
 def changes(arrays: Arrays, baseline: Arrays, seed: int) -> Estimates:
-    """The paired change of perplexity on each text, and McNemar's p-value of each task's change of accuracy."""
+    """Return the paired change of perplexity on each text, and McNemar's p-value of each task's change of accuracy."""
     found = {}
     for name, change in TEXTS.items():
         if name in arrays:
@@ -137,12 +137,12 @@ def _rates(seconds: Sequence[float]) -> list[float]:
 
 
 def _spread(values: Sequence[float]) -> Estimate:
-    """Median of the rounds, with their least and greatest: a spread, not a confidence interval."""
+    """Return the median of the rounds, with their least and greatest: a spread, not a confidence interval."""
     return Estimate(median(values), min(values), max(values), n=len(values))
 
 
 def _short(number: float) -> float:
-    """Six significant digits; counts, such as bytes, stay exact."""
+    """Return six significant digits; counts, such as bytes, stay exact."""
     return int(number) if number == int(number) else float(f"{number:.6g}")
 
 

@@ -1,4 +1,4 @@
-"""A record: all that is known of one attempt at one cell. Standard library only."""
+"""Define a record: all that is known of one attempt at one cell. Standard library only."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Estimate:
     n: int | None = None
 
     def to_json(self) -> dict[str, float | int]:
-        """The fields that are known."""
+        """Return the fields that are known."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
@@ -105,7 +105,7 @@ class Record:
         return self.isolation == PROCESS, self.finished, self.attempt
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data, from which ``from_json`` makes an equal record."""
+        """Return plain JSON data, from which ``from_json`` makes an equal record."""
         shallow = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {
             **shallow,
@@ -117,7 +117,7 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
-        """The record that ``to_json`` described.
+        """Return the record that ``to_json`` described.
 
         Raises IntegrityError when the data is no record of this schema, its cell no cell, or its key not the cell's:
         the caller reports the file and goes on.

@@ -18,29 +18,29 @@ class Machine:
     matmul: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for a record's environment."""
+        """Return plain data for a record's environment."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Machine":
-        """The machine that `to_json` described."""
+        """Return the machine that `to_json` described."""
         return cls(**data)
 
 
 def mbu(tokens_per_s: float, bytes_per_token: float, bandwidth: float) -> float:
-    """Model bandwidth utilisation: bytes that decoding really reads each second / read bandwidth (bytes/s)."""
+    """Return model bandwidth utilisation: bytes that decoding really reads each second / read bandwidth (bytes/s)."""
     return tokens_per_s * bytes_per_token / bandwidth
 
 
 def mfu(seconds: float, operations: float, peak: float) -> float:
-    """Model arithmetic utilisation: operations / seconds / peak operations/s."""
+    """Return model arithmetic utilisation: operations / seconds / peak operations/s."""
     return operations / seconds / peak
 
 
 def prefill_operations(
     *, block_weights: int, head_weights: int, attention_width: int, layers: int, tokens: int, batch: int = 1
 ) -> float:
-    """Multiply-adds x 2 of one prefill that applies the head to the last position only.
+    """Return multiply-adds x 2 of one prefill that applies the head to the last position only.
 
     block_weights: logical weights of all linear layers in the blocks; attention_width: heads x head size.
     Causal attention: query-key and weights-value products, 2 tokens^2 x width each, of which one half is masked.

@@ -1,4 +1,4 @@
-"""Rows side by side: how they are found by name, read with their raw samples, and in what their conditions differ."""
+"""Find rows by name, read them with their raw samples, and tell in what their conditions differ."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Side:
 
     @classmethod
     def of(cls, store: RecordStore, record: Record) -> Side:
-        """The record with its samples. Raises IntegrityError when their file is missing or not the one recorded."""
+        """Return the record with its samples. Raises IntegrityError when their file is missing or another."""
         if not record.samples:
             return cls(record, {})
         with np.load(store.samples(record), allow_pickle=False) as arrays:
@@ -38,7 +38,7 @@ class Side:
 
 
 def find(store: RecordStore, names: Collection[str]) -> dict[str, Record]:
-    """The record that counts of the row that each name stands for: the newest official one.
+    """Return the record that counts of the row that each name stands for: the newest official one.
 
     A name is a label, with or without that of the model, or the beginning of a key or an attempt.
 
@@ -86,7 +86,7 @@ def _only(name: str, found: list[Record], labels: set[str]) -> Record:
 
 
 def _field(environment: Mapping[str, Any], name: str) -> Any:
-    """The value of a dotted field, such as ``software.versions.torch``; None where it is not there."""
+    """Return the value of a dotted field, such as ``software.versions.torch``; None where it is not there."""
     value: Any = environment
     for part in name.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None

@@ -1,4 +1,4 @@
-"""What a record must not tell: secrets, absolute paths, the name of the user."""
+"""Keep out of records what they must not tell: secrets, absolute paths, the name of the user."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHOWN = 6  # characters of a secret that a finding repeats
 
 
 def leaks(record: Record, text: str) -> Iterator[str]:
-    """Each kind of thing in a record that should not be there. text: the record's JSON as it lies in the file."""
+    """Yield each kind of thing in a record that should not be there. text: the record's JSON as it lies in the file."""
     if any(mark in text for mark in MARKS) and (secret := SECRET.search(text)):
         yield f"holds what looks like a secret ({secret.group()[:SHOWN]}...); revoke it, then delete the record"
     path = ABSOLUTE_PATH.search(text) or (WINDOWS_PATH.search(text) if ":\\" in text else None)
@@ -37,7 +37,7 @@ def leaks(record: Record, text: str) -> Iterator[str]:
 
 
 def line(text: str) -> str:
-    """One printable line: what a record says may neither steer a terminal nor break a table."""
+    """Return one printable line: what a record says may neither steer a terminal nor break a table."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
@@ -45,7 +45,7 @@ ABSOLUTE_PATH = re.compile(r"(?<![\w:/.])~?(?:/[\w.+@%=-]+)+/([\w.+@%=-]+)")
 
 
 def public(text: str) -> str:
-    """The text on one line, without absolute paths (the last part of each stays) and without the user's name."""
+    """Return the text on one line, without absolute paths (the last part of each stays) and the user's name."""
     text = ABSOLUTE_PATH.sub(r"\1", " ".join(text.split()))
     user = Path.home().name
     return text if user in {"", "root"} else re.sub(rf"\b{re.escape(user)}\b", "user", text)

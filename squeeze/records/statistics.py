@@ -1,4 +1,4 @@
-"""The statistics behind every verdict. numpy and scipy only.
+"""Compute the statistics behind every verdict. numpy and scipy only.
 
 The unit of replication is what varies independently: a *process* for timings, a *block of consecutive
 tokens* for perplexity, an *item* for accuracy. Everything is paired with the baseline on that unit. The
@@ -42,7 +42,7 @@ class Flips(TypedDict):
 
 
 def ratio(candidate: Sequence[float], baseline: Sequence[float]) -> Estimate:
-    """The geometric mean over rounds of ``candidate / baseline``, one process median of each per round.
+    """Return the geometric mean over rounds of ``candidate / baseline``, one process median of each per round.
 
     Give rates (tokens/s) for a speed-up. The 95 % interval and the p-value (of "the ratio is 1") are Student's t
     on the log ratios; with fewer than 5 rounds they are None. Candidates of one block may share a baseline.
@@ -56,7 +56,7 @@ def ratio(candidate: Sequence[float], baseline: Sequence[float]) -> Estimate:
 
 
 def perplexity_ratio(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> Estimate:
-    """The candidate's perplexity over the baseline's, from the mean NLL (n,), in nats, of the same n token blocks.
+    """Return the candidate's perplexity over the baseline's, from the mean NLL (n,), nats, of the same n token blocks.
 
     The 95 % interval and the p-value (of "the ratio is 1") are Student's t on the blocks' differences, as in ``ranks``;
     with fewer than 16 blocks they are None. Raises ValueError when the blocks are not paired.
@@ -66,7 +66,7 @@ def perplexity_ratio(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> Estim
 
 
 def perplexity_delta(candidate_nll: npt.ArrayLike, baseline_nll: npt.ArrayLike, block: int, seed: int) -> Estimate:
-    """How far the candidate's perplexity exp(mean NLL) lies above the baseline's on the same tokens (absolute).
+    """Return how far the perplexity exp(mean NLL) lies above the baseline's on the same tokens (absolute).
 
     candidate_nll, baseline_nll: (tokens,), nats, in text order. ``n`` counts the blocks of ``block`` tokens.
 
@@ -97,7 +97,7 @@ def perplexity_delta(candidate_nll: npt.ArrayLike, baseline_nll: npt.ArrayLike, 
 
 
 def block_means(nll: npt.ArrayLike, blocks: int) -> list[float]:
-    """Mean NLL of at most ``blocks`` runs of consecutive tokens, of equal length to within one token.
+    """Return mean NLL of at most ``blocks`` runs of consecutive tokens, of equal length to within one token.
 
     This is what a record keeps of nll (tokens,): enough to rank rows pairwise, small enough to read by the 100,000.
     """
@@ -106,7 +106,7 @@ def block_means(nll: npt.ArrayLike, blocks: int) -> list[float]:
 
 
 def mcnemar(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> Flips:
-    """McNemar's exact test (binomial on the discordant pairs) of two models' answers to the same items.
+    """Test two models' answers to the same items by McNemar's exact test (binomial on the discordant pairs).
 
     candidate, baseline: (items,), true where the answer was right. Raises ValueError when they are not paired.
     """
@@ -117,7 +117,7 @@ def mcnemar(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> Flips:
 
 
 def retained_accuracy(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> float | None:
-    """The share of the baseline's accuracy that the candidate keeps at least: a one-sided 95 % lower bound.
+    """Return the share of the baseline's accuracy that the candidate keeps at least: a one-sided 95 % lower bound.
 
     "Keeps 97 % of accuracy" may be said when this is above 0.97. The bound is Wald's on the log ratio of two paired
     proportions (Nam & Blackwelder 2002, eq. 2); it needs 5,000 paired items, with fewer it is None.
@@ -131,7 +131,7 @@ def retained_accuracy(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> floa
 
 
 def holm(p_values: npt.ArrayLike) -> Array:
-    """Holm's (1979) adjusted p-values of one family of tests, in the order given; NaN marks no test and stays NaN."""
+    """Return Holm's (1979) adjusted p-values of one family of tests, in its order; NaN marks no test and stays NaN."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p)[: int(np.isfinite(p).sum())]  # NaN sorts last
     stepped = np.maximum.accumulate(p[order] * np.arange(order.size, 0, -1))
@@ -141,7 +141,7 @@ def holm(p_values: npt.ArrayLike) -> Array:
 
 
 def ranks(blocks: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """1 + the number of rows that are significantly better, for each row of one comparable group.
+    """Return 1 + the number of rows that are significantly better, for each row of one comparable group.
 
     blocks: (rows, n) mean NLL of the same n token blocks; lower is better. Every pair of rows is tested with the paired
     t-test on its block differences (4.6-6.1 % false alarms at 16-256 autocorrelated blocks, where the plain bootstrap
@@ -169,7 +169,7 @@ def ranks(blocks: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def steady(values: Sequence[float]) -> bool:
-    """Whether times, in the order they were taken, look like draws from one settled state.
+    """Tell whether times, in the order they were taken, look like draws from one settled state.
 
     True when the medians of consecutive windows (two, or four from 16 values on) agree within 10 %, the middle half of
     the values lies within 10 % (no second mode), and no spike moves the mean from the median by more than 5 %.
@@ -186,7 +186,7 @@ def steady(values: Sequence[float]) -> bool:
 
 
 def _paired(candidate: npt.ArrayLike, baseline: npt.ArrayLike, unit: str) -> Array:
-    """(2, n) float64; raises ValueError when the two are not one value for each of the same n > 0 units."""
+    """Return (2, n) float64; raises ValueError when the two are not one value for each of the same n > 0 units."""
     one, other = np.asarray(candidate, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if one.ndim != 1 or one.shape != other.shape or one.size == 0:
         raise ValueError(f"{unit} must be paired: {one.shape} of the candidate, {other.shape} of the baseline")
@@ -194,7 +194,7 @@ def _paired(candidate: npt.ArrayLike, baseline: npt.ArrayLike, unit: str) -> Arr
 
 
 def _geometric_mean(logs: Array, fewest: int) -> Estimate:
-    """exp(mean of ``logs``) with Student's interval and p-value where there are at least ``fewest`` of them."""
+    """Return exp(mean of ``logs``), with Student's interval and p-value where there are at least ``fewest``."""
     centre, error, p_value = _t_test(logs)
     if logs.size < fewest:
         return Estimate(float(np.exp(centre)), n=logs.size)
@@ -204,7 +204,7 @@ def _geometric_mean(logs: Array, fewest: int) -> Estimate:
 
 
 def _t_test(differences: Array) -> tuple[float, float, float]:
-    """Mean, its standard error, and Student's two-sided p-value that the mean is zero."""
+    """Return the mean, its standard error, and Student's two-sided p-value that the mean is zero."""
     centre, n = float(differences.mean()), differences.size
     error = float(differences.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
     if error == 0:
@@ -213,13 +213,13 @@ def _t_test(differences: Array) -> tuple[float, float, float]:
 
 
 def _perplexity_difference(mean_nll: Array) -> Array:
-    """mean_nll (2, ...) of candidate and baseline -> difference of their perplexities (...)."""
+    """Return the difference of perplexities (...) of mean_nll (2, ...), the candidate's and the baseline's."""
     candidate, baseline = np.exp(mean_nll)
     return np.asarray(candidate - baseline)
 
 
 def _better_by_pairs(nll: Array, critical: float) -> npt.NDArray[np.int64]:
-    """How many rows are better than each by more than ``critical`` standard errors; rows (rows, n) ascend in mean.
+    """Count the rows that are better than each by more than ``critical`` standard errors; (rows, n) ascend in mean.
 
     With m the means and x the centred rows, scaled so that x.x is the variance of a mean, the squared test is
         (m_i - m_j)^2 - c^2 |x_i - x_j|^2 = s_i + s_j + 2 (c^2 x_i.x_j - m_i m_j),   s = m^2 - c^2 x.x,
@@ -236,7 +236,7 @@ def _better_by_pairs(nll: Array, critical: float) -> npt.NDArray[np.int64]:
 
 
 def _better_by_bisection(nll: Array, critical: float) -> npt.NDArray[np.int64]:
-    """As ``_better_by_pairs`` where significance falls steadily along the order of the means.
+    """Count as ``_better_by_pairs`` does, where significance falls steadily along the order of the means.
 
     Each row then has one boundary, before which all rows are better, and log2(rows) tests find it. Rows that vary
     unlike their neighbours blur it: ranks move by a tenth where the noise of rows differs tenfold.
@@ -251,7 +251,7 @@ def _better_by_bisection(nll: Array, critical: float) -> npt.NDArray[np.int64]:
 
 
 def _worse_than(nll: Array, others: npt.NDArray[np.int64], critical: float) -> npt.NDArray[np.bool_]:
-    """Whether each row is worse than row ``others`` by more than ``critical`` standard errors."""
+    """Tell whether each row is worse than row ``others`` by more than ``critical`` standard errors."""
     rows, n = nll.shape
     result = np.zeros(rows, dtype=bool)
     start = 0
@@ -267,7 +267,7 @@ def _worse_than(nll: Array, others: npt.NDArray[np.int64], critical: float) -> n
 
 
 def _chunks(rows: int, columns: int) -> Iterator[int]:
-    """Sizes of consecutive runs of ``rows``, each of at most CHUNK elements."""
+    """Yield sizes of consecutive runs of ``rows``, each of at most CHUNK elements."""
     size = max(1, CHUNK // columns)
     for start in range(0, rows, size):
         yield min(size, rows - start)

@@ -1,4 +1,4 @@
-"""The record store: one JSON file per attempt, whole or not there, and its raw samples beside it.
+"""Keep records: one JSON file per attempt, whole or not there, and its raw samples beside it.
 
     records/<label>-<attempt>.json   at most 8 KB
     records/<label>-<attempt>.npz    raw samples; the record names their sha256
@@ -61,7 +61,7 @@ class RecordStore:
             ) from error
 
     def log(self, cell: Cell, attempt: str) -> Path:
-        """The log file of an attempt."""
+        """Return the log file of an attempt."""
         return self.results / "logs" / f"{stem(cell, attempt)}.log"
 
     def write(self, record: Record, samples: bytes = b"") -> Record:
@@ -88,7 +88,7 @@ class RecordStore:
         return record
 
     def records(self, report: Report = warn) -> Iterator[Record]:
-        """All readable records, in the order of their names. ``report(path, why)`` hears of each file passed over."""
+        """Yield all readable records in order of their names; ``report(path, why)`` hears of each file passed over."""
         if not self.folder.is_dir():
             return
         for path in sorted(self.folder.glob("*.json")):
@@ -111,7 +111,7 @@ class RecordStore:
         return SqueezeError(f"no record in {self.results}: expected records/*.json there; `squeeze run` makes them")
 
     def samples(self, record: Record) -> Path:
-        """The record's samples file. Raises IntegrityError when it is missing or not what the record says."""
+        """Return the record's samples file. Raises IntegrityError when it is missing or not what the record says."""
         path = self.folder / Path(record.samples.get("file", "")).name
         if not path.is_file():
             raise IntegrityError(f"{path.name or 'samples'} of attempt {record.attempt} is missing from {self.folder}")
@@ -122,7 +122,7 @@ class RecordStore:
 
 
 def read(path: Path) -> Record:
-    """One record. Raises IntegrityError for a truncated or foreign file."""
+    """Return one record. Raises IntegrityError for a truncated or foreign file."""
     try:
         return decode(path.read_bytes())
     except OSError as error:
@@ -130,7 +130,7 @@ def read(path: Path) -> Record:
 
 
 def decode(content: bytes) -> Record:
-    """The record that ``encode`` wrote. Raises IntegrityError when the content is truncated or foreign."""
+    """Return the record that ``encode`` wrote. Raises IntegrityError when the content is truncated or foreign."""
     try:
         return Record.from_json(json.loads(content))
     except (ValueError, RecursionError) as error:
@@ -138,7 +138,7 @@ def decode(content: bytes) -> Record:
 
 
 def encode(record: Record) -> bytes:
-    """The record's JSON. Raises ValueError when it is above 8 KB or holds NaN: both are mistakes of its author."""
+    """Return the record's JSON. Raises ValueError when it is above 8 KB or holds NaN: mistakes of its author."""
     content = json.dumps(record.to_json(), separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
     if len(content) > LARGEST_RECORD:
         raise ValueError(
@@ -148,7 +148,7 @@ def encode(record: Record) -> bytes:
 
 
 def stem(cell: Cell, attempt: str) -> str:
-    """The name that an attempt's files share: readable, unique, and safe on every file system."""
+    """Return the name that an attempt's files share: readable, unique, and safe on every file system."""
     label = re.sub(r"[^\w.+-]", "_", cell.label).lstrip(".")
     return f"{label[:100]}-{attempt}"
 

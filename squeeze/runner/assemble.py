@@ -1,4 +1,4 @@
-"""An attempt -> its record, and the raw samples that are kept beside it. No torch import."""
+"""Turn an attempt into its record and the raw samples that are kept beside it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def assemble(attempt: Attempt, failure: Failure | None = None) -> tuple[Record, bytes]:
-    """The record of an attempt, and the .npz file of its raw samples (empty for one that failed).
+    """Return the record of an attempt, and the .npz file of its raw samples (empty for one that failed).
 
     Samples that do not fit together make an invalid record, not an error.
     """
@@ -98,7 +98,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
 
 
 def _frame(attempt: Attempt, status: Status) -> Record:
-    """What every record says, whatever became of its attempt. ``stages`` add up to the wall time of the cell."""
+    """Return what every record says, whatever became of its attempt; ``stages`` add up to the cell's wall time."""
     artifact = attempt.candidate.artifact if attempt.candidate else None
     seconds = {
         "build": artifact.seconds if artifact else 0.0,
@@ -121,7 +121,7 @@ def _frame(attempt: Attempt, status: Status) -> Record:
 
 
 def _processes(attempt: Attempt) -> dict[str, list[Process]]:
-    """The candidate's measuring processes by stage."""
+    """Return the candidate's measuring processes by stage."""
     if (candidate := attempt.candidate) is None:
         return {}
     scored = candidate.scoring.process if candidate.scoring else None
@@ -129,7 +129,7 @@ def _processes(attempt: Attempt) -> dict[str, list[Process]]:
 
 
 def _overheads(attempt: Attempt) -> list[float]:
-    """Of each of the candidate's measuring processes, the seconds that were no model work."""
+    """Return the seconds of each of the candidate's measuring processes that were no model work."""
     each = [process.overhead for processes in _processes(attempt).values() for process in processes]
     return [overhead for overhead in each if overhead is not None]
 
@@ -146,14 +146,14 @@ def _building(attempt: Attempt) -> dict[str, Estimate]:
 
 
 def _quality(member: Measured) -> tuple[Values, Arrays]:
-    """The scalars and the arrays of a member's quality."""
+    """Return the scalars and the arrays of a member's quality."""
     values = samples.read(member.quality, arrays=False).values
     with (member.quality / samples.ARRAYS_NAME).open("rb") as file, np.load(file, allow_pickle=False) as stored:
         return values, dict(stored)
 
 
 def _block_nll(arrays: Arrays) -> tuple[float, ...]:
-    """What ranking needs of the token losses; nothing for a model that predicts no tokens."""
+    """Return what ranking needs of the token losses; nothing for a model that predicts no tokens."""
     if "token_nll" not in arrays:
         return ()
     return tuple(round(value, 5) for value in block_means(arrays["token_nll"], RECORD_BLOCKS))
@@ -170,12 +170,12 @@ def _flags(attempt: Attempt, weighed: Values) -> Iterator[str]:
 
 
 def _unsteady(rounds: Sequence[Values]) -> bool:
-    """Whether half the processes or more did not settle; a single one moves no median of rounds."""
+    """Tell whether half the processes or more did not settle; a single one moves no median of rounds."""
     return 2 * sum(bool(values["unsteady"]) for values in rounds) >= len(rounds)
 
 
 def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, baseline_arrays: Arrays) -> Arrays:
-    """All samples by name: timings (rounds, n) in seconds, quality (tokens,) or (items,); baseline_... beside them."""
+    """Return all samples by name: timings (rounds, n) in seconds, quality (tokens,) or (items,), the baseline's too."""
     raw = {name: _compact(array) for name, array in arrays.items()}
     raw |= {f"baseline_{name}": _compact(array) for name, array in baseline_arrays.items() if _is_paired(name)}
     for prefix, timings in (("", rounds), ("baseline_", baseline)):

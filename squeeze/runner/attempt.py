@@ -1,4 +1,4 @@
-"""One attempt at a cell: what a run has gathered about it so far."""
+"""Gather what a run has found about one attempt at a cell so far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The uncompressed models that candidates are compared with. Each is built and scored once per run, whoever asks."""
+"""Provide the uncompressed models that candidates are compared with: each built and scored once per run."""
 
 from __future__ import annotations
 

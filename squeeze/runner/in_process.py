@@ -1,4 +1,4 @@
-"""Cells measured one after the other in one process: quick, for developing a technique.
+"""Measure cells one after the other in one process: quick, for developing a technique.
 
 Each is compared with the uncompressed model in the same dtype, measured once in the same process. So its record says
 ``isolation: shared``, carries no verdict on speed, and does not stand in for an official one.
@@ -40,14 +40,14 @@ class InProcess:
 
     @classmethod
     def of(cls, overrides: Sequence[str], results: Path) -> InProcess:
-        """The session of the cells that overrides such as ``technique=rtn bits=4`` name.
+        """Return the session of the cells that overrides such as ``technique=rtn bits=4`` name.
 
         Raises SqueezeError for a wrong request.
         """
         return cls(expand.cells(overrides), results)
 
     def jobs(self) -> list[Job]:
-        """Both stages of each cell, every baseline before the candidates that need it."""
+        """Return both stages of each cell, every baseline before the candidates that need it."""
         cells = {each.key: each for cell in self.cells for each in (_baseline(cell), cell)}
         return [self._job(cell, stage) for cell in cells.values() for stage in STAGES]
 

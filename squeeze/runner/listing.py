@@ -1,4 +1,4 @@
-"""What a request will do: its cells as a table, their status, and how long they will take. Imports no torch."""
+"""Show what a request will do: its cells as a table, their status, how long they will take. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run was asked for, what of it has its record, what is still to do, and what of it lacks a control.
+"""Know what a run was asked for, what of it has its record, what is still to do, and what of it lacks a control.
 
 The request is kept beside its results, so that ``squeeze resume`` needs no arguments. Imports no torch.
 """

@@ -1,4 +1,4 @@
-"""What the stages hand on: an artifact, a scoring, the processes that timed it; each frozen, with its seconds.
+"""Define what the stages hand on: an artifact, a scoring, timed processes; each frozen, with its seconds.
 
 Nothing is added to a result after it was made. A stage whose result was in the cache took no seconds.
 """

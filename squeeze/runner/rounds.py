@@ -1,4 +1,4 @@
-"""Who is measured with whom, and in which order.
+"""Decide which cells are measured together, and in which order.
 
 A block is a few candidates that share each round's baseline process. Whatever drifts while a block is measured
 (temperature, a neighbour's load) must not favour anyone: rounds come in pairs, the second in the first one's opposite
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def blocks(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """Cells that can share a baseline process, at most ``protocol.block`` together, in the order they came.
+    """Return cells that can share a baseline process, at most ``protocol.block`` together, in the order they came.
 
     Those share one that have the same model in whatever dtype, the same runtime and the same protocol.
     """
@@ -33,7 +33,7 @@ def blocks(cells: Iterable[Cell]) -> list[list[Cell]]:
 
 
 def order(members: Sequence[T], round_number: int) -> list[T]:
-    """The members of a block in the order in which one round measures them: AB BA AB ... for two of them."""
+    """Return the members of a block in the order in which one round measures them: AB BA AB ... for two of them."""
     pair, second = divmod(round_number, 2)
     shift = pair % len(members) if len(members) > 2 else 0
     turned = [*members[shift:], *members[:shift]]

@@ -1,4 +1,4 @@
-"""The runner: cells -> records. Starts processes, keeps their time and memory in bounds, never imports torch.
+"""Turn cells into records: start processes and keep their time and memory in bounds. Never imports torch.
 
 Cells that can share a baseline are worked on in blocks. For each block: build what the cache lacks, score quality once
 per artifact, find which dtype of the uncompressed model is the one to beat, then time fresh processes in rounds.
@@ -113,7 +113,7 @@ class _Run:
         attempt.candidate = replace(candidate, scoring=scoring)
 
     def _time(self, attempts: Sequence[Attempt]) -> list[Attempt]:
-        """Time the attempts, which share a baseline process in each round; returns those that went well."""
+        """Return time the attempts, which share a baseline process in each round; returns those that went well."""
         if not attempts:
             return []
         alive = dict(enumerate(attempts, start=1))
@@ -141,7 +141,7 @@ class _Run:
         return list(alive.values())
 
     def _machine(self, attempt: Attempt) -> Machine | None:
-        """The physical limits of this machine with the cell's threads, measured once per run."""
+        """Return the physical limits of this machine with the cell's threads, measured once per run."""
         threads = attempt.cell.runtime["threads"]
         if threads not in self.machines:
             self.machines[threads] = self.shop.measure_machine(attempt.cell, attempt.log)

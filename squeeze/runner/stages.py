@@ -1,4 +1,4 @@
-"""The stages that a model under measurement goes through: build, quality, and one process in each latency round.
+"""Take a model through its stages: build, quality, and one process in each latency round.
 
 What does not depend on the moment (artifacts, quality) is kept in the cache under what it depends on; a timing is not.
 """
@@ -83,7 +83,7 @@ def quality_key(subject: Measured, baseline: Measured | None) -> str:
 
 
 def time_rounds(shop: Executor, members: Sequence[Measured]) -> Iterator[tuple[int, Process | Failure]]:
-    """Time one process of each member in each round, in balanced order; the first member is the baseline.
+    """Yield time one process of each member in each round, in balanced order; the first member is the baseline.
 
     Yields after each process the member's position in ``members`` and what it left or, if that was its end, why: then
     it is left out of further rounds. Raises StageError when the baseline fails: nothing has anything to be compared

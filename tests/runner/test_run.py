@@ -13,6 +13,7 @@ import pytest
 from squeeze.core import environment
 from squeeze.core.errors import SqueezeError
 from squeeze.records.record import Status
+from squeeze.records.store import RecordStore
 from squeeze.runner.jobs.executor import device_lock
 from squeeze.runner.jobs.launcher import environment_with
 from squeeze.runner.run import run
@@ -84,6 +85,18 @@ def test_quality_is_scored_once_per_artifact(tmp_path: Path) -> None:
     run_made_up([cell("a", replicate=number) for number in range(3)], tmp_path / "results")
     scored = Counter(label for stage, label, _, _ in log() if stage == "quality")
     assert scored == {"tiny-none-bfloat16": 1, "tiny-a-4": 1}
+
+
+def test_what_the_cache_had_took_no_seconds(tmp_path: Path) -> None:
+    run_made_up([cell("a", replicate=number) for number in range(2)], tmp_path / "results")
+    found = RecordStore(tmp_path / "results").records()
+    first, second = sorted(found, key=lambda record: record.cell["replicate"])
+    assert first.stages["build"] > 0
+    assert {"quality", "latency"} <= first.stages.keys()
+    assert second.stages["build"] == 0
+    assert "quality" not in second.stages
+    processes = [record.estimates["process_overhead_seconds"].n for record in (first, second)]
+    assert processes == [1 + ROUNDS, ROUNDS]
 
 
 def test_the_baseline_is_the_one_of_the_same_dtype(tmp_path: Path) -> None:

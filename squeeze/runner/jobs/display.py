@@ -1,4 +1,4 @@
-"""What a run shows while it works: a bar with the time that is left on a terminal, one plain line a process elsewhere.
+"""Show a run at work: a bar with the time that is left on a terminal, one plain line a process elsewhere.
 
 On stderr, always. The bar is drawn once a second: drawing it takes processor time from what is being measured.
 """
@@ -72,7 +72,7 @@ class Display:
 
     @contextmanager
     def process(self, what: str, said: LastLine | None = None) -> Iterator[None]:
-        """While a process runs, such as ``smollm2_135m-rtn-4: quality``; beside it stands what it has ``said``."""
+        """Show that a process runs, such as ``smollm2_135m-rtn-4: quality``, and beside it what it has ``said``."""
         self._bar.update(self._task, description=what, said=said or "")
         start = time.monotonic()
         yield
@@ -80,17 +80,17 @@ class Display:
             self.say(f"{what}: {time.monotonic() - start:.1f} s")
 
     def step(self, key: str) -> None:
-        """A step of the cell with this key has been taken, or was not needed."""
+        """Count a step of the cell with this key, which has been taken or was not needed."""
         self._taken[key] += 1
         self._bar.advance(self._task)
 
     def finish(self, label: str, record: Record) -> None:
-        """A cell has its record, which is on the disk; it takes no further steps."""
+        """Say that a cell has its record, which is on the disk; it takes no further steps."""
         self._bar.advance(self._task, self.steps - self._taken.pop(record.key, 0))
         self.done += 1
         why = f" in {record.stage}: {record.reason}" if record.reason else ""
         self.say(f"[{self.done}/{self.cells}] {label}: {record.status}{why}", STYLES.get(record.status, "red"))
 
     def say(self, line: str, style: str = "") -> None:
-        """One line, above the bar where there is one."""
+        """Print one line, above the bar where there is one."""
         self.console.print(Text(line, style))

@@ -55,7 +55,7 @@ class Executor:
         self._scratch.cleanup()
 
     def folder(self) -> Path:
-        """A new, empty scratch folder."""
+        """Return a new, empty scratch folder."""
         return Path(mkdtemp(dir=self._scratch.name))
 
     def run(self, job: Job, log: Path, what: str) -> float:
@@ -93,7 +93,7 @@ class Executor:
             raise StageError(Failure(Status.INVALID, reason, job.stage)) from error
 
     def measure_machine(self, cell: Cell, log: Path) -> Machine | None:
-        """The read bandwidth and matrix-product peaks of the CPU with the cell's threads.
+        """Return the read bandwidth and matrix-product peaks of the CPU with the cell's threads.
 
         None for another device, and where measuring them fails: no cell fails for want of them.
         """
@@ -107,7 +107,7 @@ class Executor:
             return None
 
     def _launcher_for(self, runtime: Mapping[str, Any]) -> Launcher:
-        """The launcher whose worker suits a runtime; a worker for another one is ended first."""
+        """Return the launcher whose worker suits a runtime; a worker for another one is ended first."""
         command, variables = worker_command(self.command, runtime), worker_variables(runtime)
         if self._launcher is None or (self._launcher.command, self._launcher.variables) != (command, variables):
             self.close()

@@ -1,4 +1,4 @@
-"""What a process is told to do: one stage of one cell, in one round. Standard library only."""
+"""Tell a process what to do: one stage of one cell, in one round. Standard library only."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class Job:
     baseline_artifact: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data, from which `from_json` makes an equal job."""
+        """Return plain JSON data, from which `from_json` makes an equal job."""
         return {
             "cell": self.cell.to_json(),
             "artifact": str(self.artifact),
@@ -44,14 +44,14 @@ class Job:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Job":
-        """The job that `to_json` described. Raises KeyError or TypeError when a field is missing or unknown."""
+        """Return the job that `to_json` described. Raises KeyError or TypeError when a field is missing or unknown."""
         folders = {name: data[name] and Path(data[name]) for name in ("baseline", "baseline_artifact")}
         required = {"artifact": Path(data["artifact"]), "out": Path(data["out"]), "cell": Cell.from_json(data["cell"])}
         return cls(**{**data, **folders, **required})
 
     @classmethod
     def read(cls, path: Path) -> "Job":
-        """The job in a file. Raises IntegrityError when it is no job file."""
+        """Return the job in a file. Raises IntegrityError when it is no job file."""
         try:
             return cls.from_json(json.loads(path.read_bytes()))
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""The runner's end of the worker: start it, hand it one job at a time, outlive it when it dies."""
+"""Start the worker, hand it one job at a time, and outlive it when it dies."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Launcher:
         self.close()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        """A worker that is ready. One that is killed meanwhile is started again, a few times."""
+        """Return a worker that is ready; one that is killed meanwhile is started again, a few times."""
         for _ in range(STARTS):
             worker = self._worker = self._spawn()
             try:
@@ -115,7 +115,7 @@ class Launcher:
 
 
 def _clear(worker: subprocess.Popen[bytes], group: int = 0, patience: float = 1.0) -> int:
-    """End what is left of a worker and of the process group of its job; the worker's exit code."""
+    """End what is left of a worker and of the process group of its job, and return the worker's exit code."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         worker.wait(patience)  # it has closed its output, or been told to leave: let it show its own exit code
     worker.kill()
@@ -129,6 +129,6 @@ def _clear(worker: subprocess.Popen[bytes], group: int = 0, patience: float = 1.
 
 
 def environment_with(variables: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process of ours: this one's, the variables, and this very squeeze to import."""
+    """Return the environment of a process of ours: this one's, the variables, and this very squeeze to import."""
     places = (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), **variables}

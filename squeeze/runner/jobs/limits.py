@@ -1,4 +1,4 @@
-"""What keeps a stage inside its bounds: wall time, memory, and an end that takes every descendant along.
+"""Keep a stage inside its bounds of wall time and memory, and let its end take every descendant along.
 
 Memory is watched as private memory (anonymous, shared and swapped pages), summed over the process and its
 descendants: pages of mapped files can be dropped by the kernel and do not endanger the machine. A resource limit at
@@ -57,12 +57,12 @@ def confine(limits: Limits) -> None:
 
 
 def private_bytes(pid: int) -> int:
-    """Private memory in bytes of a process and its descendants; those that are gone count nothing."""
+    """Return private memory in bytes of a process and its descendants; those that are gone count nothing."""
     return sum(_private_bytes(process) for process in _family(pid))
 
 
 def end_group(pid: int) -> int:
-    """End the process group that child ``pid`` leads, asking first; the child's exit code (negative: signal)."""
+    """End the process group that child ``pid`` leads, asking first; return its exit code (negative: signal)."""
     _signal_group(pid, signal.SIGTERM)
     deadline = time.monotonic() + PATIENCE
     while (code := exit_code(pid)) is None and time.monotonic() < deadline:
@@ -72,7 +72,7 @@ def end_group(pid: int) -> int:
 
 
 def exit_code(pid: int) -> int | None:
-    """The exit code of child ``pid`` (negative: the signal that ended it), or None while it runs."""
+    """Return the exit code of child ``pid`` (negative: the signal that ended it), or None while it runs."""
     done, status = os.waitpid(pid, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if done else None
 
@@ -89,13 +89,13 @@ def end_descendants(group: int) -> None:
 
 
 def killed_since(kills: int | None) -> bool | None:
-    """Whether the kernel has killed a process for want of memory since ``kernel_kills()`` gave ``kills``."""
+    """Tell whether the kernel has killed a process for want of memory since ``kernel_kills()`` gave ``kills``."""
     now = kernel_kills()
     return None if kills is None or now is None else now > kills
 
 
 def kernel_kills() -> int | None:
-    """How many processes the kernel has killed for want of memory since it started, None where it does not say."""
+    """Count the processes that the kernel has killed for want of memory so far; None where it does not say."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""How a process ended, and what that means for its cell: exit -> failure (or none).
+"""Judge how a process ended, and what that means for its cell: exit -> failure (or none).
 
 A child that fails in Python leaves ``failure.json`` in its output folder; a child that was ended from outside leaves
 only its exit code. Both are turned into one status with a one-line reason that names no path and no user.
@@ -70,7 +70,7 @@ def report(folder: Path, error: BaseException) -> None:
 
 
 def status_of(error: BaseException) -> Status:
-    """The status that an exception stands for; torch's classes are known by name, so that torch need not be there."""
+    """Return the status that an exception stands for; torch's classes are known by name, so torch need not be there."""
     if isinstance(error, Unsupported):
         return Status.UNSUPPORTED
     if isinstance(error, IntegrityError):
@@ -83,7 +83,7 @@ def status_of(error: BaseException) -> Status:
 
 
 def judge(end: Exit, folder: Path, limits: Limits, stage: str) -> Failure | None:
-    """What the end of a process means: None for success. ``folder``: where it may have left word."""
+    """Return what the end of a process means: None for success. ``folder``: where it may have left word."""
     if end.code == 0 and not end.breach:
         return None
     status, reason = _verdict(end, _read_report(folder), limits)
@@ -92,7 +92,7 @@ def judge(end: Exit, folder: Path, limits: Limits, stage: str) -> Failure | None
 
 
 def tail(log: str) -> str:
-    """The last lines of a log, at most 1,000 characters, each made `public`; decoration is left out."""
+    """Return the last lines of a log, at most 1,000 characters, each made `public`; decoration is left out."""
     lines = [public(line)[:LINE_LENGTH] for line in log.splitlines()[-TAIL_LINES:] if not DECORATION.match(line)]
     return "\n".join(lines)[-TAIL_LENGTH:]
 

@@ -1,4 +1,4 @@
-"""The worker: starts one process per job, keeps it inside its limits, and reports how it ended.
+"""Start one process per job, keep it inside its limits, and report how it ended.
 
 ``python -m squeeze.runner.jobs.worker`` reads jobs as JSON lines on standard input, one at a time, and answers with
 JSON lines on standard output. Started with ``--fork`` it imports what every job needs beforehand and forks a child per
@@ -73,7 +73,7 @@ def perform(path: Path) -> int:
 
 
 def run_benches(path: Path, out: Path) -> int:
-    """``pytest benches --cell FILE``, with word left of the first bench that fails."""
+    """Run ``pytest benches --cell FILE``, and leave word of the first bench that fails."""
     import pytest
 
     folder = str(paths.benches())
@@ -103,7 +103,7 @@ def serve(perform: Perform, *, fork: bool, preloaded: Sequence[str]) -> None:
 
 
 def run_job(path: Path, bounds: Limits, parent: int, perform: Perform) -> int:
-    """One job, in the process made for it: confined, and with word left of the exception that ends it."""
+    """Do one job in the process made for it: confined, and with word left of the exception that ends it."""
     limits.die_with(parent)
     limits.confine(bounds)
     faulthandler.enable()
@@ -139,7 +139,7 @@ class _FailureReporter:
 
 
 def _supervise(pid: int, bounds: Limits, started: float, woken: int) -> tuple[int, int, str]:
-    """Wait for child ``pid``: its exit code, its private memory when last seen, and the limit it was ended for."""
+    """Wait for child ``pid``; return its exit code, its private memory when last seen, and the limit it broke."""
     used = 0
     while (code := limits.exit_code(pid)) is None:
         used = limits.private_bytes(pid) or used
@@ -188,7 +188,7 @@ def _spawn(request: Mapping[str, Any]) -> int:
 
 
 def _own_module() -> list[str]:
-    """How this very program was started: as a module, or as a script that brings its own ``perform``."""
+    """Return how this very program was started: as a module, or as a script that brings its own ``perform``."""
     main_module = sys.modules["__main__"]
     if main_module.__spec__ is not None:
         return ["-m", main_module.__spec__.name]
@@ -196,7 +196,7 @@ def _own_module() -> list[str]:
 
 
 def _redirect(log: Path) -> None:
-    """Standard output and error to the cell's log, standard input from nowhere."""
+    """Send standard output and error to the cell's log, and read standard input from nowhere."""
     for descriptor, path, flags in (
         (0, os.devnull, os.O_RDONLY),
         (1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND),
@@ -215,7 +215,7 @@ def _preload(names: Sequence[str]) -> None:
 
 
 def _requests() -> Iterator[dict[str, Any]]:
-    """Lines of standard input, read without a buffer, so that `select` sees whatever has not been read."""
+    """Yield the requests on standard input, read without a buffer: `select` sees whatever has not been read."""
     while line := _read_line():
         yield json.loads(line)
 
@@ -239,7 +239,7 @@ def _reply(replies: int, message: Mapping[str, Any]) -> None:
 
 
 def _wake_on_child() -> int:
-    """The end of a pipe that becomes readable when a child ends."""
+    """Return the end of a pipe that becomes readable when a child ends."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
