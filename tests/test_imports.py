@@ -21,15 +21,15 @@ from squeeze.runner.jobs import launcher, worker
 MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "core": (),
     "sources": (),
-    "request": ("sources.tasks",),
+    "request": ("sources",),
     "models": ("sources",),
     "layers": ("models",),
-    "records": ("request.cell",),
+    "records": ("request",),
     "techniques": ("models", "layers"),
     "boards": ("request", "records"),
     "artifacts": ("request", "sources", "models", "layers", "techniques"),
     "runtimes": ("sources", "models", "layers", "artifacts"),
-    "probes": ("sources", "models", "layers", "records.roofline", "records.statistics", "artifacts", "runtimes"),
+    "probes": ("sources", "models", "layers", "records", "artifacts", "runtimes"),
     "runner": ("request", "sources", "records", "artifacts.keys", "probes.samples"),
     "audit": ("request", "records", "boards", "artifacts", "runner"),
 }
