@@ -69,10 +69,11 @@ def _print(out: Console, board: pd.DataFrame) -> None:
     table = Table(
         title=Text(summary.title(board)), title_justify="left", box=SIMPLE_HEAD, padding=0, collapse_padding=True
     )
-    for heading in summary.HEADINGS:
-        table.add_column(heading, justify="left" if heading in summary.LEFT else "right", overflow="fold")
+    columns = summary.columns(board)
+    for column in columns:
+        table.add_column(column.heading, justify="left" if column.left else "right", overflow="fold")
     for _, row in ok.iterrows():
-        table.add_row(*map(Text, summary.cells(row)))
+        table.add_row(*(Text(column.text(row)) for column in columns))
     out.print(table)
     for text in summary.controls(board):
         out.print(Text(text))

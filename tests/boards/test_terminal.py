@@ -24,9 +24,11 @@ def test_the_board_fits_120_columns_and_cuts_nothing(results, capsys):
     assert max(map(len, lines)) <= 120
     text = "\n".join(lines)
     assert "1.65 [1.60, 1.70] ▲" in text
-    assert "+4e+05 [+3.6e+05, +4.4e+05] ▼" in text
+    assert "+4e+05 [3.6e+05, 4.4e+05] ▼" in text
     assert "bnb_int8-3: unsupported: =bits 3 is not supported; expected 4 or 8" in text
     assert "…" not in text
+    assert " change " in text
+    assert " KL " in text
 
 
 def test_rows_stand_in_the_order_of_their_ranks(results, capsys):
