@@ -16,10 +16,10 @@ from squeeze.records.sanitize import line
 LEGEND = (
     "Rank: 1 + how many rows are significantly better in perplexity. Bits: effective, from the bytes on disk. "
     "Speed-up and change of perplexity: against the uncompressed model, with 95 % intervals; ▲ better, ▼ worse, "
-    "= no difference shown, ? no verdict, corrected (Holm) over the board. KL: nats a token by which the row's "
-    "predictions are away from the uncompressed model's. Top-1: share of tokens where both predict the same. Other text: "
-    "perplexity outside the domain of calibration, of rows that were calibrated. Real: B small on disk, M in memory, C low-bit arithmetic. Ok: the technique's cells that "
-    "succeeded. * see the flags in leaderboard.csv."
+    "= no difference shown, ? no verdict, corrected (Holm) over the board. Other text: perplexity outside the domain "
+    "of calibration, of rows that are calibrated. KL: how far predictions are from the uncompressed model's, nats a "
+    "token. Top-1: share of tokens where both predict the same. Real: B small on disk, M in memory, C low-bit "
+    "arithmetic. Ok: the technique's cells that succeeded. * see the flags in leaderboard.csv."
 )
 SIGNS = {"faster": " ▲", "better": " ▲", "slower": " ▼", "worse": " ▼", NO_DIFFERENCE: " =", NO_VERDICT: " ?"}
 REALITIES = {"B": "bytes_real", "M": "memory_real", "C": "compute_real"}

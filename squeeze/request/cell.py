@@ -60,7 +60,8 @@ class Cell:
     def training(self) -> str | None:
         """What a trained cell and its control share, as a sha256; None for a cell that trains nothing.
 
-        A cell is trained where a step has a field of SCHEDULE. It covers the model in its dtype, the text, SCHEDULE, the protocol and the device.
+        A cell is trained where a step has a field of SCHEDULE. The hash covers the model in its dtype, the text,
+        SCHEDULE, the protocol and the device.
         """
         steps = self.technique["steps"]
         schedule = {name: step[name] for step in steps for name in SCHEDULE if name in step}

@@ -11,7 +11,7 @@ from squeeze.core import paths
 from squeeze.core.errors import SqueezeError
 from squeeze.request.cell import Cell
 from squeeze.request.expand import cells
-from tests.planted import TECHNIQUES, place, planned
+from tests.planted import place, planned
 
 
 def labels(found):
