@@ -124,7 +124,7 @@ def _in_words(drift: Drift) -> str:
 
 
 def _costs(results: Path) -> Table:
-    """Wall seconds by cell (all its attempts) and stage; stages in the order of what they took in all."""
+    """Tabulate wall seconds by cell (all its attempts) and stage; stages in the order of what they took in all."""
     spent: dict[str, Counter[str]] = defaultdict(Counter)
     for record in RecordStore(results).records():
         spent[Cell.from_json(record.cell).label].update(record.stages)
