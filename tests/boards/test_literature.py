@@ -162,6 +162,7 @@ def test_the_sweep_measures_the_counterpart_of_each_number_and_nothing_else() ->
     found = [number for each in planned for number in counterparts(Measured(each), as_calibrated)[0]]
     assert len(planned) == len(found) == len(published)
     assert all(found.count(number) == 1 for number in as_calibrated)
+    assert all(each.axis("static_groups") for each in planned if each.axis("act_order")), "else gptq refuses the order"
 
 
 def test_the_sweep_says_of_each_number_without_counterpart_that_its_calibration_is_another() -> None:
