@@ -84,6 +84,7 @@ def _smoke_record(row: tuple[Any, ...], text: Any, rng: np.random.Generator) -> 
         "decode_tokens_per_s": Estimate(rate, rate * 0.97, rate * 1.03, n=5),
         "perplexity": Estimate(perplexity, perplexity * 0.96, perplexity * 1.04, n=256),
         "bits_per_byte": Estimate(np.log(perplexity) / np.log(2) / 4.2),
+        "kl_divergence": Estimate(float(shift)),
         "top1_agreement": Estimate(float(np.exp(-2 * shift))),
         "acc_sciq": Estimate(0.7),
         "acc_sciq_stderr": Estimate(0.046),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from scripts.crosscheck import __main__ as crosscheck
+from scripts.crosscheck import trial as one_trial
 from scripts.crosscheck.comparisons import OURS, UNCOMPRESSED, Comparison, Trial, comparisons, trials
 from scripts.crosscheck.perplexity import perplexity, token_losses
 from scripts.crosscheck.table import collate, perplexity_ratio, verdict
@@ -109,7 +110,48 @@ def test_every_listed_request_of_ours_is_one_cell_and_no_trial_hides_another():
         [cell] = cells(request.split())
         assert cell.technique["steps"]
     assert all(pair.ours.form and pair.theirs.form for pair in pairs)
-    assert len(trials()) == 1 + len({pair.ours.request for pair in pairs}) + len(pairs)
+    sides = {(side.library, str(side.options)) for pair in pairs for side in (pair.ours, pair.theirs)}
+    assert len(trials()) == 1 + len(sides)
+
+
+@pytest.mark.parametrize("bits", [4, 3])
+@pytest.mark.parametrize(("library", "damping"), [("gptqmodel", 0.05), ("llmcompressor", 0.01)])
+def test_gptq_is_compared_in_each_librarys_own_settings_too(bits, library, damping):
+    steps = [
+        cells(pair.ours.request.split())[0].technique["steps"][0]
+        for pair in comparisons()
+        if pair.theirs.library == library and pair.theirs.options.get("bits") == bits and "gptq" in pair.ours.request
+    ]
+    best, own = ([step for step in steps if step["grid"] == grid] for grid in ("signed", "absmax"))
+    assert {(step["damping_of"], step["damping"]) for step in own} == {("mean", damping)}
+    assert {(step["damping_of"], step["damping"]) for step in best} == {("own", 0.3)}
+
+
+def test_trained_rounding_is_among_the_references():
+    trained = [pair for pair in comparisons() if pair.theirs.library == "auto_round" and pair.theirs.options["iters"]]
+    assert {pair.theirs.options["bits"] for pair in trained} == {4, 3}
+
+
+def test_the_notes_name_the_grid_wherever_gptq_differs_in_it():
+    for pair in comparisons():
+        if pair.ours.request.startswith("technique=gptq") and pair.theirs.library in ("gptqmodel", "llmcompressor"):
+            assert "grid=absmax" in pair.ours.request or "grid" in pair.note
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_a_trial_on_a_shared_machine_keeps_no_seconds(tmp_path, monkeypatch, timed):
+    model = tiny_model(CAUSAL[0])
+    monkeypatch.setattr(one_trial, "_module", lambda _: SimpleNamespace(quantize=lambda *_, **__: model))
+    monkeypatch.setattr(one_trial, "version", lambda _: "1.2")
+    inputs = SimpleNamespace(evaluation=torch.zeros((1, 4), dtype=torch.int64))
+    one_trial.run(PAIR.ours, inputs, tmp_path, timed)
+    facts = json.loads((tmp_path / f"{PAIR.ours.name}.json").read_text())
+    assert ("seconds" in facts) == timed
+    assert facts["peak_bytes"] > 0
+    leave(tmp_path, UNCOMPRESSED, losses())
+    np.savez(tmp_path / f"{PAIR.ours.name}.npz", losses=losses())
+    leave(tmp_path, PAIR.theirs, losses())
+    assert ("| untimed | 3 |" in collate(tmp_path, [PAIR])) != timed
 
 
 def test_words_choose_comparisons_with_both_their_sides():

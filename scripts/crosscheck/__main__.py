@@ -24,10 +24,14 @@ ENVIRONMENT = {
 }
 
 
-def attempt(trial: Trial, inputs: Path, results: Path) -> None:
-    """Run a trial in a process of its own; its output goes to NAME.log, and if it fails its last line to NAME.json."""
+def attempt(trial: Trial, inputs: Path, results: Path, timed: bool = True) -> None:
+    """Run a trial in a process of its own; its output goes to NAME.log, and if it fails its last line to NAME.json.
+
+    timed: whether seconds are kept; they mean nothing where other jobs share the machine.
+    """
     log = results / f"{trial.name}.log"
     command = [sys.executable, "-m", "scripts.crosscheck.trial", trial.name, str(inputs), str(results)]
+    command += [] if timed else ["--untimed"]
     try:
         with log.open("wb") as output:
             subprocess.run(
@@ -48,13 +52,14 @@ def main() -> None:
     parser.add_argument("words", nargs="*", help="run only comparisons with these words in a trial's name, such as hqq")
     parser.add_argument("--inputs", type=Path, default=Path("results/crosscheck/inputs"))
     parser.add_argument("--results", type=Path, default=Path("results/crosscheck"))
+    parser.add_argument("--untimed", action="store_true", help="keep no seconds: other jobs share this machine")
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     prepare(options.inputs)
     for trial in trials(options.words).values():
         start = time.monotonic()
         print(f"{trial.name} ...", file=sys.stderr, end=" ", flush=True)
-        attempt(trial, options.inputs, options.results)
+        attempt(trial, options.inputs, options.results, timed=not options.untimed)
         print(f"{time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     print(collate(options.results))
 

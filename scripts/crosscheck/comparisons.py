@@ -42,7 +42,7 @@ UNCOMPRESSED = Trial(OURS, {"request": "technique=none"})
 
 @dataclass(frozen=True)
 class Comparison:
-    """One of our trials and one of another library. note: why ours is worse, where it is."""
+    """One of our trials and one of another library. note: what a difference comes from, where that is known."""
 
     ours: Trial
     theirs: Trial

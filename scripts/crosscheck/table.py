@@ -30,8 +30,8 @@ HEADINGS = ("", "ours", "library", "perplexity", "theirs", "ratio", "verdict", "
 ALIGNMENT = ("--:", ":--", ":--", "--:", "--:", "--:", ":--", "--:", "--:", "--:", "--:")
 LEGEND = """Ours against other implementations, on the same model (perplexity {perplexity:.3f} uncompressed), the same
 {tokens:,} tokens of evaluation and, where text is read, the same windows of calibration. Ratio: ours / theirs, with the
-95 % interval of a paired t-test over blocks of {block} tokens. Seconds: to quantize, once, from the model on disk; MB:
-the process's peak meanwhile."""
+95 % interval of a paired t-test over blocks of {block} tokens. Seconds: to quantize, once, from the model on disk, on a
+machine that did nothing else (untimed: it was shared); MB: the process's peak meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def verdict(estimate: Estimate) -> str:
 
 
 def markdown(frame: pd.DataFrame, uncompressed: Outcome, left: Sequence[str]) -> str:
-    """The table, below it each row's forms and note, and the comparisons that are ``left`` to run."""
+    """Return the table, below it each row's forms and note, and the comparisons that are ``left`` to run."""
     numbered = list(enumerate(frame.to_dict("records"), 1))
     tokens, perplexity = uncompressed.losses.size, uncompressed.facts.get("perplexity", np.nan)
     legend = LEGEND.format(tokens=tokens, perplexity=perplexity, block=BLOCK)
@@ -120,7 +120,7 @@ def _path(results: Path, trial: Trial) -> Path:
 
 
 def _short(request: str) -> str:
-    return request.removeprefix("technique=")
+    return request.removeprefix("technique=").replace("technique.steps.0.", "")
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -130,9 +130,13 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         *(_short(row["ours"]), library),
         *(_number(row[name], ".3f") for name in ("perplexity", "their_perplexity")),
         *("" if pd.isna(row["ratio"]) else interval, row["verdict"]),
-        *(_number(row[name], ".0f") for name in ("seconds", "their_seconds")),
+        *(_seconds(row[name], failed=pd.isna(row["ratio"])) for name in ("seconds", "their_seconds")),
         *(_number(row[name], ".0f", 1e-6) for name in ("peak_bytes", "their_peak_bytes")),
     ]
+
+
+def _seconds(value: float | None, failed: bool) -> str:
+    return _number(value, ".0f") or ("" if failed else "untimed")
 
 
 def _number(value: float | None, form: str, unit: float = 1) -> str:

@@ -1,7 +1,7 @@
 """Carry out one trial in this process: quantize, score, and write what came of it.
 
-NAME.json: name, library, version, seconds and peak_bytes of quantizing (loading the model included, importing
-libraries not), perplexity. NAME.npz: losses, (windows, window - 1) float32, nats.
+NAME.json: name, library, version, seconds (unless the machine is shared) and peak_bytes of quantizing (loading the
+model included, importing libraries not), perplexity. NAME.npz: losses, (windows, window - 1) float32, nats.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from scripts.crosscheck.prepare import Inputs
 from squeeze.probes.memory import measured
 
 
-def run(trial: Trial, inputs: Inputs, results: Path) -> None:
-    """Raises whatever the library does."""
+def run(trial: Trial, inputs: Inputs, results: Path, timed: bool = True) -> None:
+    """Carry out the trial and write its files; without seconds unless ``timed``. Raises whatever the library does."""
     module = _module(trial.library)
     torch.manual_seed(0)
     start = time.perf_counter()
@@ -39,7 +39,7 @@ def run(trial: Trial, inputs: Inputs, results: Path) -> None:
         "name": trial.name,
         "library": trial.library,
         "version": version("squeeze-bench" if trial.library == OURS else trial.library),
-        "seconds": round(seconds, 2),
+        **({"seconds": round(seconds, 2)} if timed else {}),
         "peak_bytes": usage.peak,
         "perplexity": perplexity(losses),
     }
@@ -52,13 +52,14 @@ def _module(library: str) -> ModuleType:
 
 
 def main() -> None:
-    """``python -m scripts.crosscheck.trial NAME INPUTS RESULTS``."""
+    """Run ``python -m scripts.crosscheck.trial NAME INPUTS RESULTS [--untimed]``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=trials())
     parser.add_argument("inputs", type=Path)
     parser.add_argument("results", type=Path)
+    parser.add_argument("--untimed", action="store_true")
     options = parser.parse_args()
-    run(trials()[options.name], Inputs(options.inputs), options.results)
+    run(trials()[options.name], Inputs(options.inputs), options.results, timed=not options.untimed)
 
 
 if __name__ == "__main__":

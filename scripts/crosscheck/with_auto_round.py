@@ -11,9 +11,14 @@ from torch import nn
 from scripts.crosscheck.prepare import Inputs
 
 
-def quantize(inputs: Inputs, bits: int, group_size: int, symmetric: bool, **options: Any) -> nn.Module:
-    """options: of AutoRound, such as ``iters``; the weights stay in bfloat16, moved onto their grids."""
-    windows = inputs.calibration
+def quantize(
+    inputs: Inputs, bits: int, group_size: int, symmetric: bool, samples: int | None = None, **options: Any
+) -> nn.Module:
+    """Return the model with its weights moved onto their grids, in bfloat16.
+
+    samples: how many windows of calibration, the first ones; None: all. options: of AutoRound, such as ``iters``.
+    """
+    windows = inputs.calibration[:samples]
     rounding = AutoRound(
         inputs.model(),
         tokenizer=inputs.tokenizer(),

@@ -1,4 +1,4 @@
-"""``squeeze compare A B``: one pair of rows in words and figures, from their raw samples.
+"""Tell how one row differs from another, in words and figures, from their raw samples: ``squeeze compare A B``.
 
 Speed is compared round by round, each candidate relative to the baseline process of its own round: where both shared
 that process it cancels, where they did not it stands in for the conditions of the moment.
@@ -57,7 +57,7 @@ def _measured(store: RecordStore, name: str, record: Record) -> Side:
 
 
 def _unlike(first: Side, second: Side) -> Iterator[str]:
-    """The conditions in which two rows differ, with both values."""
+    """Yield the conditions in which two rows differ, with both values."""
     one, other = first.cell, second.cell
     for name in ("model", "common_protocol", "runtime"):
         parts = (_conditions(getattr(cell, name)) for cell in (one, other))
@@ -66,7 +66,7 @@ def _unlike(first: Side, second: Side) -> Iterator[str]:
 
 
 def _conditions(part: Mapping[str, Any]) -> dict[str, Any]:
-    """A part of a cell without what two rows may differ in: names, and the dtype that a model is held in."""
+    """Return a part of a cell without what two rows may differ in: names, and the dtype that a model is held in."""
     return {name: value for name, value in part.items() if name not in ("name", "dtype")}
 
 
@@ -81,7 +81,7 @@ def _heading(side: Side) -> str:
 
 
 def _alone(side: Side) -> Iterator[str]:
-    """The row's own figures, against its own baseline."""
+    """Yield the row's own figures, against its own baseline."""
     for name in ("decode_speedup", "ttft_speedup", "perplexity", "perplexity_delta"):
         if (estimate := side.record.estimates.get(name)) is not None:
             yield f"  {name}: {estimate.value:.4g}{_interval(estimate)}"
@@ -101,7 +101,7 @@ def _speed(first: Side, second: Side) -> Iterator[str]:
 
 
 def _relative_rates(side: Side, name: str) -> list[float]:
-    """For each round, the rate of the row's process over that of its baseline's process; a baseline's own are 1."""
+    """Return, for each round, the rate of the row's process over that of its baseline's; a baseline's own are 1."""
     own = np.median(side.arrays[name], axis=1)
     baseline = side.arrays.get(f"baseline_{name}")
     return [1.0] * len(own) if baseline is None else list(np.median(baseline, axis=1) / own)

@@ -1,4 +1,4 @@
-"""Trained rows beside their control: the uncompressed model, trained on the same tokens for as many steps.
+"""Set trained rows beside their control: the uncompressed model, trained on the same tokens for as many steps.
 
 Without it nobody can tell what a row owes to its method from what it owes to the text that it has seen.
 """
@@ -22,7 +22,7 @@ SCORES = ("perplexity", "perplexity_ood")
 
 
 def joined(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame itself or, where rows are trained, one that sets the figures of their control beside theirs.
+    """Return the frame itself or, where rows are trained, one with the figures of their control beside theirs.
 
     frame: rows in order of time; read are ``training`` (``Cell.training``), family, status, fingerprint, attempt, the
     perplexities and ``block_nll``. The control of a row is the newest ok one with its training and fingerprint.
@@ -45,7 +45,7 @@ def joined(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _beside(block_nll: Any, control: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a trained row's control adds to it."""
+    """Return what a trained row's control adds to it."""
     if control is None:
         return {"control": NONE}
     scores = {f"control_{name}": control[name] for name in SCORES if name in control}

@@ -1,4 +1,4 @@
-"""Drift: how the speed of one and the same baseline moved while a sweep was measured.
+"""Tell how the speed of one and the same baseline drifted while a sweep was measured.
 
 Every round times the baseline anew, so a sweep holds its own control runs. A verdict needs none of this, for drift
 that a round's processes share cancels in their ratio; it tells how much the machine was to be trusted.
@@ -28,7 +28,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Drift:
-    """Of one baseline on one machine: ``change`` from the first to the last of its runs, ``spread`` about that trend.
+    """How one baseline's time moved on one machine: ``change`` from first to last run, ``spread`` about that trend.
 
     Both are relative (0.01: one per cent slower). The interval of ``change`` is that of a straight line's slope, with
     the runs taken for independent; ``spread`` is the standard deviation of the log times.
@@ -40,7 +40,7 @@ class Drift:
 
 
 def drifts(store: RecordStore, records: Iterable[Record]) -> Iterator[Drift]:
-    """The drift of each baseline that was timed often enough; records whose samples are gone count nothing."""
+    """Yield the drift of each baseline that was timed often enough; records whose samples are gone count nothing."""
     timed = [record for record in records if record.status is Status.OK and record.isolation == PROCESS]
     series: dict[str, dict[bytes, Array]] = {}
     names = {}
@@ -58,7 +58,7 @@ def drifts(store: RecordStore, records: Iterable[Record]) -> Iterator[Drift]:
 
 
 def trend(baseline: str, seconds: Array) -> Drift:
-    """The drift of control runs (n,), in the order in which they were measured."""
+    """Fit the drift of control runs, (n,) seconds, in the order in which they were measured."""
     logs, places = np.log(seconds), np.arange(seconds.size)
     line = scipy.stats.linregress(places, logs)
     span = seconds.size - 1
@@ -69,7 +69,7 @@ def trend(baseline: str, seconds: Array) -> Drift:
 
 
 def _control_runs(store: RecordStore, record: Record) -> Array | None:
-    """Median seconds a token of the baseline's process in each round (rounds,)."""
+    """Return median seconds a token of the baseline's process in each round (rounds,), or None without samples."""
     try:
         with np.load(store.samples(record), allow_pickle=False) as arrays:
             return np.asarray(np.median(arrays[CONTROL], axis=1)) if CONTROL in arrays else None

@@ -1,4 +1,4 @@
-"""The published tables: leaderboard.csv, one CSV per family, leaderboard.md and pareto.png.
+"""Write the published tables: leaderboard.csv, one CSV per family, leaderboard.md and pareto.png.
 
 The same records give the same CSV bytes in any clone: rows are in reading order, floats have six significant digits.
 """
@@ -37,7 +37,7 @@ def collate(results: Path, out: Path) -> None:
 
 
 def texts(frame: pd.DataFrame) -> dict[str, bytes]:
-    """What is published of a table as text, by file name: all its rows, those of each family, and an excerpt."""
+    """Return what is published of a table as text, by file name: all its rows, those of each family, and an excerpt."""
     header, *rows = csv(frame).splitlines(keepends=True)
     families = {
         f"leaderboard_{_file_name(str(family))}.csv": b"".join([header, *(rows[position] for position in positions)])
@@ -47,7 +47,7 @@ def texts(frame: pd.DataFrame) -> dict[str, bytes]:
 
 
 def csv(frame: pd.DataFrame) -> bytes:
-    """The table as UTF-8 CSV, a line for each row.
+    """Return the table as UTF-8 CSV, a line for each row.
 
     Text that a spreadsheet would take for a formula is preceded by an apostrophe; line breaks become spaces.
     """
@@ -56,7 +56,7 @@ def csv(frame: pd.DataFrame) -> bytes:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A readable excerpt: the first rows of each board, then what failed and why."""
+    """Return a readable excerpt: the first rows of each board, then what failed and why."""
     boards = summary.boards(frame)
     parts = ["# Leaderboard", summary.LEGEND, *map(_board, boards[:EXCERPT_BOARDS])]
     if (left_out := len(boards) - EXCERPT_BOARDS) > 0:
@@ -66,9 +66,11 @@ def markdown(frame: pd.DataFrame) -> str:
 
 def _board(board: pd.DataFrame) -> str:
     ok, failed = summary.parted(board)
-    alignment = [":--" if heading in summary.LEFT else "--:" for heading in summary.HEADINGS]
-    rows = [[_plain(cell) for cell in summary.cells(row)] for _, row in ok.head(EXCERPT_ROWS).iterrows()]
-    lines = [f"| {' | '.join(cells)} |" for cells in (summary.HEADINGS, alignment, *rows)]
+    columns = summary.columns(board, wide=True)
+    headings = [column.heading for column in columns]
+    alignment = [":--" if column.left else "--:" for column in columns]
+    rows = [[_plain(column.text(row)) for column in columns] for _, row in ok.head(EXCERPT_ROWS).iterrows()]
+    lines = [f"| {' | '.join(cells)} |" for cells in (headings, alignment, *rows)]
     reasons = [f"- {_plain(summary.failure(row))}" for _, row in failed.head(EXCERPT_ROWS).iterrows()]
     controls = [f"- {_plain(text)}" for text in summary.controls(board.head(EXCERPT_ROWS))]
     parts = [f"## {_plain(summary.title(board))}", *map("\n".join, (lines, controls, reasons))]
@@ -78,7 +80,7 @@ def _board(board: pd.DataFrame) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is: a record's words are not markup."""
+    """Escape a text so that Markdown shows it as it is: a record's words are not markup."""
     return re.sub(r"([\\`*_<>|\[\]])", r"\\\1", text)
 
 
@@ -90,5 +92,5 @@ def _harmless(column: pd.Series) -> pd.Series:
 
 
 def _file_name(family: str) -> str:
-    """A record's family is foreign text: no separator, no dot."""
+    """Make a file name of a record's family, which is foreign text: no separator, no dot."""
     return re.sub(r"[^A-Za-z0-9-]", "_", family)

@@ -1,4 +1,4 @@
-"""``squeeze pick``: the rows that keep given bounds, best first; such as the best under 80 MB and 20 ms."""
+"""Pick the rows that keep given bounds, best first, such as the best under 80 MB and 20 ms: ``squeeze pick``."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class Bound:
 
     @classmethod
     def of(cls, text: str, least: bool) -> Bound:
-        """The bound that a text such as ``bytes=80M`` names. Raises SqueezeError when it names none."""
+        """Read the bound that a text such as ``bytes=80M`` names. Raises SqueezeError when it names none."""
         column, _, amount = text.partition("=")
         if (found := AMOUNT.fullmatch(amount.strip())) is None:
             raise SqueezeError(f"{text!r} is no bound; expected COLUMN=NUMBER such as bytes=80M (k, M or G)")
         return cls(column.strip(), float(found[1]) * UNITS[found[2]], least)
 
     def kept(self, frame: pd.DataFrame) -> pd.Series:
-        """Which rows of a table keep it; one without a value does not."""
+        """Tell which rows of a table keep it; one without a value does not."""
         values = numbers(frame, self.column)
         return values.ge(self.value) if self.least else values.le(self.value)
 
@@ -82,7 +82,7 @@ def show(results: Path, most: Sequence[str], least: Sequence[str], by: str) -> i
 
 
 def numbers(frame: pd.DataFrame, column: str) -> pd.Series:
-    """A column as floats. Raises SqueezeError when the table has none of that name, or it holds no numbers."""
+    """Return a column as floats. Raises SqueezeError when the table has none of that name, or it holds no numbers."""
     if column not in frame.columns:
         raise SqueezeError(f"no column {column!r}; {hint(column, frame.columns)}")
     values = pd.to_numeric(frame[column], errors="coerce").astype(float)
@@ -92,12 +92,12 @@ def numbers(frame: pd.DataFrame, column: str) -> pd.Series:
 
 
 def best_first(board: pd.DataFrame, by: str) -> pd.DataFrame:
-    """The rows in order of a column: upwards or downwards, as its kind of figure is the better for."""
+    """Sort the rows by a column, the better figure first, be it the greater or the smaller one."""
     return board.sort_values(by, ascending=MORE.fullmatch(by) is None, kind="stable", ignore_index=True)
 
 
 def ties(board: pd.DataFrame, by: str, records: Mapping[str, Record]) -> npt.NDArray[np.bool_]:
-    """Which rows (rows,) are not shown to be worse than the first.
+    """Tell which rows (rows,) are not shown to be worse than the first.
 
     In perplexity: the paired t-test over blocks of tokens, corrected (Holm) for all pairs of these rows. In other
     columns: where their intervals or spreads meet, and those without one are equal.

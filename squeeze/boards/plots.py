@@ -1,4 +1,4 @@
-"""pareto.png: size against quality and speed against quality, one row of panels for each board."""
+"""Draw pareto.png: size against quality and speed against quality, one row of panels for each board."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ PANELS = (
 
 
 def pareto(frame: pd.DataFrame) -> bytes:
-    """The figure of a table (see `squeeze.boards.table`) as PNG."""
+    """Return the figure of a table (see ``squeeze.boards.table``) as PNG."""
     image = io.BytesIO()
     draw(frame).savefig(image, format="png", metadata={"Software": None})
     return image.getvalue()
@@ -68,7 +68,7 @@ def pareto(frame: pd.DataFrame) -> bytes:
 
 @matplotlib.rc_context(STYLE)
 def draw(frame: pd.DataFrame) -> Figure:
-    """The boards with most rows, at most three. Rows that failed are counted, not drawn."""
+    """Draw the boards with most rows, at most MOST_BOARDS. Rows that failed are counted, not drawn."""
     boards = sorted(summary.boards(frame), key=len, reverse=True)
     families = sorted(frame["family"].unique(), key=lambda family: (family != "baseline", family))
     shown = boards[:MOST_BOARDS]
@@ -112,7 +112,7 @@ def _draw(axes: Axes, panel: Panel, board: pd.DataFrame, families: Sequence[str]
 
 
 def _placed(panel: Panel, board: pd.DataFrame) -> pd.DataFrame:
-    """The rows to draw, those on the front first, with their place (x, y) and whether they are ``beyond`` the edge."""
+    """Return the rows to draw, those on the front first, with their place (x, y) and whether ``beyond`` the edge."""
     rows = board[(board["status"] == Status.OK) & board["perplexity"].notna() & board[panel.column].notna()]
     ceiling = rows["perplexity"].min() * HEADROOM
     rows = rows.assign(
@@ -135,7 +135,7 @@ def _point(axes: Axes, panel: Panel, row: pd.Series, families: Sequence[str]) ->
 
 
 def _bar(value: float, row: pd.Series, name: str, *, relative: bool) -> list[list[float]] | None:
-    """The paired interval of a change against the baseline, carried over to the value itself: [[below], [above]]."""
+    """Carry the paired interval of a change against the baseline over to the value itself: [[below], [above]]."""
     change, low, high = (row[column] for column in (name, f"{name}_low", f"{name}_high"))
     if pd.isna(low):
         return None
@@ -151,7 +151,7 @@ def _name(row: pd.Series) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib takes for no formula."""
+    """Escape a text so that matplotlib takes it for no formula."""
     return line(text).replace("$", r"\$")
 
 
@@ -200,7 +200,7 @@ def _caption(shown: Sequence[pd.DataFrame], boards_left_out: int) -> str:
 
 
 def front(costs: npt.ArrayLike, losses: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Which rows are on the front when both costs and losses (rows,) shall be small; of equal rows, all are.
+    """Tell which rows are on the front when both costs and losses (rows,) shall be small; of equal rows, all are.
 
     A row is off the front when another one is as good on both counts and better on one. A row with a missing (NaN)
     count is never on it. For a count that shall be large, give its negative.

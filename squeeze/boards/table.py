@@ -1,4 +1,4 @@
-"""Records -> one table: the newest official attempt of each cell, joined into boards, ranked, with verdicts.
+"""Make one table of records: the newest official attempt of each cell, joined into boards, ranked, with verdicts.
 
 A *board* is a set of rows that may be compared: same model (in whatever dtype), protocol and fingerprint. Nothing
 is ranked, tested or counted across boards.
@@ -43,7 +43,7 @@ ROWS_AT_ONCE = 5_000  # dicts turned into columns together: bounds the memory of
 
 
 def read(results: Path) -> pd.DataFrame:
-    """The table of a results folder; files there that are no records are named on stderr and left alone.
+    """Read the table of a results folder; files there that are no records are named on stderr and left alone.
 
     Raises SqueezeError when there is not one record.
     """
@@ -51,7 +51,7 @@ def read(results: Path) -> pd.DataFrame:
 
 
 def table(records: Iterable[Record]) -> pd.DataFrame:
-    """One row for the attempt that counts of each (cell, artifact, fingerprint), in the order in which boards are read.
+    """Return a row for the attempt that counts of each (cell, artifact, fingerprint), in the order of the boards.
 
     Columns: COLUMNS, acc_<task> and acc_<task>_stderr, LAST_COLUMNS with every further scalar of the records before
     them; where rows are trained, those of ``controls.joined``, too. Values that a row does not have are missing.
@@ -102,7 +102,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _figures(record: Record) -> dict[str, Any]:
-    """Every scalar of what was realised and estimated, and the intervals and p-values of all but counts of bytes."""
+    """Return every scalar that was realised or estimated, with intervals and p-values but for counts of bytes."""
     figures = {name: value for name, value in record.realised.items() if isinstance(value, bool | int | float | str)}
     for name, estimate in record.estimates.items():
         figures[name] = float(estimate.value)
@@ -113,7 +113,7 @@ def _figures(record: Record) -> dict[str, Any]:
 
 
 def _sparsity(record: Record) -> Any:
-    """The recounted share of zeros of a row that claims some; a coarse grid has zeros too, which save nothing."""
+    """Return the recounted share of zeros of a row that claims some; those of a coarse grid save nothing."""
     return None if record.claimed.get("sparsity") is None else record.realised.get("sparsity")
 
 
@@ -123,13 +123,13 @@ def _board(cell: Cell, fingerprint: str) -> str:
 
 
 def _newest(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of the attempts at one cell, artifact and fingerprint, the one of greatest ``Record.precedence``."""
+    """Keep, of the attempts at one cell, artifact and fingerprint, the one of greatest ``Record.precedence``."""
     ordered = frame.sort_values(["precedence"], kind="stable", ignore_index=True).drop(columns="precedence")
     return ordered.drop_duplicates(list(Row._fields), keep="last", ignore_index=True)
 
 
 def _ranks(frame: pd.DataFrame) -> pd.Series:
-    """1 + number of significantly better rows of the board; missing where a row failed or has no block losses."""
+    """Return 1 + the number of significantly better rows of the board; missing where one failed or has no losses."""
     result = pd.Series(pd.NA, index=frame.index, dtype="Int64")
     lengths = frame["block_nll"].map(len)
     scored = frame[(frame["status"] == Status.OK) & (lengths > 0)]
@@ -140,13 +140,13 @@ def _ranks(frame: pd.DataFrame) -> pd.Series:
 
 
 def _coverage(frame: pd.DataFrame) -> pd.Series:
-    """Such as 3/4: of the technique's four cells on this board, three are ok. No method wins by crashing."""
+    """Count, as 3/4, how many of the technique's cells on this board are ok. No method wins by crashing."""
     groups = (frame["status"] == Status.OK).groupby([frame["board"], frame["technique"]])
     return groups.transform("sum").astype(str) + "/" + groups.transform("size").astype(str)
 
 
 def _verdicts(frame: pd.DataFrame, name: str) -> pd.Series:
-    """What the estimate ``name`` shows, corrected (Holm) for the number of rows of its board that can show anything."""
+    """Say what the estimate ``name`` shows, corrected (Holm) for the rows of its board that can show anything."""
     lower, neutral, higher = VERDICTS[name]
     value = frame[name].astype(float)
     p_values = frame[f"{name}_p_value"].astype(float)
@@ -160,7 +160,7 @@ def _verdicts(frame: pd.DataFrame, name: str) -> pd.Series:
 
 
 def _arranged(frame: pd.DataFrame) -> pd.DataFrame:
-    """The named columns first and last, tasks and other figures between; counts of bytes as integers."""
+    """Put the named columns first and last, tasks and other figures between; make counts of bytes integers."""
     others = sorted(set(frame.columns) - {*COLUMNS, *LAST_COLUMNS})
     tasks = [name for name in others if name.startswith("acc_")]
     further = [name for name in others if not name.startswith("acc_")]

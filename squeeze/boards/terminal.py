@@ -1,8 +1,9 @@
-"""``squeeze board``: the leaderboard in the terminal, what measuring it cost, and what others have published of it."""
+"""Print the leaderboard, what measuring it cost, and what others have published of it: ``squeeze board``."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -41,7 +42,9 @@ def show(results: Path, costs: bool = False) -> None:
 
 
 def show_literature(results: Path) -> None:
-    """Print measured perplexities beside published ones, and which rows have no counterpart and why.
+    """Print measured perplexities beside published ones, and of rows without a counterpart the fields that differ.
+
+    What a source does not say of a number that stands in the table is named below it.
 
     Raises SqueezeError when there is no record.
     """
@@ -53,6 +56,8 @@ def show_literature(results: Path) -> None:
         out.print(_literature(joined.comparisons, sources))
         for number, source in enumerate(sources, 1):
             out.print(Text(f"[{number}] {source}", style="dim"), soft_wrap=True)
+        for text in _unstated(joined.comparisons, sources):
+            out.print(Text(text, style="dim"), soft_wrap=True)
     for why, pairs in groupby(sorted(joined.alone, key=itemgetter(1)), key=itemgetter(1)):
         labels = ", ".join(cell.label for cell, _ in pairs)
         out.print(Text(line(f"no counterpart: {labels}: {why}"), style="yellow"), soft_wrap=True)
@@ -66,10 +71,11 @@ def _print(out: Console, board: pd.DataFrame) -> None:
     table = Table(
         title=Text(summary.title(board)), title_justify="left", box=SIMPLE_HEAD, padding=0, collapse_padding=True
     )
-    for heading in summary.HEADINGS:
-        table.add_column(heading, justify="left" if heading in summary.LEFT else "right", overflow="fold")
+    columns = summary.columns(board)
+    for column in columns:
+        table.add_column(column.heading, justify="left" if column.left else "right", overflow="fold")
     for _, row in ok.iterrows():
-        table.add_row(*map(Text, summary.cells(row)))
+        table.add_row(*(Text(column.text(row)) for column in columns))
     out.print(table)
     for text in summary.controls(board):
         out.print(Text(text))
@@ -96,6 +102,16 @@ def _literature(comparisons: list[Comparison], sources: list[str]) -> Table:
     return table
 
 
+def _unstated(comparisons: list[Comparison], sources: list[str]) -> Iterator[str]:
+    """Say, of each source, what it does not state and was therefore not compared, and of which rows."""
+    rows: dict[tuple[int, tuple[str, ...]], list[str]] = defaultdict(list)
+    for each in comparisons:
+        if each.unstated:
+            rows[sources.index(each.published.source) + 1, each.unstated].append(each.cell.label)
+    for (number, names), labels in rows.items():
+        yield line(f"not stated by [{number}], so not compared: {', '.join(names)}: {', '.join(dict.fromkeys(labels))}")
+
+
 def _in_words(drift: Drift) -> str:
     change, low, high = (100 * (value or 0.0) for value in (drift.change.value, drift.change.low, drift.change.high))
     return (
@@ -105,7 +121,7 @@ def _in_words(drift: Drift) -> str:
 
 
 def _costs(results: Path) -> Table:
-    """Wall seconds by cell (all its attempts) and stage; stages in the order of what they took in all."""
+    """Tabulate wall seconds by cell (all its attempts) and stage; stages in the order of what they took in all."""
     spent: dict[str, Counter[str]] = defaultdict(Counter)
     for record in RecordStore(results).require():
         spent[Cell.from_json(record.cell).label].update(record.stages)

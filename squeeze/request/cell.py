@@ -12,8 +12,9 @@ from squeeze.core.hashing import digest
 # Fields that name a thing for people; two cells that differ only here are the same cell.
 LABELS = frozenset({"name", "family", "title", "description"})
 
-# What a protocol asks beyond the rest where a technique is trained. Rows that differ only here can be compared.
-TRAINED_ONLY = frozenset({"perplexity_ood"})
+# What a protocol asks beyond the rest where a technique reads text. Rows that differ only here can be compared.
+CALIBRATED_ONLY = frozenset({"perplexity_ood"})
+DEFAULT_CALIBRATION = "wikipedia"  # the name of the text that a label leaves out
 
 # Fields of a step that trains, and the family of what is trained for comparison alone: the uncompressed model.
 SCHEDULE = ("training_steps", "windows", "learning_rate")
@@ -52,18 +53,19 @@ class Cell:
 
     @property
     def common_protocol(self) -> dict[str, Any]:
-        """What rows that are compared have in common: the protocol without what trained ones are asked beyond it."""
-        return {name: value for name, value in self.protocol.items() if name not in TRAINED_ONLY}
+        """What rows that are compared have in common: the protocol without what calibrated ones are asked beyond it."""
+        return {name: value for name, value in self.protocol.items() if name not in CALIBRATED_ONLY}
 
     @cached_property
     def training(self) -> str | None:
         """What a trained cell and its control share, as a sha256; None for a cell that trains nothing.
 
-        It covers the model in its dtype, the text, SCHEDULE, the protocol and the device.
+        A cell is trained where a step has a field of SCHEDULE. The hash covers the model in its dtype, the text,
+        SCHEDULE, the protocol and the device.
         """
         steps = self.technique["steps"]
         schedule = {name: step[name] for step in steps for name in SCHEDULE if name in step}
-        if not schedule and not (steps and TRAINED_ONLY & self.protocol.keys()):
+        if not schedule:
             return None
         shared = [self.model, self.calibration, schedule, self.runtime["device"], self.common_protocol]
         return digest(_without_labels(shared))
@@ -106,6 +108,8 @@ class Cell:
             yield f"e{embed_bits}"
         if self.axis("double_quant"):
             yield "dq"
+        if (calibration := self.calibration.get("name", DEFAULT_CALIBRATION)) != DEFAULT_CALIBRATION:
+            yield str(calibration)
         if self.replicate:
             yield f"r{self.replicate}"
 

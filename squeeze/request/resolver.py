@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from squeeze.core.environment import default_device, usable_threads
 from squeeze.core.errors import SqueezeError, hint
-from squeeze.request.cell import TRAINED_ONLY, Cell
+from squeeze.request.cell import CALIBRATED_ONLY, Cell
 from squeeze.request.choices import GROUPS, SWEEP, Choices
 from squeeze.request.overrides import Setting, edited, is_addition
 from squeeze.request.plain_yaml import INTERPOLATION
@@ -55,14 +55,14 @@ class Resolver:
             check_axis(name, value)
         groups = {group: self._group(group, settings, point, axes) for group in GROUPS}
         technique = {**groups["technique"]}
-        calibrated, trained = technique.pop("calibrated", False), technique.pop("trained", False)
-        protocol = groups["protocol"]
+        calibrated, protocol = technique.pop("calibrated", False), groups["protocol"]
+        uncalibrated = {name: value for name, value in protocol.items() if name not in CALIBRATED_ONLY}
         return Cell(
             model=groups["model"],
             technique=technique,
             calibration=groups["calibration"] if calibrated else {},
             runtime=groups["runtime"],
-            protocol=protocol if trained else {name: protocol[name] for name in protocol if name not in TRAINED_ONLY},
+            protocol=protocol if calibrated else uncalibrated,
             replicate=axes.get("replicate", 0),
         )
 

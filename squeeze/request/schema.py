@@ -234,7 +234,7 @@ _PROTOCOL: Schema = {
 # group -> (fields it must have, fields it may have)
 SCHEMAS: Mapping[str, tuple[Schema, Schema]] = {
     "model": (_MODEL, {"member": _TEXT, "seed": _at_least(0), **MODEL_PINS}),
-    "technique": (_TECHNIQUE, {"calibrated": _BOOLEAN, "trained": _BOOLEAN}),
+    "technique": (_TECHNIQUE, {"calibrated": _BOOLEAN}),
     "calibration": (_CALIBRATION, {}),
     "runtime": (_RUNTIME, {}),
     "protocol": (_PROTOCOL, {"perplexity_ood": _TEXT_WINDOWS}),

@@ -104,7 +104,17 @@ def test_the_excerpt_shows_rows_intervals_failures_and_no_markup_of_records(resu
     assert "| 6 | rtn-4-g64 | 6.66 | 112 | 30.0 | 1.65 \\[1.60, 1.70\\] ▲ | 20.00 |" in text
     assert "- bnb\\_int8-3: unsupported: =bits 3 is not supported; expected 4 or 8" in text
     lines = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines} == {12}
+    assert {line.count("|") for line in lines} == {13}
+    assert "| perplexity | change | KL | top-1 |" in text
+
+
+def test_calibrated_rows_show_their_perplexity_on_other_text(tmp_path):
+    outside = record(cell("gptq", "quantization", {"bits": 3}), {"perplexity_ood": Estimate(49.57)})
+    collate(written([*smoke_records(), outside], tmp_path), tmp_path)
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert "| perplexity | change | other text | KL | top-1 |" in text
+    assert "| 49.57 |" in text
+    assert {row["technique"]: row["perplexity_ood"] for row in rows(tmp_path / "leaderboard.csv")}["gptq"] == "49.57"
 
 
 def test_a_long_table_is_cut_and_says_so(results):

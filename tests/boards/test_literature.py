@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from squeeze.boards.literature import Published, counterparts, join, numbers
+from squeeze.boards.literature import Measured, Published, counterparts, join, numbers
 from squeeze.core.errors import SqueezeError
 from squeeze.records.record import Estimate, Record, Status
 from squeeze.request.expand import cells
@@ -42,19 +42,22 @@ def test_a_counterpart_is_judged_by_its_tolerance(perplexity: float, agrees: boo
     ("unlike", "why"),
     [
         ({"model": {**HUB, "source": "pypi:opt==1"}}, "nothing is published here of pypi:opt==1"),
-        ({"bits": 3}, "the nearest published number has bits 4; this row has 3"),
-        ({"group_size": 128}, "has group_size null; this row has 128"),
-        ({"symmetric": True}, "has symmetric false; this row has true"),
-        ({"text": {**TEXT, "window": 1024}}, "has window 2048; this row has 1024"),
-        ({"text": {**TEXT, "corpus": "wikipedia_eval"}}, "has corpus wikitext2; this row has wikipedia_eval"),
-        ({"text": {**TEXT, "tokens": 8192}}, "has tokens null; this row has 8192"),
+        ({"bits": 3}, "published with bits 4, measured with 3"),
+        ({"group_size": 128}, "published with group_size null, measured with 128"),
+        ({"symmetric": True, "bits": 3}, "published with bits 4, symmetric false, measured with 3, true"),
+        ({"text": {**TEXT, "window": 1024}}, "published with perplexity.window 2048, measured with 1024"),
+        (
+            {"text": {**TEXT, "corpus": "wikipedia_eval"}},
+            "published with perplexity.corpus wikitext2, measured with wikipedia_eval",
+        ),
+        ({"text": {**TEXT, "tokens": 8192}}, "published with perplexity.tokens null, measured with 8192"),
     ],
 )
 def test_unlike_rows_are_never_joined_and_say_why(unlike: dict[str, Any], why: str) -> None:
     joined = join([rounded(**unlike)], [NUMBER])
     assert joined.comparisons == []
     [(_, said)] = joined.alone
-    assert why in said
+    assert said == why
     assert joined.unmeasured == [NUMBER]
 
 
@@ -69,7 +72,58 @@ def test_the_nearest_number_explains() -> None:
     far = replace(NUMBER, step={"bits": 8, "group_size": 64, "symmetric": True})
     for published in ([far, NUMBER], [NUMBER, far]):
         [(_, why)] = join([rounded(bits=3)], published).alone
-        assert why == "the nearest published number has bits 4; this row has 3"
+        assert why == "published with bits 4, measured with 3"
+
+
+C4 = {"name": "c4", "corpus": "c4", "samples": 128, "window": 2048, "seed": 0}
+SOLVER = {**STEP, "act_order": False, "static_groups": False, "damping": 0.01, "damping_of": "mean"}
+SOLVED = Published("hf:facebook/opt-125m", "gptq", 31.12, 0.03, "A paper", SOLVER, TEXT, {**C4})
+
+
+def solved(calibration: dict[str, Any] = C4, name: str = "gptq", transformers: str = "5.23", **step: Any) -> Record:
+    protocol = {**PROTOCOL, "perplexity": TEXT, "perplexity_ood": {"corpus": "speeches"}}
+    subject = cell(name, "quantization", {**SOLVER, **step}, model=HUB, protocol=protocol, calibration={**calibration})
+    environment = {"software": {"versions": {"transformers": transformers}}}
+    return record(subject, {"perplexity": Estimate(31.0)}, environment=environment)
+
+
+@pytest.mark.parametrize(
+    ("unlike", "why"),
+    [
+        ({"damping": 0.3}, "published with damping 0.01, measured with 0.3"),
+        ({"damping_of": "own"}, "published with damping_of mean, measured with own"),
+        ({"static_groups": True}, "published with static_groups false, measured with true"),
+        ({"act_order": True}, "published with act_order false, measured with true"),
+        (
+            {"calibration": {**C4, "corpus": "wikipedia"}},
+            "published with calibration.corpus c4, measured with wikipedia",
+        ),
+        ({"calibration": {**C4, "samples": 32}}, "published with calibration.samples 128, measured with 32"),
+        ({"calibration": {**C4, "window": 512}}, "published with calibration.window 2048, measured with 512"),
+        ({"transformers": "5.17"}, "published with harness.transformers 5.23, measured with 5.17"),
+    ],
+)
+def test_a_solver_is_joined_only_with_its_own_settings_calibration_and_harness(
+    unlike: dict[str, Any], why: str
+) -> None:
+    published = [replace(SOLVED, harness={"transformers": "5.23"})]
+    for name in ("gptq", "gptq_paper"):
+        assert [each.published for each in join([solved(name=name)], published).comparisons] == published
+    joined = join([solved(**unlike)], published)
+    assert joined.comparisons == []
+    assert [said for _, said in joined.alone] == [why]
+
+
+def test_what_was_not_published_is_not_compared_and_named() -> None:
+    step = {"bits": 4, "group_size": None}
+    bare = replace(SOLVED, step=step, calibration={"corpus": "c4"})
+    [comparison] = join([solved(calibration={**C4, "samples": 32}, damping=0.3)], [bare]).comparisons
+    assert comparison.unstated == (
+        *("symmetric", "act_order", "static_groups", "damping", "damping_of"),
+        *("calibration.samples", "calibration.window", "harness"),
+    )
+    [whole] = join([rounded()], [replace(NUMBER, harness={"lm-eval": None}, calibration={**C4})]).comparisons
+    assert whole.unstated == (), "what is not calibrated has no calibration to compare"
 
 
 def test_names_are_labels_only() -> None:
@@ -97,12 +151,33 @@ def test_the_embedded_model_has_no_counterpart() -> None:
     assert joined.unmeasured == numbers()
 
 
+CALIBRATION = ("corpus", "samples", "window")
+
+
 def test_the_sweep_measures_the_counterpart_of_each_number_and_nothing_else() -> None:
+    """But for the text of calibration: of C4 not as much is pinned as the papers read, and nothing of the Pile."""
     published = numbers()
+    as_calibrated = [replace(number, calibration={}) for number in published]
     planned = cells(["sweep=paper"])
-    found = [number for each in planned for number in counterparts(each, published)[0]]
+    found = [number for each in planned for number in counterparts(Measured(each), as_calibrated)[0]]
     assert len(planned) == len(found) == len(published)
-    assert all(found.count(number) == 1 for number in published)
+    assert all(found.count(number) == 1 for number in as_calibrated)
+    assert all(each.axis("static_groups") for each in planned if each.axis("act_order")), "else gptq refuses the order"
+
+
+def test_the_sweep_says_of_each_number_without_counterpart_that_its_calibration_is_another() -> None:
+    published = numbers()
+    reasons = {
+        each.label: counterparts(Measured(each), published)[1]
+        for each in cells(["sweep=paper"])
+        if not counterparts(Measured(each), published)[0]
+    }
+    assert set(reasons.values()) == {
+        "published with calibration.samples 128, measured with 32",
+        "published with calibration.samples 128, measured with 16",
+        "published with calibration.corpus pile, measured with c4",
+    }
+    assert all("gptq_paper" in label or "awq" in label or "sparsegpt" in label or "wanda" in label for label in reasons)
 
 
 def test_the_numbers_are_those_that_were_published() -> None:
@@ -134,7 +209,7 @@ def test_the_numbers_are_those_that_were_published() -> None:
 )
 def test_a_file_of_another_layout_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "numbers.yaml").write_text(text)
-    with pytest.raises(SqueezeError, match="expected a list of source, model, protocol and numbers"):
+    with pytest.raises(SqueezeError, match=r"expected a list of source.*most step, calibration and harness"):
         numbers(tmp_path / "numbers.yaml")
 
 

@@ -13,7 +13,7 @@ def rows():
 
 
 def shown(row):
-    return dict(zip(summary.HEADINGS, summary.cells(row), strict=True))
+    return {column.heading: column.text(row) for column in summary.columns(row.to_frame().T)}
 
 
 def test_a_row_in_a_few_words(rows):
@@ -22,14 +22,33 @@ def test_a_row_in_a_few_words(rows):
         "technique": "rtn-4-g64",
         "bits": "6.66",
         "MB": "112",
-        "tokens/s": "30.0",
+        "tok/s": "30.0",
         "speed-up": "1.65 [1.60, 1.70] ▲",
         "perplexity": "20.00",
-        "change": "+6.54 [+5.89, +7.19] ▼",
+        "change": "+6.54 [5.89, 7.19] ▼",
+        "KL": "0.4",
         "top-1": "45%",
         "real": "BMC",
         "ok": "5/5",
     }
+
+
+def test_small_divergences_stay_apart_from_none():
+    divergences = {0.000382: "0.00038", 0.0: "0", 0.2385: "0.24", 12.4: "12"}
+    for value, text in divergences.items():
+        row = table([record(cell("rtn", "q", {"bits": 8}), {"kl_divergence": Estimate(value)})]).iloc[0]
+        assert shown(row)["KL"] == text
+
+
+def test_other_text_has_a_column_only_where_a_row_was_scored_on_it(rows):
+    outside = record(cell("gptq", "quantization", {"bits": 3}), {"perplexity_ood": Estimate(49.57)})
+    board = table([*smoke_records(), outside])
+    narrow, wide = ([column.heading for column in summary.columns(board, wide=wide)] for wide in (False, True))
+    assert [name for name in wide if name not in narrow] == ["other text"]
+    column = next(column for column in summary.columns(board, wide=True) if column.heading == "other text")
+    texts = {row["technique"]: column.text(row) for _, row in board.iterrows()}
+    assert (texts["gptq"], texts["none"]) == ("49.57", "")
+    assert summary.columns(rows, wide=True) == summary.columns(rows)
 
 
 def test_claims_count_only_where_they_are_real(rows):

