@@ -100,6 +100,20 @@ def list_cells(overrides: tuple[str, ...], results: Path, config_dir: Path | Non
     _advise_controls(wanted, records)
 
 
+@app.command(name="axes")
+@config_option
+def show_axes(config_dir: Path | None) -> None:
+    """Show what can be swept.
+
+    One line each, with tabs between: name, default, allowed values, meaning.
+    """
+    from squeeze.request.axes import described
+    from squeeze.request.choices import Choices
+
+    for row in described(Choices.within(config_dir).scalars):
+        click.echo("\t".join(row))
+
+
 @app.command()
 @results_option
 @click.option("--costs", is_flag=True, help="Show what the measuring itself took, by stage.")

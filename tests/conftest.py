@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from squeeze.request import steps
 from tests.planted import plant
 
 Figure = Callable[[str], None]
@@ -21,12 +20,11 @@ def figure(record_property: Callable[[str, object], None]) -> Figure:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder of choices, with techniques of their own: those of tests/planted.py."""
-    monkeypatch.setattr(steps, "_folder", lambda: tmp_path)
     plant(tmp_path)
-    yield tmp_path
-    steps.find.cache_clear()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return tmp_path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

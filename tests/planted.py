@@ -1,7 +1,7 @@
-"""A user's folder of choices: three techniques, whose module is planted (fixture ``own``)."""
+"""A user's folder of choices: three techniques, which an installed plugin offers (fixture ``own``)."""
 
-from squeeze.request import steps
 from squeeze.request.expand import cells
+from tests.plugins import install
 
 SOURCE = """
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ class Prune:
 """
 
 TECHNIQUES = {
-    "round": "family: quantization\nsteps:\n- _target_: squeeze.techniques.planted.Round\n  bits: ${bits}\n"
+    "round": "family: quantization\nsteps:\n- _target_: planted:methods.Round\n  bits: ${bits}\n"
     "  group_size: ${group_size}\n  symmetric: ${symmetric}\n",
-    "prune": "family: pruning\nsteps:\n- _target_: squeeze.techniques.planted.Prune\n  sparsity: ${sparsity}\n",
-    "learned": "family: pruning\ncalibrated: true\nsteps:\n- _target_: squeeze.techniques.planted.Prune\n"
+    "prune": "family: pruning\nsteps:\n- _target_: planted:methods.Prune\n  sparsity: ${sparsity}\n",
+    "learned": "family: pruning\ncalibrated: true\nsteps:\n- _target_: planted:methods.Prune\n"
     "  sparsity: ${sparsity}\n",
 }
 
@@ -37,9 +37,8 @@ def place(folder, group, name, text):
 
 
 def plant(folder):
-    """Write the choices, and the module of their techniques, which is read anew."""
-    (folder / "planted.py").write_text(SOURCE)
-    steps.find.cache_clear()
+    """Write the choices, and install the plugin of their techniques into ``folder/site``."""
+    install(folder / "site", "planted", {"techniques/methods.py": SOURCE})
     for name, text in TECHNIQUES.items():
         place(folder, "technique", name, text)
 

@@ -126,7 +126,7 @@ def test_list_shows_status_and_time_and_runs_nothing(results, capsys):
     assert squeeze("list", *TINY, "replicate=0,1,2,3,4", "--results", results) == 0
     shown = capsys.readouterr()
     header, *rows = [line.split("\t") for line in shown.out.splitlines()]
-    assert header == ["cell", "bits", "group", "sparsity", "status", "estimate", "key"]
+    assert header == ["cell", "bits", "sparsity", "group", "status", "estimate", "key"]
     assert [row[4] for row in rows] == ["ok", "timeout", "ok", "planned", "planned"]
     assert {row[5] for row in rows} == {"0:01:01"}
     assert rows[0][6] == done.key[:8]

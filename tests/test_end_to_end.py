@@ -38,7 +38,7 @@ SMALL: dict[str, Any] = {
     "tasks": [],
     "limits": {"build": LIMIT, "quality": LIMIT, "latency": LIMIT},
 }
-RTN = {"_target_": "squeeze.techniques.quantization.rtn.RoundToNearest", "bits": 4, "group_size": 32, "symmetric": True}
+RTN = {"_target_": "rtn.RoundToNearest", "bits": 4, "group_size": 32, "symmetric": True}
 
 
 def cell(*steps: dict[str, Any]) -> Cell:

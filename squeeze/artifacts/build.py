@@ -115,10 +115,11 @@ def _timed(stages: dict[str, float], name: str) -> Iterator[None]:
 
 
 def resolve_step(step: Mapping[str, Any]) -> Technique:
-    """The technique of a step such as ``{_target_: squeeze.techniques.quantization.rtn.RoundToNearest, bits: 4}``.
+    """Return the technique of a step such as ``{_target_: rtn.RoundToNearest, bits: 4}``.
 
-    Raises SqueezeError for any target that is not a technique of our own (see ``request.steps.check_step``; here the
-    resolved object is checked as well, so no alias passes), and for fields that it does not take.
+    Raises SqueezeError for any target that is no technique of squeeze or of an installed plugin (see
+    ``request.steps.check_step``; here the resolved object is checked as well, so no alias passes), and for fields that
+    it does not take.
     """
     target = check_step(step)
     made: Any = vars(importlib.import_module(target.module)).get(target.name)

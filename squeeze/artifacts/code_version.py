@@ -1,4 +1,7 @@
-"""Find the source files that a module is made of, without importing any. Standard library only."""
+"""List what a module is made of, by reading source files: nothing is imported. Standard library only.
+
+A module may be squeeze's or a plugin's: ``packages`` maps top-level names to the folders in which they lie.
+"""
 
 from __future__ import annotations
 
@@ -9,41 +12,44 @@ from pathlib import Path
 
 from squeeze.core.paths import PACKAGE
 
+HOUSE: Mapping[str, Path] = {PACKAGE.name: PACKAGE}
 BY_NAME = frozenset({"find_spec", "import_module"})  # called with a literal, they import it or ask whether one could
 
 
-def closure(modules: Iterable[str], package: Path = PACKAGE) -> dict[str, Path]:
-    """Return the files of the named modules and of all modules of the package that they import, at any remove.
+def closure(modules: Iterable[str], packages: Mapping[str, Path] = HOUSE) -> dict[str, Path]:
+    """Return the files of the named modules and of all that these import of the packages, directly or through others.
 
-    Raises FileNotFoundError for a named module that the package does not have.
+    Raises FileNotFoundError for a named module that no package has.
     """
     files: dict[str, Path] = {}
     waiting = list(modules)
     while waiting:
         module = waiting.pop()
         if module not in files:
-            files[module] = source_file(module, package)
-            inside = (name for name in imported(module, files[module]) if name.partition(".")[0] == package.name)
-            waiting.extend(_module(name, package) for name in inside)
+            files[module] = source_file(module, packages)
+            inside = (name for name in imported(module, files[module]) if _top(name) in packages)
+            waiting.extend(_module(name, packages) for name in inside)
     return dict(sorted(files.items()))
 
 
-def libraries(files: Mapping[str, Path], package: Path = PACKAGE) -> frozenset[str]:
-    """Return the top-level packages that the modules import, other than their own and the standard library's."""
-    names = {name.partition(".")[0] for module, file in files.items() for name in imported(module, file)}
-    return frozenset(names - sys.stdlib_module_names - {package.name})
+def libraries(files: Mapping[str, Path], packages: Mapping[str, Path] = HOUSE) -> frozenset[str]:
+    """Return the top-level packages that the modules themselves import, other than these and the standard library's."""
+    names = {_top(name) for module, file in files.items() for name in imported(module, file)}
+    return frozenset(names - sys.stdlib_module_names - packages.keys())
 
 
-def source_file(module: str, package: Path = PACKAGE) -> Path:
+def source_file(module: str, packages: Mapping[str, Path] = HOUSE) -> Path:
     """Return the file that holds ``module``.
 
     Raises FileNotFoundError.
     """
-    path = package.joinpath(*module.split(".")[1:])
+    if (top := _top(module)) not in packages:
+        raise FileNotFoundError(f"no module {module} in {', '.join(packages)}")
+    path = packages[top].joinpath(*module.split(".")[1:])
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.is_file():
             return candidate
-    raise FileNotFoundError(f"no module {module} in {package.name}")
+    raise FileNotFoundError(f"no module {module} in {top}")
 
 
 def imported(module: str, file: Path) -> Iterator[str]:
@@ -73,10 +79,14 @@ def _absolute(node: ast.ImportFrom, module: str, *, is_package: bool) -> str:
     return ".".join([*kept, *([node.module] if node.module else [])])
 
 
-def _module(name: str, package: Path) -> str:
-    """Return the module that a dotted name denotes, or in which it is defined."""
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _module(name: str, packages: Mapping[str, Path]) -> str:
+    """The module that a dotted name denotes, or in which it is defined."""
     try:
-        source_file(name, package)
+        source_file(name, packages)
     except FileNotFoundError:
         return name.rpartition(".")[0]
     return name

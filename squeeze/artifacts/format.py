@@ -12,7 +12,6 @@ what its reader wants in the file's header comes from the layer's ``header(model
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from squeeze.layers.contract import (
     count_parameters,
     dtype_name,
     is_compressed,
+    layer_class,
     layer_specs,
     prepare_layers,
     shared_layers,
@@ -36,11 +36,10 @@ from squeeze.layers.contract import (
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 
-FORMAT = 1
+FORMAT = 2  # in 1, layers were named by their modules' paths
 DESCRIPTION = "artifact.json"
 WEIGHTS = "model.safetensors"
 UNHASHED = frozenset({"build.json"})  # timings: two equal builds differ there
-LAYER_HOME = "squeeze.layers."
 
 
 def save(subject: Subject, folder: Path) -> None:
@@ -159,7 +158,7 @@ def _own_model(folder: Path, description: dict[str, Any]) -> PreTrainedModel:
         )
     for name, spec in description["layers"].items():
         arguments = {key: value for key, value in spec.items() if key != "_target_"}
-        architecture.replace(model, name, _layer_class(spec["_target_"])(**arguments))
+        architecture.replace(model, name, layer_class(spec["_target_"])(**arguments))
     for name, source in description.get("shared", {}).items():
         architecture.replace(model, name, model.get_submodule(source))
     state = _read(folder / WEIGHTS)
@@ -189,15 +188,4 @@ def _model_class(name: str) -> type[PreTrainedModel]:
     found = getattr(transformers, name, None)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise IntegrityError(f"{DESCRIPTION} names the architecture {name!r}, which transformers does not have")
-    return found
-
-
-def _layer_class(path: str) -> type[nn.Module]:
-    """The layer class at ``path``: only one that a module below squeeze.layers itself defines."""
-    module_name, _, name = path.rpartition(".")
-    if not module_name.startswith(LAYER_HOME):
-        raise IntegrityError(f"{DESCRIPTION} names the layer {path!r}; only layers of {LAYER_HOME}* are loaded")
-    found = getattr(importlib.import_module(module_name), name, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module_name):
-        raise IntegrityError(f"{DESCRIPTION} names the layer {path!r}, which {module_name} does not define")
     return found

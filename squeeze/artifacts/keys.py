@@ -10,30 +10,36 @@ from pathlib import Path
 
 from squeeze.artifacts.code_version import closure, libraries
 from squeeze.core.cache import cache_root, sealed
+from squeeze.core import plugins
 from squeeze.core.errors import SqueezeError
 from squeeze.core.hashing import digest, sha256
 from squeeze.request.cell import Cell
+from squeeze.request.steps import find
 from squeeze.sources.identity import baseline_hash, calibration_hash
 
 BUILDER = "squeeze.artifacts.format"  # it writes what every technique made
+WALK = "squeeze.techniques.calibration"  # it shows calibrated techniques what layers read
+NO_BYTE = "squeeze.core."  # messages, files, the cache, this machine: nothing that is built depends on them
 LIBRARIES = frozenset({"torch", "transformers", "safetensors"})
 BUILD_INFO = "build.json"  # beside an artifact's content: what is known of its making
-BOOKKEEPING = frozenset({"filelock", "platformdirs", "rich"})  # no figure and no byte depends on them
 
 
 def artifact_key(cell: Cell) -> str:
-    """sha256 of all that decides what a build writes; the seeds are fields of the steps and of the calibration.
+    """Return the sha256 of all that decides what a build writes; steps and calibration have the seeds in their fields.
 
-    Runtime and protocol are not among it: measuring anew never rebuilds.
-    Raises SqueezeError for a step whose module does not exist.
+    Runtime and protocol are not among it: measuring anew never rebuilds. A technique is one, however it is spelt.
+    Raises SqueezeError for a step that names no technique.
     """
-    steps = cell.technique["steps"]
-    modules = tuple(sorted({step["_target_"].rpartition(".")[0] for step in steps} | {BUILDER}))
+    targets = [find(step["_target_"]) for step in cell.technique["steps"]]
+    steps = [{**step, "_target_": target.target} for step, target in zip(cell.technique["steps"], targets, strict=True)]
+    machinery = {BUILDER, WALK} if cell.calibration else {BUILDER}
+    modules = tuple(sorted({target.module for target in targets} | machinery))
     return digest(
         {
             "baseline": baseline_hash(cell.model),
             "dtype": cell.model["dtype"],
             "steps": steps,
+            "plugins": plugins.versions(steps),
             "calibration": calibration_hash(cell.calibration),
             "code": code_version(modules),
             "libraries": library_versions(modules),
@@ -54,24 +60,30 @@ def made(key: str, make: Callable[[Path], None]) -> Path:
 
 @lru_cache
 def code_version(modules: tuple[str, ...]) -> str:
-    """sha256 over the source files of the modules and of all modules of squeeze that they import."""
+    """Return the sha256 over ``source_files`` of the modules."""
     total = hashlib.sha256()
-    for module, file in _files(modules).items():
+    for module, file in source_files(modules).items():
         total.update(f"{module}\0".encode() + bytes.fromhex(sha256(file)))
     return total.hexdigest()
 
 
 @lru_cache
 def library_versions(modules: tuple[str, ...]) -> dict[str, str]:
-    """Versions of torch, transformers, safetensors, and of the libraries that the same files import."""
-    return {name: _version(name) for name in sorted((libraries(_files(modules)) | LIBRARIES) - BOOKKEEPING)}
+    """Return the versions of torch, transformers, safetensors, and of the libraries that the same files import."""
+    used = libraries(source_files(modules), plugins.packages())
+    return {name: _version(name) for name in sorted(used | LIBRARIES)}
 
 
-def _files(modules: tuple[str, ...]) -> dict[str, Path]:
+def source_files(modules: tuple[str, ...]) -> dict[str, Path]:
+    """Map the modules, and all that they import of squeeze and of plugins, to their files; ``core`` is left out.
+
+    Raises SqueezeError for a module that does not exist.
+    """
     try:
-        return closure(modules)
+        files = closure(modules, plugins.packages())
     except FileNotFoundError as error:
-        raise SqueezeError(f"technique step: {error}; a step lives in squeeze/techniques/") from error
+        raise SqueezeError(f"{error}; install squeeze, or the plugin, again") from error
+    return {module: file for module, file in files.items() if not module.startswith(NO_BYTE)}
 
 
 def _version(package: str) -> str:

@@ -20,7 +20,7 @@ from squeeze.core import paths
 from squeeze.core.errors import SqueezeError
 from squeeze.records.record import Record, Status
 from squeeze.request.cell import Cell
-from squeeze.request.plain_yaml import vet
+from squeeze.request.plain_yaml import read_plain
 
 PAPER = "_paper"  # ends the name of a technique in the settings of its paper: gptq_paper is gptq with other settings
 CALIBRATION = ("corpus", "samples", "window")
@@ -117,7 +117,7 @@ def numbers(path: Path | None = None) -> list[Published]:
     """
     path = path or paths.conf() / "literature.yaml"
     try:
-        return [Published(**number) for group in vet(path) for number in _numbers(group)]
+        return [Published(**number) for group in read_plain(path) for number in _numbers(group)]
     except (KeyError, TypeError) as error:
         raise SqueezeError(
             f"{path}: expected a list of source, model, protocol and numbers, each with technique, value, tolerance"

@@ -19,10 +19,12 @@ from squeeze.core.hashing import digest
 from squeeze.records.record import UNSTEADY, Record, Row, Status
 from squeeze.records.statistics import ALPHA, holm, ranks
 from squeeze.records.store import RecordStore
+from squeeze.request import axes
 from squeeze.request.cell import Cell
 
+REQUESTED = axes.columns()  # numbers where a technique has them, else missing
 COLUMNS = (
-    *("rank", "model", "technique", "family", "label", "dtype", "bits", "sparsity", "group_size", "effective_bits"),
+    *("rank", "model", "technique", "family", "label", "dtype", *REQUESTED, "effective_bits"),
     *("bytes", "compression_ratio", "load_peak_bytes", "prefill_peak_bytes", "decode_peak_bytes"),
     *("ttft_ms", "ttft_speedup", "ttft_speedup_low", "ttft_speedup_high"),
     *("decode_tokens_per_s", "decode_speedup", "decode_speedup_low", "decode_speedup_high", "decode_speedup_p_value"),
@@ -34,7 +36,6 @@ LAST_COLUMNS = (
     *("speed_baseline", "flags", "coverage", "status", "stage", "reason", "isolation", "protocol", "device"),
     *("fingerprint", "board", "key", "artifact_key", "attempt", "finished"),
 )
-REQUESTED = ("bits", "sparsity", "group_size")  # numbers where a technique has them, else missing
 TIMED = {"decode_speedup"}
 VERDICTS = {"decode_speedup": ("slower", 1.0, "faster"), "perplexity_delta": ("better", 0.0, "worse")}
 NO_DIFFERENCE, NO_VERDICT = "no difference shown", "no verdict"
@@ -79,9 +80,9 @@ def _row(record: Record) -> dict[str, Any]:
         "family": cell.technique["family"],
         "label": cell.label,
         "dtype": cell.model["dtype"],
+        **{column: cell.axis(axis.name) for column, axis in REQUESTED.items()},
         "bits": record.claimed.get("bits", cell.axis("bits")),
         "sparsity": _sparsity(record),
-        "group_size": cell.axis("group_size"),
         "flags": "; ".join(record.flags),
         "status": str(record.status),
         "stage": record.stage,
@@ -118,8 +119,7 @@ def _sparsity(record: Record) -> Any:
 
 
 def _board(cell: Cell, fingerprint: str) -> str:
-    model = {name: value for name, value in cell.model.items() if name != "dtype"}
-    return digest([model, cell.common_protocol, fingerprint])[:12]
+    return digest([cell.model_identity, cell.common_protocol, fingerprint])[:12]
 
 
 def _newest(frame: pd.DataFrame) -> pd.DataFrame:

@@ -5,6 +5,7 @@ Finding such layers in a model, describing and making them, laying them out to r
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeGuard
@@ -12,7 +13,8 @@ from typing import Any, Protocol, TypeGuard
 import torch
 from torch import nn
 
-from squeeze.core.errors import Unsupported
+from squeeze.core import plugins
+from squeeze.core.errors import IntegrityError, SqueezeError, Unsupported
 from squeeze.models import architecture
 
 
@@ -56,7 +58,7 @@ OWED = ("memory_real", "compute_real", "opaque_bytes", "prepare", "dequantize", 
 
 def is_compressed(module: object) -> TypeGuard[CompressedLayer]:
     """Tell whether a module keeps the contract."""
-    return all(hasattr(type(module), name) for name in OWED)
+    return _keeps_contract(type(module))
 
 
 def compressed_layers(model: nn.Module) -> Iterator[CompressedLayer]:
@@ -84,12 +86,36 @@ def spec(layer: CompressedLayer) -> dict[str, Any]:
 
 
 def layer_specs(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Map the full name of each compressed layer to its class and its constructor's arguments."""
+    """Map the full name of each compressed layer to its class's name and its constructor's arguments.
+
+    The name is what ``layer_class`` takes, such as ``quantized.QuantizedLinear``.
+    Raises SqueezeError for a layer of a package that is neither squeeze nor an installed plugin.
+    """
     return {
-        name: {"_target_": f"{type(module).__module__}.{type(module).__qualname__}", **spec(module)}
+        name: {"_target_": plugins.name_of(type(module)), **spec(module)}
         for name, module in model.named_modules()
         if is_compressed(module)
     }
+
+
+def layer_class(name: str) -> type[nn.Module]:
+    """Return the layer that is called ``FILE.CLASS`` of squeeze/layers, or ``PLUGIN:FILE.CLASS`` of a plugin's.
+
+    Raises IntegrityError unless that very file defines such a class, and the class keeps the contract.
+    """
+    try:
+        found = plugins.find("layers", name)
+    except SqueezeError as error:
+        raise IntegrityError(f"no layer {error}") from error
+    made = vars(importlib.import_module(found.module)).get(found.attribute)
+    if not (
+        isinstance(made, type)
+        and issubclass(made, nn.Module)
+        and _keeps_contract(made)
+        and (made.__module__, made.__qualname__) == (found.module, found.attribute)
+    ):
+        raise IntegrityError(f"no layer {name!r}: {found.module} defines none of that name that keeps the contract")
+    return made
 
 
 def shared_layers(model: nn.Module) -> dict[str, str]:
@@ -143,6 +169,10 @@ def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the name of a dtype without its package, such as ``bfloat16``."""
     return str(dtype).removeprefix("torch.")
+
+
+def _keeps_contract(kind: type) -> bool:
+    return all(hasattr(kind, name) for name in OWED)
 
 
 def _argument(name: str, value: Any) -> Any:

@@ -1,13 +1,14 @@
-"""A cell: one point of a sweep, as frozen, plain data. Standard library only."""
+"""Hold one point of a sweep as frozen, plain data, known by its content. Standard library only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
 from squeeze.core.hashing import digest
+from squeeze.request import axes
 
 # Fields that name a thing for people; two cells that differ only here are the same cell.
 LABELS = frozenset({"name", "family", "title", "description"})
@@ -39,26 +40,47 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        """sha256 of the request without its labels: equal requests have equal keys."""
+        """Return the sha256 of the request without its labels: equal requests have equal keys."""
         return digest(_without_labels({entry.name: getattr(self, entry.name) for entry in fields(self)}))
 
     @cached_property
     def label(self) -> str:
-        """A short name for people, such as ``smollm2_135m-rtn-4``; not unique."""
-        return "-".join([self.model["name"], self.technique["name"], *self._variants()])
+        """Return a short name for people, such as ``smollm2_135m-rtn-4``; not unique."""
+        # What holds for all of a sweep, such as the runtime, is no part of it; nor is the dtype of what is compressed.
+        dtype = {} if self.technique["steps"] else {"dtype": self.model["dtype"]}
+        parts = axes.label_parts({**dtype, **self.step_values})
+        text = self.calibration.get("name", DEFAULT_CALIBRATION)
+        parts += [] if text == DEFAULT_CALIBRATION else [str(text)]
+        parts += axes.label_parts({"replicate": self.replicate})
+        return "-".join([self.model["name"], self.technique["name"], *parts])
 
     def axis(self, name: str) -> Any:
-        """The value of a field (``bits``, ``sparsity``, ...) in the first step that has it, else None."""
+        """Return the value of a field (``bits``, ``sparsity``, ...) in the first step that has it, else None."""
         return next((step[name] for step in self.technique["steps"] if name in step), None)
 
     @property
+    def step_values(self) -> dict[str, Any]:
+        """Map each field of the steps to its value in the first step that has it."""
+        return {name: value for step in reversed(self.technique["steps"]) for name, value in step.items()}
+
+    @property
+    def model_identity(self) -> dict[str, Any]:
+        """Return what the models of rows that are compared have in common: all but the dtype."""
+        return {name: value for name, value in self.model.items() if name != "dtype"}
+
+    @property
+    def runtime_identity(self) -> dict[str, Any]:
+        """Return what a figure depends on of the runtime: all but its name."""
+        return {name: value for name, value in self.runtime.items() if name != "name"}
+
+    @property
     def common_protocol(self) -> dict[str, Any]:
-        """What rows that are compared have in common: the protocol without what calibrated ones are asked beyond it."""
+        """Return the protocol that compared rows have in common: without what calibrated ones are asked beyond it."""
         return {name: value for name, value in self.protocol.items() if name not in CALIBRATED_ONLY}
 
     @cached_property
     def training(self) -> str | None:
-        """What a trained cell and its control share, as a sha256; None for a cell that trains nothing.
+        """Return what a trained cell and its control share, as a sha256; None for a cell that trains nothing.
 
         A cell is trained where a step has a field of SCHEDULE. The hash covers the model in its dtype, the text,
         SCHEDULE, the protocol and the device.
@@ -72,46 +94,23 @@ class Cell:
 
     @property
     def is_control(self) -> bool:
-        """Whether this is what trained cells are compared with."""
+        """Tell whether this is what trained cells are compared with."""
         return bool(self.technique["family"] == CONTROL)
 
     def baseline(self, dtype: str) -> Cell:
-        """The same cell with the uncompressed model, held in ``dtype``."""
+        """Return the same cell with the uncompressed model, held in ``dtype``."""
         return replace(
             self, model={**self.model, "dtype": dtype}, technique=dict(UNCOMPRESSED), calibration={}, replicate=0
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data, from which ``from_json`` makes an equal cell."""
+        """Return plain JSON data, from which ``from_json`` makes an equal cell."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Cell:
-        """The cell that ``to_json`` described."""
+        """Return the cell that ``to_json`` described."""
         return cls(**data)
-
-    def _variants(self) -> Iterator[str]:
-        if not self.technique["steps"]:
-            yield str(self.model["dtype"])
-        if (bits := self.axis("bits")) is not None:
-            yield str(bits)
-        if (sparsity := self.axis("sparsity")) is not None:
-            yield f"s{sparsity:g}"
-        if self.axis("bits") is not None and any("group_size" in step for step in self.technique["steps"]):
-            group_size = self.axis("group_size")
-            yield f"g{group_size}" if group_size else "row"
-        if self.axis("symmetric") is False:
-            yield "asym"
-        if self.axis("ranges") == "mse":
-            yield "mse"
-        if (embed_bits := self.axis("embed_bits")) is not None:
-            yield f"e{embed_bits}"
-        if self.axis("double_quant"):
-            yield "dq"
-        if (calibration := self.calibration.get("name", DEFAULT_CALIBRATION)) != DEFAULT_CALIBRATION:
-            yield str(calibration)
-        if self.replicate:
-            yield f"r{self.replicate}"
 
 
 def _without_labels(value: Any) -> Any:

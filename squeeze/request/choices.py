@@ -1,4 +1,4 @@
-"""What there is to choose from: the YAML files of conf/, and those of a user's own folder."""
+"""List and read the YAML files that can be chosen: those of conf/, of installed plugins, of a user's own folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from squeeze.core import paths
 from squeeze.core.errors import SqueezeError, hint
-from squeeze.request.plain_yaml import vet
+from squeeze.core.plugins import installed
+from squeeze.request.plain_yaml import read_plain
 
 GROUPS = ("model", "technique", "calibration", "runtime", "protocol")
 SWEEP = "sweep"
@@ -24,22 +25,26 @@ class Choices:
 
     @classmethod
     def within(cls, conf_dir: Path | None) -> Choices:
-        """The packaged choices, and those of ``conf_dir`` beside them (instead of them, if it has a config.yaml)."""
+        """Return squeeze's choices, the plugins', and those of ``conf_dir``: alone, if it has a config.yaml.
+
+        A plugin's config.yaml, and its conf/task, are not read.
+        """
+        plugged = (folder for plugin in installed().values() if (folder := plugin.folder / "conf").is_dir())
         if conf_dir is None:
-            return cls((paths.conf(),))
+            return cls((paths.conf(), *plugged))
         if not conf_dir.is_dir():
             raise SqueezeError(f"{conf_dir}: no such folder of configuration files")
         own = conf_dir.resolve()
-        return cls((own,) if (own / "config.yaml").is_file() else (paths.conf(), own))
+        return cls((own,) if (own / "config.yaml").is_file() else (paths.conf(), *plugged, own))
 
     def names(self, group: str) -> list[str]:
-        """The names that can be chosen in a group, sorted; none for what is no group."""
+        """Return the names that can be chosen in a group, sorted; none for what is no group."""
         if group not in (*GROUPS, SWEEP):
             return []
         return sorted({path.stem for folder in self.folders for path in (folder / group).glob("*.yaml")})
 
     def read(self, group: str, name: str) -> dict[str, Any]:
-        """The vetted data of one choice, interpolations unresolved.
+        """Return the data of one choice, checked to be plain, interpolations unresolved.
 
         Raises SqueezeError when there is no such choice, or two, or when the file may not be used.
         """
@@ -48,25 +53,34 @@ class Choices:
             raise SqueezeError(f"unknown {group} {name!r}; {hint(name, names)}")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise SqueezeError(f"{group} {name!r}: rename the file; expected letters, digits, '_' and '-'")
-        paths = [path for folder in self.folders if (path := folder / group / f"{name}.yaml").is_file()]
-        if len(paths) != 1:
-            raise SqueezeError(f"{group} {name!r} is both {paths[0]} and {paths[1]}; rename yours")
-        data = vet(paths[0])
+        files = [path for folder in self.folders if (path := folder / group / f"{name}.yaml").is_file()]
+        if len(files) != 1:
+            raise SqueezeError(f"{group} {name!r} is both {files[0]} and {files[1]}; rename yours")
+        data = read_plain(files[0])
         if not isinstance(data, dict) or "defaults" in data:
-            raise SqueezeError(f"{paths[0]}: expected a mapping without a defaults list (only config.yaml has one)")
+            raise SqueezeError(f"{files[0]}: expected a mapping without a defaults list (only config.yaml has one)")
         return data
 
     @cached_property
+    def scalars(self) -> dict[str, Any]:
+        """Return the scalars of config.yaml, which every choice may read as ``${name}``."""
+        return {str(name): value for name, value in self._config.items() if name != "defaults"}
+
+    @cached_property
     def defaults(self) -> dict[str, str]:
-        """The choice that config.yaml makes in each group.
+        """Return the choice that config.yaml makes in each group.
 
         Raises SqueezeError unless its defaults list names each group once and nothing else.
         """
         path = self.folders[0] / "config.yaml"
-        data = vet(path)
-        entries = data.get("defaults") if isinstance(data, dict) and "hydra" not in data else None
+        entries = self._config.get("defaults") if "hydra" not in self._config else None
         chosen = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
         defaults = {str(group): str(name) for entry in chosen for group, name in entry.items()}
         if [*defaults] != [*GROUPS] or entries != ["_self_", *({group: name} for group, name in defaults.items())]:
             raise SqueezeError(f"{path}: expected 'defaults', a list of _self_ and one each of {', '.join(GROUPS)}")
         return defaults
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        data = read_plain(self.folders[0] / "config.yaml")
+        return data if isinstance(data, dict) else {}

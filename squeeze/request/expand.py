@@ -1,4 +1,4 @@
-"""From a request in Hydra's grammar to the cells that it names. Imports no torch."""
+"""Expand a request in Hydra's grammar into the cells that it names. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from squeeze.request.choices import GROUPS, SWEEP, Choices
 from squeeze.request.overrides import MOST_POINTS, Setting, is_plain_change, parse
 from squeeze.request.resolver import Point, Resolver
 
-Grid = Mapping[str, Setting]  # by key; the grid's points are the product of its settings' values
+Settings = Mapping[str, Setting]  # by key; the points of a grid are the product of its settings' values
 
 
 def cells(overrides: Sequence[str], conf_dir: Path | None = None) -> list[Cell]:
-    """The cells that the overrides name, each once, in the order in which they are first named.
+    """Return the cells that the overrides name, each once, in the order in which they are first named.
 
     overrides: such as ``["technique=rtn,gptq", "bits=8,4,3", "protocol.rounds=7"]``. ``sweep=NAME`` stands for the
     grids of conf/sweep/NAME.yaml; what is given beside it holds in all of them. conf_dir: see ``Choices.within``.
@@ -36,7 +36,7 @@ def cells(overrides: Sequence[str], conf_dir: Path | None = None) -> list[Cell]:
     return list(found.values())
 
 
-def _grids(overrides: Sequence[str], choices: Choices) -> list[Grid]:
+def _grids(overrides: Sequence[str], choices: Choices) -> list[Settings]:
     given = parse(overrides, choices.names)
     sweeps = _names(given.pop(SWEEP, None))
     if not sweeps:
@@ -44,8 +44,8 @@ def _grids(overrides: Sequence[str], choices: Choices) -> list[Grid]:
     return [{**grid, **given} for name in sweeps for grid in _sweep(name, choices)]
 
 
-def _sweep(name: str, choices: Choices) -> list[Grid]:
-    """The grids of a sweep file: ``grids``, lines of overrides, each with the overrides of the line ``common``."""
+def _sweep(name: str, choices: Choices) -> list[Settings]:
+    """Return the grids of a sweep file: its lines ``grids``, each with the overrides of the line ``common``."""
     data = choices.read(SWEEP, name)
     lines = data.get("grids")
     texts = [data.get("common", ""), *lines] if isinstance(lines, list) else []
@@ -63,7 +63,7 @@ def _sweep(name: str, choices: Choices) -> list[Grid]:
 
 
 def _names(setting: Setting | None) -> list[str]:
-    """The names that a setting chooses in its group."""
+    """Return the names that a setting chooses in its group."""
     if setting is None:
         return []
     if not is_plain_change(setting):
@@ -76,7 +76,7 @@ def _names(setting: Setting | None) -> list[str]:
     return list(setting.values)
 
 
-def _points(grid: Grid) -> Iterator[Point]:
+def _points(grid: Settings) -> Iterator[Point]:
     count = math.prod(len(setting.values) for setting in grid.values())
     if count > MOST_POINTS:
         raise SqueezeError(f"{' x '.join(grid)} makes {count} points; expected at most {MOST_POINTS}")

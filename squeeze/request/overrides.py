@@ -1,4 +1,4 @@
-"""Overrides in Hydra's grammar: ``technique=rtn,gptq bits=8,4,3 +technique.steps.0.seed=1 ~replicate``."""
+"""Read and apply overrides in Hydra's grammar: ``technique=rtn,gptq bits=8,4 +technique.steps.0.seed=1 ~replicate``."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """The dotted key, as it was written."""
+        """Return the dotted key, as it was written."""
         return ".".join(self.path)
 
 
 def parse(texts: Sequence[str], choices: Callable[[str], list[str]]) -> dict[str, Setting]:
-    """The settings of a list of overrides, by key, in order. ``choices`` names what a group's glob() can match.
+    """Return the settings of a list of overrides, by key, in order. ``choices`` names what a group's glob() can match.
 
     Raises SqueezeError for what Hydra's grammar refuses, for a key given twice, and for what cannot be enumerated.
     """
@@ -54,17 +54,17 @@ def parse(texts: Sequence[str], choices: Callable[[str], list[str]]) -> dict[str
 
 
 def is_addition(setting: Setting) -> bool:
-    """Whether the setting may name a key that is not there yet (``+`` or ``++``)."""
+    """Tell whether the setting may name a key that is not there yet (``+`` or ``++``)."""
     return setting.type in (OverrideType.ADD, OverrideType.FORCE_ADD)
 
 
 def is_plain_change(setting: Setting) -> bool:
-    """Whether the setting was written without a sign."""
+    """Tell whether the setting was written without a sign."""
     return setting.type is OverrideType.CHANGE
 
 
 def edited(node: Any, setting: Setting, value: Any, *, depth: int = 0) -> Any:
-    """A copy of ``node`` in which the setting's path has ``value``: as Hydra does, ``+`` to add, ``~`` to delete.
+    """Return a copy of ``node`` whose value at the setting's path is ``value``; as in Hydra, + adds and ~ deletes.
 
     ``depth`` is how much of the path lies above ``node``. Raises SqueezeError when the path is not there (or, for
     ``+``, is there).

@@ -19,8 +19,8 @@ _DEEPEST = 20  # of lists and mappings within each other: a hostile file must no
 INTERPOLATION = re.compile(r"\$\{([A-Za-z]\w*)\}")
 
 
-def vet(path: Path) -> Any:
-    """The data of a YAML file: plain dicts, lists and scalars, interpolations left as they are.
+def read_plain(path: Path) -> Any:
+    """Return the data of a YAML file: plain dicts, lists and scalars, interpolations left as they are.
 
     Raises SqueezeError, naming file and line, for a broken file, for duplicate keys, tags, anchors, deep nesting,
     interpolations other than ``${name}``, and for scalars that YAML 1.1 takes for another value than a reader would.
@@ -29,7 +29,7 @@ def vet(path: Path) -> Any:
         depth = 0
         for event in yaml.parse(path.read_text(encoding="utf-8"), yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            _vet_event(event, depth, f"{path}:{event.start_mark.line + 1 if event.start_mark else 1}")
+            _check_event(event, depth, f"{path}:{event.start_mark.line + 1 if event.start_mark else 1}")
         return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except OSError as error:
         raise SqueezeError(f"{path}: {error.strerror or 'holds no YAML mapping'}") from error
@@ -37,7 +37,7 @@ def vet(path: Path) -> Any:
         raise SqueezeError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
 
 
-def _vet_event(event: yaml.Event, depth: int, place: str) -> None:
+def _check_event(event: yaml.Event, depth: int, place: str) -> None:
     if depth > _DEEPEST:
         raise SqueezeError(f"{place}: nested more than {_DEEPEST} deep")
     if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):

@@ -17,7 +17,7 @@ from squeeze.request.choices import GROUPS, SWEEP, Choices
 from squeeze.request.overrides import Setting, edited, is_addition
 from squeeze.request.plain_yaml import INTERPOLATION
 from squeeze.request.schema import check_axis, check_group
-from squeeze.request.steps import check_step
+from squeeze.request.steps import Target, check_family, check_step
 
 MISSING = "???"  # OmegaConf's word for a value that must still be given
 Point = Mapping[str, Any]  # key of a setting -> the one value that it has here
@@ -130,21 +130,26 @@ def _concrete(group: str, node: Any) -> dict[str, Any]:
     """A resolved choice, checked; in a runtime, ``auto`` becomes a device and null the threads that may be used."""
     check_group(group, node)
     if group == "technique":
-        steps = [_step(step, f"technique.steps.{index}") for index, step in enumerate(node["steps"])]
-        return {**node, "steps": steps}
+        targets = [check_step(step, f"technique.steps.{index}") for index, step in enumerate(node["steps"])]
+        check_family(node["family"], targets)
+        steps = zip(node["steps"], targets, strict=True)
+        return {**node, "steps": [_step(step, target, index) for index, (step, target) in enumerate(steps)]}
     if group == "runtime":
         device = default_device() if node["device"] == "auto" else node["device"]
         return {**node, "device": device, "threads": node["threads"] or usable_threads()}
     return dict(node)
 
 
-def _step(step: Any, where: str) -> dict[str, Any]:
-    """A checked step. What its class declares a float is one: ``sparsity=0`` and ``sparsity=0.0`` are the same cell."""
-    target = check_step(step, where)
+def _step(step: Mapping[str, Any], target: Target, index: int) -> dict[str, Any]:
+    """Return the step in the one spelling that cells have for it.
+
+    Its target is the short name, and what the class declares a float is one: ``sparsity=0`` and ``sparsity=0.0`` are
+    the same cell. Raises SqueezeError for a value that is not allowed.
+    """
     for name, value in step.items():
-        check_axis(f"{where}.{name}", value)
+        check_axis(f"technique.steps.{index}.{name}", value)
     floats = {name: float(step[name]) for name in target.floats & step.keys() if type(step[name]) is int}
-    return {**step, **floats}
+    return {**step, **floats, "_target_": target.target}
 
 
 def _composed(choices: Choices, wanted: Mapping[str, set[str]]) -> dict[str, Any]:

@@ -1,44 +1,51 @@
-"""Which class a step's ``_target_`` names: our own techniques only, checked without importing any of them."""
+"""Find the technique that a step's ``_target_`` names, by reading source: nothing is imported."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from squeeze.core import plugins
 from squeeze.core.errors import SqueezeError, hint
-from squeeze.core.paths import PACKAGE
 
-TECHNIQUES = "squeeze.techniques"
+KIND = "techniques"
+BEFORE_NAMES = f"squeeze.{KIND}."  # how records written before techniques had names begin theirs
+NO_FOLDER = ("baseline", "control", "combined")  # families of choices that are none of the techniques' own
 
 
 @dataclass(frozen=True)
 class Target:
     """A technique's class, as its source declares it.
 
-    fields: name -> whether a step must give it. floats: the fields that are declared as float.
+    target: the one spelling of its name that a cell holds, such as ``gptq.GPTQ``. family: the folder that it lies in;
+    empty for a plugin's that lies in none. fields: name -> whether a step must give it. floats: the fields that are
+    declared as float.
     """
 
+    target: str
     module: str
     name: str
+    family: str
     fields: Mapping[str, bool]
     floats: frozenset[str]
 
 
 def check_step(step: Any, where: str = "step") -> Target:
-    """The target of a step such as ``{_target_: squeeze.techniques.quantization.rtn.RoundToNearest, bits: 4}``.
+    """Return the target of a step such as ``{_target_: rtn.RoundToNearest, bits: 4}``.
 
-    Raises SqueezeError unless ``_target_`` is a dataclass with an ``apply`` method, defined (not merely importable) in
-    a module under squeeze.techniques, and the other keys are its fields, all without a default among them.
+    Raises SqueezeError unless ``_target_`` names a technique (see ``find``), and the other keys are its fields, all
+    without a default among them.
     """
     if not isinstance(step, Mapping) or not isinstance(step.get("_target_"), str):
-        raise SqueezeError(
-            f"{where}: {step!r} is not allowed; expected _target_: {TECHNIQUES}.MODULE.CLASS and its fields"
-        )
-    target = find(step["_target_"], where)
+        raise SqueezeError(f"{where}: {step!r} is not allowed; expected _target_: FILE.CLASS and its fields")
+    try:
+        target = find(step["_target_"])
+    except SqueezeError as error:
+        raise SqueezeError(f"{where}._target_: {error}") from error
     for name in step.keys() - {"_target_"}:
         if name not in target.fields:
             raise SqueezeError(f"{where}: {target.name} has no field {name!r}; {hint(name, target.fields)}")
@@ -48,42 +55,68 @@ def check_step(step: Any, where: str = "step") -> Target:
     return target
 
 
+def check_family(family: str, targets: Iterable[Target]) -> None:
+    """Check that a choice's family is the folder of all its techniques, or says why there is no such folder.
+
+    Raises SqueezeError.
+    """
+    if family in NO_FOLDER:
+        return
+    if family not in families():
+        raise SqueezeError(f"technique.family: {family!r} is not allowed; {hint(family, [*families(), *NO_FOLDER])}")
+    for target in targets:
+        if target.family not in ("", family):
+            raise SqueezeError(
+                f"technique.family: {family!r} is not allowed; expected {target.family!r}, where {target.target} lies,"
+                " or 'combined'"
+            )
+
+
 @cache
-def find(path: str, where: str = "step") -> Target:
-    """The target that a dotted path names; see ``check_step``."""
-    module, _, name = path.rpartition(".")
-    if not module.startswith(f"{TECHNIQUES}."):
-        raise SqueezeError(f"{where}._target_: {path!r} is refused; expected {TECHNIQUES}.MODULE.CLASS")
-    source = _source(module)
-    if source is None:
-        raise SqueezeError(f"{where}._target_: no module {module!r}; {hint(module, _modules())}")
-    techniques = _techniques(source)
-    if name not in techniques:
-        raise SqueezeError(f"{where}._target_: {module} defines no technique {name!r}; {hint(name, techniques)}")
-    declared = _declared(techniques[name])
+def find(path: str) -> Target:
+    """Return the technique that is called ``FILE.CLASS``, or ``PLUGIN:FILE.CLASS``.
+
+    Records of before have dotted paths, ``squeeze.techniques.FILE.CLASS`` or ``squeeze.techniques.FAMILY.FILE.CLASS``:
+    they stand for the same file and class, wherever the file lies now.
+    Raises SqueezeError unless it is a dataclass with an ``apply`` method, defined (not merely importable) in a file of
+    that name, in a folder of techniques.
+    """
+    found = plugins.find(KIND, _short(path))
+    techniques = _techniques(found.file)
+    if found.attribute not in techniques:
+        raise SqueezeError(
+            f"{path!r} is refused: {found.module} defines no technique {found.attribute!r};"
+            f" {hint(found.attribute, techniques)}"
+        )
+    declared = _declared(techniques[found.attribute])
     return Target(
-        module,
-        name,
+        found.name,
+        found.module,
+        found.attribute,
+        _family(found.file),
         fields={field: item.value is None for field, item in declared.items()},
         floats=frozenset(field for field, item in declared.items() if ast.unparse(item.annotation) == "float"),
     )
 
 
-def _source(module: str) -> Path | None:
-    parts = module.removeprefix(f"{TECHNIQUES}.").split(".")
-    path = _folder().joinpath(*parts).with_suffix(".py")
-    return path if all(part.isidentifier() for part in parts) and path.is_file() else None
+def families() -> list[str]:
+    """Return the names of the folders that techniques lie in, those of installed plugins among them."""
+    offering = (plugins.HOUSE, *plugins.installed().values())
+    return sorted({_family(file) for plugin in offering for file in plugins.modules(KIND, plugin).values()} - {""})
 
 
-def _folder() -> Path:
-    return PACKAGE / "techniques"
+def _short(path: str) -> str:
+    """``FILE.CLASS`` of a dotted path; any other name as it is."""
+    if not path.startswith(BEFORE_NAMES):
+        return path
+    parts = path.removeprefix(BEFORE_NAMES).split(".")
+    if len(parts) not in (2, 3) or not all(part.isidentifier() for part in parts):
+        raise SqueezeError(f"{path!r} is refused; expected FILE.CLASS of squeeze/{KIND}, or PLUGIN:FILE.CLASS")
+    return ".".join(parts[-2:])
 
 
-def _modules() -> list[str]:
-    return [
-        f"{TECHNIQUES}.{'.'.join(path.relative_to(_folder()).with_suffix('').parts)}"
-        for path in sorted(_folder().rglob("[!_]*.py"))
-    ]
+def _family(file: Path) -> str:
+    return "" if file.parent.name == KIND else file.parent.name
 
 
 def _techniques(source: Path) -> dict[str, ast.ClassDef]:

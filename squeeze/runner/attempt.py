@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from squeeze.core import environment
+from squeeze.core import environment, plugins
 from squeeze.records.record import Row
 from squeeze.records.roofline import Machine
 from squeeze.records.store import RecordStore
@@ -45,7 +45,7 @@ class Attempt:
     def begin(cls, cell: Cell, store: RecordStore, place: Mapping[str, Any]) -> Attempt:
         """Return a new attempt, its log in the store's folder."""
         name = uuid.uuid4().hex
-        here = {**place, "state": environment.state()}
+        here = {**place, **_plugins(cell), "state": environment.state()}
         return cls(cell, row_of(cell, place), name, now(), here, store.log(cell, name))
 
     @property
@@ -53,6 +53,12 @@ class Attempt:
         """The candidate, which has been built."""
         assert self.candidate is not None
         return self.candidate
+
+
+def _plugins(cell: Cell) -> dict[str, dict[str, str]]:
+    """Return the versions of the plugins that a cell names, which are in the artifact's key and no part of the fingerprint."""
+    named = plugins.versions([cell.technique, cell.runtime])
+    return {"plugins": named} if named else {}
 
 
 def now() -> str:

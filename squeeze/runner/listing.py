@@ -8,10 +8,12 @@ from datetime import timedelta
 from statistics import median
 
 from squeeze.records.record import Record, Status
+from squeeze.request import axes
 from squeeze.request.cell import Cell
 
-HEADER = ("cell", "bits", "group", "sparsity", "status", "estimate", "key")
-NUMBERS = ("bits", "group", "sparsity", "estimate")
+AXES = axes.headings()
+HEADER = ("cell", *AXES, "status", "estimate", "key")
+NUMBERS = (*AXES, "estimate")
 LONGEST_TABLE = 1000  # rows; laying out 10,000 takes seconds, and nobody reads them
 
 # Where no record helps, figures of a 2-core CPU and a model of 135 M parameters.
@@ -63,10 +65,8 @@ def _kind(cell: Cell) -> tuple[str, ...]:
 
 
 def _row(cell: Cell, status: str, seconds: float) -> tuple[str, ...]:
-    grouped = any("group_size" in step for step in cell.technique["steps"])
-    group = cell.axis("group_size") or "row" if grouped else None
-    values = (cell.axis("bits"), group, cell.axis("sparsity"))
-    numbers = ("" if value is None else str(value) for value in values)
+    values = cell.step_values
+    numbers = (axes.shown(axis, values) for axis in AXES.values())
     return (cell.label, *numbers, status, _duration(seconds), cell.key[:8])
 
 

@@ -23,8 +23,7 @@ def blocks(cells: Iterable[Cell]) -> list[list[Cell]]:
     """
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
-        model = {name: value for name, value in cell.model.items() if name != "dtype"}
-        groups.setdefault(digest([model, cell.runtime, cell.protocol]), []).append(cell)
+        groups.setdefault(digest([cell.model_identity, cell.runtime, cell.protocol]), []).append(cell)
     return [
         group[start : start + group[0].protocol["block"]]
         for group in groups.values()

@@ -69,13 +69,13 @@ def score(shop: Executor, subject: Measured, baseline: Measured | None) -> Scori
 
 def quality_key(subject: Measured, baseline: Measured | None) -> str:
     """Return the sha256 of all that a quality depends on: both artifacts, what is asked, what computes it, on what."""
-    protocol, runtime = subject.cell.protocol, subject.cell.runtime
+    protocol = subject.cell.protocol
     return digest(
         {
             "artifacts": [[each.artifact.key, each.artifact.hash] for each in (subject, baseline) if each],
             "protocol": {name: protocol[name] for name in ASKED if name in protocol},
             "tasks": tasks.content_hash(),
-            "runtime": {name: value for name, value in runtime.items() if name != "name"},
+            "runtime": subject.cell.runtime_identity,
             "code": [keys.code_version(SCORING), sha256(benches() / "test_quality.py")],
             "libraries": keys.library_versions(SCORING),
         }

@@ -23,7 +23,7 @@ from squeeze.techniques.training import finetune
 from tests.faults.sweeps import MODEL, RUNTIME
 from tests.tiny import tiny_subject
 
-RTN = {"_target_": "squeeze.techniques.quantization.rtn.RoundToNearest", "bits": 4, "group_size": 32, "symmetric": True}
+RTN = {"_target_": "rtn.RoundToNearest", "bits": 4, "group_size": 32, "symmetric": True}
 
 
 def cell(*steps: dict[str, Any], dtype: str = "float32") -> Cell:
@@ -95,7 +95,7 @@ def test_a_killed_training_goes_on_and_its_cost_is_counted_whole(
     monkeypatch.setattr(building, "calibration_tokens", lambda *_: windows)
     calibration = {"corpus": "c4", "samples": 4, "window": 32, "seed": 0}
     step = {
-        "_target_": "squeeze.techniques.training.finetune.Finetune",
+        "_target_": "finetune.Finetune",
         "training_steps": 4,
         "windows": 1,
         "learning_rate": 0.1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import IntegrityError
-from squeeze.layers.contract import count_parameters
+from squeeze.layers import quantized, sparse
+from squeeze.layers.contract import count_parameters, layer_class
 from squeeze.models import architecture
 from tests.tiny import ARCHITECTURES, tiny_subject
 
@@ -82,10 +84,39 @@ def test_a_missing_tensor_is_refused(saved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.promise(15)
-@pytest.mark.parametrize("target", ["os.system", "squeeze.layers.packing.torch.nn.Linear", "torch.nn.Linear"])
-def test_only_our_own_layers_are_made(saved: Path, target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("os.system", "squeeze/layers has no os.py"),
+        ("torch.nn.Linear", "is refused"),
+        ("packing.torch.nn.Linear", "is refused"),
+        ("squeeze.layers.quantized.QuantizedLinear", "is refused"),
+        ("rtn.RoundToNearest", "squeeze/layers has no rtn.py"),
+        ("../layers/quantized.QuantizedLinear", "is refused"),
+        ("absent:quantized.QuantizedLinear", "no plugin 'absent' is installed"),
+        ("quantized.nn", "defines none of that name that keeps the contract"),
+        ("quantized.Grid", "defines none of that name that keeps the contract"),
+        ("contract.CompressedLayer", "defines none of that name that keeps the contract"),
+        ("master_weights.nn", "defines none of that name that keeps the contract"),
+    ],
+)
+def test_only_layers_that_keep_the_contract_are_made(saved: Path, target: str, reason: str) -> None:
     _edit(saved, layers={"model.layers.0.mlp.up_proj": {"_target_": target}})
-    with pytest.raises((IntegrityError, ModuleNotFoundError)):
+    with pytest.raises(IntegrityError, match=re.escape(reason)):
+        artifact.load(saved)
+
+
+@pytest.mark.promise(15)
+def test_a_layer_is_made_only_by_the_file_that_defines_it(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "QuantizedLinear", quantized.QuantizedLinear, raising=False)
+    assert layer_class("quantized.QuantizedLinear") is quantized.QuantizedLinear
+    with pytest.raises(IntegrityError, match="keeps the contract"):
+        layer_class("sparse.QuantizedLinear")
+
+
+def test_an_artifact_of_the_format_of_before_is_refused(saved: Path) -> None:
+    _edit(saved, format=1)
+    with pytest.raises(IntegrityError, match="artifact format 1, expected 2"):
         artifact.load(saved)
 
 

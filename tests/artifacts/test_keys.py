@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from squeeze.request.cell import Cell
 from squeeze.sources.identity import baseline_hash, calibration_hash
 
 MODEL = {"name": "m", "source": "random:llama", "seed": 0, "kind": "causal_lm", "dtype": "float32"}
-STEP = {"_target_": "squeeze.artifacts.format.Step", "bits": 4}  # any module of squeeze
+STEP = {"_target_": "rtn.RoundToNearest", "bits": 4}
 CALIBRATION = {"name": "c", "corpus": "c4", "samples": 8, "window": 32, "seed": 0}
 CELL = Cell(MODEL, {"name": "t", "family": "f", "steps": [STEP]}, CALIBRATION, {"device": "cpu"}, {"rounds": 5})
 
@@ -40,7 +42,7 @@ def with_step(**changes: Any) -> Cell:
         replace(CELL, calibration={**CALIBRATION, "window": 16}),
         replace(CELL, calibration={}),
         with_step(bits=3),
-        with_step(_target_="squeeze.models.subject.Step"),
+        with_step(_target_="hqq.HQQ"),
         with_step(seed=1),
     ],
 )
@@ -84,7 +86,7 @@ def test_code_version_follows_the_source(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_library_versions_name_what_builds_and_what_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = tmp_path / "step.py"
-    step.write_text("import json, numpy, filelock, no_such_library, yaml\n")
+    step.write_text("import json, numpy, no_such_library, yaml\n")
     monkeypatch.setattr(keys, "closure", lambda *_: {"squeeze.step": step})
     versions = keys.library_versions.__wrapped__(("squeeze.step",))
     assert set(versions) == {"torch", "transformers", "safetensors", "numpy", "no_such_library", "yaml"}
@@ -93,8 +95,46 @@ def test_library_versions_name_what_builds_and_what_is_absent(tmp_path: Path, mo
 
 
 def test_a_step_without_a_module_is_one_line() -> None:
-    with pytest.raises(SqueezeError, match=r"squeeze\.techniques\.absent"):
-        artifact_key(with_step(_target_="squeeze.techniques.absent.Step"))
+    with pytest.raises(SqueezeError, match=r"'absent\.Step' is refused: squeeze/techniques has no absent\.py"):
+        artifact_key(with_step(_target_="absent.Step"))
+
+
+@pytest.mark.parametrize(
+    "spelling", ["squeeze.techniques.rtn.RoundToNearest", "squeeze.techniques.quantization.rtn.RoundToNearest"]
+)
+def test_an_old_spelling_and_the_short_one_share_an_artifact(spelling: str) -> None:
+    assert artifact_key(with_step(_target_=spelling)) == artifact_key(CELL)
+
+
+def files_of(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The modules that the key of a cell covers, and their file names."""
+    covered: list[tuple[str, ...]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(keys, "code_version", lambda modules: covered.append(modules) or "")
+        artifact_key(cell)
+    return {module: path.name for module, path in keys.source_files(covered[0]).items()}
+
+
+MACHINERY = {"progress.py", "cache.py", "block_walk.py", "statistics_cache.py", "calibration.py", "training_loop.py"}
+
+
+def test_the_key_of_plain_rounding_covers_what_rounds_and_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = files_of(replace(CELL, calibration={}), monkeypatch)
+    assert len(files) <= 12
+    assert not MACHINERY & set(files.values())
+    assert {"rtn.py", "affine.py", "packing.py", "format.py"} <= set(files.values())
+
+
+def test_the_key_of_what_is_calibrated_covers_the_walk_and_no_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = files_of(with_step(_target_="gptq.GPTQ"), monkeypatch)
+    assert {"gptq.py", "hessian.py", "block_walk.py", "statistics_cache.py", "calibration.py"} <= set(files.values())
+    assert not {"progress.py", "cache.py"} & set(files.values())
+
+
+def test_the_modules_that_are_named_by_hand_are_there() -> None:
+    for module in (keys.BUILDER, keys.WALK):
+        assert importlib.import_module(module).__name__ == module
+    assert all(find_spec(f"{keys.NO_BYTE}{name}") for name in ("progress", "cache", "errors"))
 
 
 @pytest.mark.parametrize("pin", ["sha256", "wheel_sha256", "member", "revision"])

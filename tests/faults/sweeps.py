@@ -58,7 +58,7 @@ def settle_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 def cell(technique: str = "good", **changes: Any) -> Cell:
     """A cell whose processes do what the technique's name says; each name is another artifact."""
-    step = {"_target_": "squeeze.techniques.quantization.rtn.RoundToNearest", "bits": 4, "label": technique}
+    step = {"_target_": "rtn.RoundToNearest", "bits": 4, "label": technique}
     parts = {"model": MODEL, "runtime": RUNTIME, "protocol": PROTOCOL, **changes}
     return Cell(technique={"name": technique, "family": "made_up", "steps": [step]}, **parts)
 

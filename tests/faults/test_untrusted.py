@@ -26,10 +26,15 @@ from tests.tiny import tiny_subject
 SECRET = "hf_hunter2"
 GGUF_OF_43_BYTES = b"GGUF" + struct.pack("<IQQ", 3, 1, 2**60) + bytes(19)
 
-RTN = "squeeze.techniques.quantization.rtn.RoundToNearest"
+RTN = "rtn.RoundToNearest"
 TECHNIQUES = {
     "a target": "steps:\n- {_target_: os.system, command: touch canary}",
-    "an alias of a target": f"steps:\n- {{_target_: {RTN.rpartition('.')[0]}.os.system, command: touch canary}}",
+    "an alias of a target": "steps:\n- {_target_: rtn.os.system, command: touch canary}",
+    "an alias of an old target": "steps:\n- {_target_: squeeze.techniques.rtn.os.system, command: touch canary}",
+    "an alias in a family": "steps:\n- {_target_: squeeze.techniques.quantization.rtn.torch, command: touch canary}",
+    "a path": "steps:\n- {_target_: ../../hostile.Technique}",
+    "a plugin that nobody installed": "steps:\n- {_target_: 'hostile:hostile.Technique'}",
+    "a module beside it": "steps:\n- {_target_: hostile.Technique}",
     "a target of posix": "steps:\n- {_target_: posix.system, command: touch canary}",
     "hydra's own": "steps:\n- {_target_: hydra.utils.call, config: {_target_: os.system, command: touch canary}}",
     "a partial": "steps:\n- {_target_: functools.partial, _args_: [os.system, touch canary], _partial_: true}",
@@ -62,8 +67,10 @@ def test_hostile_configurations_are_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], figure: Callable[[str], None]
 ) -> None:
     (tmp_path / "conf" / "technique").mkdir(parents=True)
+    for place in (tmp_path, tmp_path / "conf", tmp_path / "conf" / "technique"):
+        (place / "hostile.py").write_text("from pathlib import Path\nPath('canary').touch()\nclass Technique: ...\n")
     for name, text in TECHNIQUES.items():
-        (tmp_path / "conf" / "technique" / "hostile.yaml").write_text(f"name: hostile\nfamily: x\n{text}\n")
+        (tmp_path / "conf" / "technique" / "hostile.yaml").write_text(f"name: hostile\nfamily: pruning\n{text}\n")
         for command in ("list", "run"):
             arguments = [command, "technique=hostile", "model=tiny_llama", "--config-dir", str(tmp_path / "conf")]
             assert cli.main(arguments) == cli.USAGE, name

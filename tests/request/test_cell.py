@@ -16,7 +16,7 @@ CELL = Cell(
     technique={
         "name": "rtn",
         "family": "quantization",
-        "steps": [{"_target_": "squeeze.techniques.quantization.rtn.RoundToNearest", "bits": 4, "group_size": None}],
+        "steps": [{"_target_": "rtn.RoundToNearest", "bits": 4, "group_size": None}],
     },
     runtime={"name": "eager", "device": "cpu", "threads": 2},
     protocol={"name": "smoke", "rounds": 5},

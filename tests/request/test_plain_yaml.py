@@ -1,7 +1,7 @@
 import pytest
 
 from squeeze.core.errors import SqueezeError
-from squeeze.request.plain_yaml import vet
+from squeeze.request.plain_yaml import read_plain
 
 
 def written(tmp_path, text):
@@ -12,7 +12,7 @@ def written(tmp_path, text):
 
 def test_plain_data_passes_with_interpolations_left_alone(tmp_path):
     path = written(tmp_path, "name: x\nbits: ${bits}\nflag: true\nquoted: 'off'\nrate: 1e-3\nlist: [1, null]\n")
-    assert vet(path) == {
+    assert read_plain(path) == {
         "name": "x", "bits": "${bits}", "flag": True, "quoted": "off", "rate": 0.001, "list": [1, None],
     }  # fmt: skip
 
@@ -41,7 +41,7 @@ def test_plain_data_passes_with_interpolations_left_alone(tmp_path):
 def test_what_could_mislead_or_harm_is_refused_in_one_line(tmp_path, monkeypatch, text, reason):
     monkeypatch.setenv("SQUEEZE_SECRET", "hunter2")
     with pytest.raises(SqueezeError) as caught:
-        vet(written(tmp_path, text))
+        read_plain(written(tmp_path, text))
     message = str(caught.value)
     assert reason in message
     assert "\n" not in message
@@ -50,4 +50,4 @@ def test_what_could_mislead_or_harm_is_refused_in_one_line(tmp_path, monkeypatch
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(SqueezeError, match=r"nowhere\.yaml: No such file"):
-        vet(tmp_path / "nowhere.yaml")
+        read_plain(tmp_path / "nowhere.yaml")

@@ -1,11 +1,19 @@
+import json
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
-import squeeze.techniques
 from squeeze.artifacts.build import resolve_step
+from squeeze.core import paths, plugins
 from squeeze.core.errors import SqueezeError
 from squeeze.request import steps
+from squeeze.request.expand import cells
+from tests.planted import place, planned
+from tests.plugins import install
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 SOURCE = """
 import os
@@ -50,18 +58,75 @@ Swapped = os.system
 
 @pytest.fixture
 def techniques(tmp_path, monkeypatch):
-    """A module squeeze.techniques.planted, and whether it has been imported."""
-    (tmp_path / "planted.py").write_text(SOURCE)
-    monkeypatch.setattr(steps, "_folder", lambda: tmp_path)
-    monkeypatch.setattr(squeeze.techniques, "__path__", [str(tmp_path)])
+    """A plugin's techniques, and whether they have been imported."""
+    install(tmp_path, "mine", {"techniques/halving.py": SOURCE, "techniques/pruning/deep.py": SOURCE}, "mine_package")
+    monkeypatch.syspath_prepend(tmp_path)
     steps.find.cache_clear()
-    yield lambda: "squeeze.techniques.planted" in sys.modules
-    sys.modules.pop("squeeze.techniques.planted", None)
+    yield lambda: "mine_package" in sys.modules
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mine_package"]:
+        del sys.modules[name]
     steps.find.cache_clear()
 
 
 def step(name, **fields):
-    return {"_target_": f"squeeze.techniques.planted.{name}", **fields}
+    return {"_target_": f"mine:halving.{name}", **fields}
+
+
+def published_targets():
+    texts = (path.read_text() for path in (RESULTS / "published").glob("*/records/*.json"))
+    return {step["_target_"] for text in texts for step in json.loads(text)["cell"]["technique"]["steps"]}
+
+
+def test_file_names_are_unique_over_all_families():
+    names = [path.stem for path in plugins.modules("techniques").values()]
+    assert sorted(names) == sorted(set(names))
+    assert "gptq" in names
+    assert not {"contract", "losses", "block_walk"} & set(names), "machinery, which lies beside the families"
+
+
+def test_what_is_published_still_names_its_technique():
+    targets = published_targets()
+    assert len(targets) > 10
+    assert all(steps.find(target).target == ".".join(target.split(".")[-2:]) for target in targets)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["gptq.GPTQ", "squeeze.techniques.gptq.GPTQ", "squeeze.techniques.quantization.gptq.GPTQ"],
+)
+def test_every_spelling_of_a_technique_is_one_cell(tmp_path, spelling):
+    text = (paths.conf() / "technique" / "gptq.yaml").read_text()
+    place(tmp_path, "technique", "mine", text.replace("name: gptq", "name: mine").replace("gptq.GPTQ", spelling))
+    (cell,) = cells(["model=tiny_llama", "technique=mine"], tmp_path)
+    assert cell.technique["steps"][0]["_target_"] == "gptq.GPTQ"
+    assert cell.key == cells(["model=tiny_llama", "technique=gptq"])[0].key
+
+
+def test_the_family_of_every_choice_is_a_folder_or_says_why_there_is_none():
+    folders = {path.name for path in (paths.PACKAGE / "techniques").iterdir() if any(path.glob("[!_]*.py"))}
+    assert {"quantization", "pruning", "training", "inference"} <= folders
+    for path in (paths.conf() / "technique").glob("*.yaml"):
+        choice = yaml.safe_load(path.read_text())
+        assert choice["family"] in folders | {*steps.NO_FOLDER}, path
+        for each in choice["steps"]:
+            assert choice["family"] in (steps.find(each["_target_"]).family, *steps.NO_FOLDER), path
+
+
+@pytest.mark.parametrize(
+    ("family", "target", "reason"),
+    [
+        ("prunning", "mine:halving.Double", "'prunning' is not allowed; did you mean 'pruning'?"),
+        ("quantization", "mine:deep.Double", "expected 'pruning', where mine:deep.Double lies, or 'combined'"),
+        ("quantization", "magnitude.Magnitude, sparsity: 0.5", "expected 'pruning', where magnitude.Magnitude"),
+    ],
+)
+def test_another_family_is_refused(own, techniques, family, target, reason):
+    place(own, "technique", "odd", f"family: {family}\nsteps:\n- {{_target_: {target}}}")
+    with pytest.raises(SqueezeError) as caught:
+        planned(own, "technique=odd")
+    assert reason in str(caught.value)
+    place(own, "technique", "odd", f"family: combined\nsteps:\n- {{_target_: {target}}}")
+    assert planned(own, "technique=odd")
 
 
 def test_a_step_becomes_the_technique_that_it_names(techniques):
@@ -81,23 +146,38 @@ def test_a_check_imports_nothing(techniques):
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
-        ("os.system", "expected squeeze.techniques.MODULE.CLASS"),
+        ("os.system", "is refused: squeeze/techniques has no os.py"),
+        ("posix:os.system", "no plugin 'posix' is installed"),
+        (":gptq.GPTQ", "expected FILE.CLASS of squeeze/techniques, or PLUGIN:FILE.CLASS"),
+        ("gptq", "expected FILE.CLASS"),
+        ("gptq.", "expected FILE.CLASS"),
+        ("../gptq.GPTQ", "expected FILE.CLASS"),
+        ("gptq.os.system", "expected FILE.CLASS"),
+        ("gptq.torch", "defines no technique"),
+        ("gptq.Subject", "defines no technique"),
+        ("contract.Technique", "has no contract.py"),
+        ("calibration.CalibrationText", "has no calibration.py"),
         ("builtins.eval", "is refused"),
         ("squeeze.techniques", "is refused"),
         ("squeeze.techniques.Halve", "is refused"),
-        ("squeeze.techniquesx.planted.Halve", "is refused"),
+        ("squeeze.techniquesx.gptq.GPTQ", "is refused"),
         ("squeeze.request.cell.Cell", "is refused"),
-        ("squeeze.techniques.plantd.Halve", "did you mean 'squeeze.techniques.planted'?"),
-        ("squeeze.techniques.planted.os.system", "no module 'squeeze.techniques.planted.os'"),
-        ("squeeze.techniques.planted.torch.nn.Linear", "no module"),
-        ("squeeze.techniques.../planted.Halve", "no module"),
-        ("squeeze.techniques.planted.", "defines no technique"),
-        ("squeeze.techniques.planted.Halv", "did you mean 'Halve'?"),
-        ("squeeze.techniques.planted.os", "defines no technique"),
-        ("squeeze.techniques.planted.Alias", "defines no technique"),
-        ("squeeze.techniques.planted.Plain", "defines no technique"),
-        ("squeeze.techniques.planted.Data", "defines no technique"),
-        ("squeeze.techniques.planted.Layer", "defines no technique"),
+        ("squeeze.techniques.gptqq.GPTQ", "has no gptqq.py; did you mean 'gptq'?"),
+        ("squeeze.techniques.gptq.os.system", "has no os.py"),
+        ("squeeze.techniques.gptq.torch.nn.Linear", "is refused"),
+        ("squeeze.techniques.../gptq.GPTQ", "is refused"),
+        ("squeeze.techniques.gptq.", "is refused"),
+        ("squeeze.techniques.mine:halving.Halve", "is refused"),
+        ("mine:halvin.Halve", "has no halvin.py; did you mean 'halving'?"),
+        ("mine_package:halving.Halve", "no plugin 'mine_package' is installed; choose from: mine"),
+        ("mine:halving.os.system", "expected FILE.CLASS"),
+        ("mine:../halving.Halve", "expected FILE.CLASS"),
+        ("mine:halving.Halv", "did you mean 'Halve'?"),
+        ("mine:halving.os", "defines no technique"),
+        ("mine:halving.Alias", "defines no technique"),
+        ("mine:halving.Plain", "defines no technique"),
+        ("mine:halving.Data", "defines no technique"),
+        ("mine:halving.Layer", "defines no technique"),
         (3, "expected _target_"),
         (None, "expected _target_"),
     ],

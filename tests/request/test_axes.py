@@ -1,0 +1,108 @@
+"""One table serves checks, labels, listings and leaderboards: a new axis is an entry there, and a line in config."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from squeeze.boards.table import COLUMNS
+from squeeze.core import paths
+from squeeze.request import axes
+from squeeze.request.cell import Cell
+from squeeze.request.choices import Choices
+from tests.planted import place
+from tests.plugins import install
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = sorted((ROOT / "results" / "published").glob("*/records/*.json"))
+
+FACTORS = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Factors:
+    rank: int
+    def apply(self, subject, calibration): ...
+"""
+
+NEW_AXIS = """
+import sys
+from pathlib import Path
+from squeeze.request import axes
+
+rank = axes.Axis(
+    "rank", axes.POSITIVE, "of the factors", label=lambda value, _: f"rank{value}", heading="rank",
+    column="factor_rank",
+)
+axes.AXES = (*axes.AXES, rank)
+
+import pytest
+from squeeze.boards.table import table
+from squeeze.core.errors import SqueezeError
+from squeeze.records.record import Estimate
+from squeeze.request.expand import cells
+from squeeze.runner import listing
+from tests.fabricated import record
+
+conf = Path(sys.argv[1])  # with a config.yaml that has the line `rank: 8`
+found = cells(["model=tiny_llama", "technique=factors", "rank=8,16"], conf)
+assert [cell.label for cell in found] == ["tiny_llama-factors-rank8", "tiny_llama-factors-rank16"], found
+with pytest.raises(SqueezeError, match="rank: 0 is not allowed; expected an integer of at least 1"):
+    cells(["model=tiny_llama", "technique=factors", "rank=0"], conf)
+listing.show(found, {}, {cell.key: 1.0 for cell in found})
+frame = table([record(found[0], {"perplexity": Estimate(20.0)})])
+assert list(frame["factor_rank"]) == [8], frame
+assert list(frame["rank"].isna()) == [True]
+"""
+
+
+def test_a_new_axis_is_one_entry_and_one_line(tmp_path: Path) -> None:
+    shutil.copytree(paths.conf(), tmp_path / "conf")
+    with (tmp_path / "conf" / "config.yaml").open("a") as config:
+        config.write("rank: 8\n")
+    place(tmp_path / "conf", "technique", "factors",
+          "family: pruning\nsteps:\n- _target_: mine:factors.Factors\n  rank: ${rank}\n")  # fmt: skip
+    install(tmp_path / "site", "mine", {"techniques/factors.py": FACTORS})
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-c", NEW_AXIS, tmp_path / "conf"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    header, *rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert header[:5] == ["cell", "bits", "sparsity", "group", "rank"]
+    assert [row[4] for row in rows] == ["8", "16"]
+
+
+def test_no_two_axes_share_a_column() -> None:
+    assert len(COLUMNS) == len(set(COLUMNS))
+    assert {"bits", "sparsity", "group_size"} <= set(COLUMNS)
+
+
+def test_the_table_and_config_name_the_same_scalars() -> None:
+    scalars = Choices((paths.conf(),)).scalars
+    assert scalars.keys() == {axis.name for axis in axes.AXES}
+    for axis in axes.AXES:
+        assert axis.rule.holds(scalars[axis.name]), axis.name
+
+
+def test_every_axis_says_what_it_means() -> None:
+    rows = {name: rest for name, *rest in axes.described({"bits": 4, "replicate": 0, "symmetric": True})}
+    assert rows["bits"][:2] == ["4", "an integer from 1 to 16"]
+    assert (rows["replicate"][0], rows["symmetric"][0], rows["group_size"][0]) == ("0", "true", "null")
+    assert all(meaning for *_, meaning in rows.values())
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_published_labels_have_not_changed(path: Path) -> None:
+    label = Cell.from_json(json.loads(path.read_text())["cell"]).label
+    assert path.stem.rpartition("-")[0] == label
