@@ -26,7 +26,7 @@ def cells(overrides: Sequence[str], conf_dir: Path | None = None) -> list[Cell]:
     choices = Choices.within(conf_dir)
     grids = _grids(overrides, choices)
     chosen = {group: [name for grid in grids for name in _names(grid.get(group))] for group in GROUPS}
-    resolver = Resolver(choices, chosen)
+    resolver = Resolver.compose(choices, chosen)
     found: dict[str, Cell] = {}
     for grid in grids:
         resolver.check_keys(grid)

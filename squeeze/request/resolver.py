@@ -1,9 +1,10 @@
-"""From the choices and scalars of one point of a grid to its cell, every value made concrete."""
+"""Resolve one point of a grid, its choices and scalars, to its cell; every value is made concrete."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -20,40 +21,53 @@ from squeeze.request.schema import check_axis, check_group
 from squeeze.request.steps import Target, check_family, check_step
 
 MISSING = "???"  # OmegaConf's word for a value that must still be given
+T = TypeVar("T")
 Point = Mapping[str, Any]  # key of a setting -> the one value that it has here
 
 
+@dataclass(frozen=True)
 class Resolver:
-    """Makes cells of points. Each distinct group is edited, resolved and checked once, however many cells share it."""
+    """Makes cells of points; see ``squeeze.request`` for why it is not Hydra that makes them.
 
-    def __init__(self, choices: Choices, wanted: Mapping[str, Sequence[str]]) -> None:
+    scalars: those of config.yaml. defaults: the choice that it makes in each group. choices: group -> name -> the data
+    of that YAML file. Interpolations are unresolved in all of them.
+    """
+
+    scalars: Mapping[str, Any]
+    defaults: Mapping[str, str]
+    choices: Mapping[str, Mapping[str, Any]]
+    _made: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def compose(cls, choices: Choices, wanted: Mapping[str, Sequence[str]]) -> Resolver:
         """Compose config.yaml with the ``wanted`` names of each group: one composition serves all points.
 
         Raises SqueezeError for an unknown name and for a file that cannot be used.
         """
-        self._defaults = choices.defaults
-        config = _composed(choices, {group: {*wanted.get(group, ()), self._defaults[group]} for group in GROUPS})
-        self._choices = config.pop("choices")
-        self._axes = {name: value for name, value in config.items() if name not in GROUPS}
-        self._templates: dict[str, tuple[Any, list[str]]] = {}
-        self._groups: dict[str, dict[str, Any]] = {}
+        names = {group: {*wanted.get(group, ()), choices.defaults[group]} for group in GROUPS}
+        config = _composed(choices, names)
+        scalars = {name: value for name, value in config.items() if name not in (*GROUPS, "choices")}
+        return cls(scalars, choices.defaults, config["choices"])
 
     def check_keys(self, settings: Mapping[str, Setting]) -> None:
         """Raise SqueezeError for a setting of something that is neither a scalar of config.yaml nor in a group."""
         for setting in settings.values():
             name, *rest = setting.path
-            if name not in GROUPS and (rest or not (name in self._axes or is_addition(setting))):
-                raise SqueezeError(f"unknown option {name!r}; {hint(name, [*self._axes, *GROUPS, SWEEP])}")
+            if name not in GROUPS and (rest or not (name in self.scalars or is_addition(setting))):
+                raise SqueezeError(f"unknown option {name!r}; {hint(name, [*self.scalars, *GROUPS, SWEEP])}")
 
     def cell(self, settings: Mapping[str, Setting], point: Point) -> Cell:
-        """The cell of one point of the grid that the settings span. Raises SqueezeError for a value not allowed."""
-        axes = self._axes
+        """Return the cell of one point of the grid that the settings span.
+
+        Raises SqueezeError for a value that is not allowed.
+        """
+        scalars = self.scalars
         for key, value in point.items():
             if settings[key].path[0] not in GROUPS:
-                axes = edited(axes, settings[key], value)
-        for name, value in axes.items():
+                scalars = edited(scalars, settings[key], value)
+        for name, value in scalars.items():
             check_axis(name, value)
-        groups = {group: self._group(group, settings, point, axes) for group in GROUPS}
+        groups = {group: self._group(group, settings, point, scalars) for group in GROUPS}
         technique = {**groups["technique"]}
         calibrated, protocol = technique.pop("calibrated", False), groups["protocol"]
         uncalibrated = {name: value for name, value in protocol.items() if name not in CALIBRATED_ONLY}
@@ -63,32 +77,51 @@ class Resolver:
             calibration=groups["calibration"] if calibrated else {},
             runtime=groups["runtime"],
             protocol=protocol if calibrated else uncalibrated,
-            replicate=axes.get("replicate", 0),
+            replicate=scalars.get("replicate", 0),
         )
 
     def _group(
-        self, group: str, settings: Mapping[str, Setting], point: Point, axes: Mapping[str, Any]
+        self, group: str, settings: Mapping[str, Setting], point: Point, scalars: Mapping[str, Any]
     ) -> dict[str, Any]:
-        choice = point.get(group, self._defaults[group])
+        """Edit, resolve and check a group's choice: each different one once, however many cells share it."""
+        choice = point.get(group, self.defaults[group])
         edits = [(settings[key], value) for key, value in point.items() if key.startswith(f"{group}.")]
-        template, reads = self._template(group, choice, edits)
-        identity = repr((group, choice, edits, [(name, axes.get(name)) for name in reads]))
-        if identity not in self._groups:
-            self._groups[identity] = _concrete(group, _resolved(template, axes, group))
-        return self._groups[identity]
+        template = self._once(
+            (group, choice, edits), lambda: _template(group, {"name": choice, **self.choices[group][choice]}, edits)
+        )
+        read = [(name, scalars.get(name)) for name in template.reads]
+        return self._once(
+            (group, choice, edits, read), lambda: _concrete(group, _resolved(template.node, scalars, group))
+        )
 
-    def _template(self, group: str, choice: str, edits: Sequence[tuple[Setting, Any]]) -> tuple[Any, list[str]]:
-        identity = repr((group, choice, edits))
-        if identity not in self._templates:
-            tree = {group: {"name": choice, **self._choices[group][choice]}}
-            for setting, value in edits:
-                tree = edited(tree, setting, value)
-            self._templates[identity] = tree[group], sorted(set(_reads(tree[group])))
-        return self._templates[identity]
+    def _once(self, identity: object, make: Callable[[], T]) -> T:
+        """Return what was made for this identity before, or make it.
+
+        It is told by its repr: values may be lists, and 1, 1.0 and true, which are equal, are not the same.
+        """
+        key = repr(identity)
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
+
+
+class Template(NamedTuple):
+    """A choice with its edits, interpolations unresolved, and the names of the scalars that it reads."""
+
+    node: Any
+    reads: Sequence[str]
+
+
+def _template(group: str, choice: Mapping[str, Any], edits: Sequence[tuple[Setting, Any]]) -> Template:
+    tree: Any = {group: choice}
+    for setting, value in edits:
+        tree = edited(tree, setting, value)
+    return Template(tree[group], sorted(set(_reads(tree[group]))))
 
 
 def _resolved(node: Any, axes: Mapping[str, Any], where: str) -> Any:
-    """A copy of ``node`` with each ``${name}`` replaced by that scalar: plain JSON data.
+    """Return a copy of ``node`` with each ``${name}`` replaced by that scalar: plain JSON data.
 
     Raises SqueezeError, naming the place, for what is not such data and for any other interpolation.
     """
@@ -105,7 +138,7 @@ def _resolved(node: Any, axes: Mapping[str, Any], where: str) -> Any:
 
 
 def _scalar(value: Any, where: str) -> Any:
-    """A JSON scalar, unchanged. Raises SqueezeError for anything else, and for what is still to be given."""
+    """Return a JSON scalar, unchanged. Raises SqueezeError for anything else, and for what is still to be given."""
     if isinstance(value, str):
         allowed = "${" not in value and value != MISSING
     else:
@@ -118,7 +151,7 @@ def _scalar(value: Any, where: str) -> Any:
 
 
 def _reads(node: Any) -> Iterator[str]:
-    """The names of the scalars that a tree reads."""
+    """Yield the names of the scalars that a tree reads."""
     if isinstance(node, dict | list):
         for item in node.values() if isinstance(node, dict) else node:
             yield from _reads(item)
@@ -127,7 +160,7 @@ def _reads(node: Any) -> Iterator[str]:
 
 
 def _concrete(group: str, node: Any) -> dict[str, Any]:
-    """A resolved choice, checked; in a runtime, ``auto`` becomes a device and null the threads that may be used."""
+    """Check a resolved choice; in a runtime, ``auto`` becomes a device and null the threads that may be used."""
     check_group(group, node)
     if group == "technique":
         targets = [check_step(step, f"technique.steps.{index}") for index, step in enumerate(node["steps"])]
@@ -153,7 +186,7 @@ def _step(step: Mapping[str, Any], target: Target, index: int) -> dict[str, Any]
 
 
 def _composed(choices: Choices, wanted: Mapping[str, set[str]]) -> dict[str, Any]:
-    """config.yaml, interpolations unresolved, with every wanted choice under ``choices.GROUP.NAME``."""
+    """Return config.yaml, interpolations unresolved, with every wanted choice under ``choices.GROUP.NAME``."""
     pairs = [(group, name) for group, names in wanted.items() for name in sorted(names)]
     for group, name in pairs:
         choices.read(group, name)
