@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts.keys import BUILD_INFO, artifact_key
+from squeeze.core import plugins
 from squeeze.core.cache import cache_root
 from squeeze.core.errors import SqueezeError
 from squeeze.core.files import write_atomically
@@ -121,13 +121,12 @@ def resolve_step(step: Mapping[str, Any]) -> Technique:
     ``request.steps.check_step``; here the resolved object is checked as well, so no alias passes), and for fields that
     it does not take.
     """
-    target = check_step(step)
-    made: Any = vars(importlib.import_module(target.module)).get(target.name)
-    if not _is_technique(made) or (made.__module__, made.__qualname__) != (target.module, target.name):
-        raise SqueezeError(f"{step['_target_']!r} is refused: not a technique that is defined in {target.module}")
+    made = plugins.load(check_step(step).found)
+    if not _is_technique(made):
+        raise SqueezeError(f"{step['_target_']!r} is refused: it is no technique")
     technique: Technique = made(**{name: value for name, value in step.items() if name != "_target_"})
     return technique
 
 
-def _is_technique(made: Any) -> bool:
-    return isinstance(made, type) and dataclasses.is_dataclass(made) and callable(getattr(made, "apply", None))
+def _is_technique(made: type[Any]) -> bool:
+    return dataclasses.is_dataclass(made) and callable(getattr(made, "apply", None))

@@ -31,9 +31,10 @@ def artifact_key(cell: Cell) -> str:
     Raises SqueezeError for a step that names no technique.
     """
     targets = [find(step["_target_"]) for step in cell.technique["steps"]]
-    steps = [{**step, "_target_": target.target} for step, target in zip(cell.technique["steps"], targets, strict=True)]
+    pairs = zip(cell.technique["steps"], targets, strict=True)
+    steps = [{**step, "_target_": target.found.name} for step, target in pairs]
     machinery = {BUILDER, WALK} if cell.calibration else {BUILDER}
-    modules = tuple(sorted({target.module for target in targets} | machinery))
+    modules = tuple(sorted({target.found.module for target in targets} | machinery))
     return digest(
         {
             "baseline": baseline_hash(cell.model),

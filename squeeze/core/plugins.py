@@ -3,11 +3,12 @@
 A distribution offers a package through the entry point group ``squeeze.plugins``: the entry point's name is what people
 write before the colon (``mine:svd.SVD``), its value the top-level package, laid out as squeeze is: ``techniques/*.py``
 or ``techniques/FAMILY/*.py``, ``layers/*.py``, ``runtimes/*.py``, ``conf/technique/*.yaml``, ... Its code is trusted,
-for it was installed; still, nothing is imported here: files are found by their names.
+for it was installed; still, only ``load`` imports any of it: files are found by their names.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -106,6 +107,17 @@ def find(kind: str, name: str) -> Named:
         raise SqueezeError(f"{name!r} is refused: {plugin.package}/{kind} has no {file}.py; {known}")
     module, path = found[0]
     return Named(name, plugin, module, attribute, path)
+
+
+def load(found: Named) -> type[Any]:
+    """Import the class that was found.
+
+    Raises SqueezeError unless the module itself defines a class of that name: what it merely imports is refused.
+    """
+    made: Any = vars(importlib.import_module(found.module)).get(found.attribute)
+    if not isinstance(made, type) or (made.__module__, made.__qualname__) != (found.module, found.attribute):
+        raise SqueezeError(f"{found.name!r} is refused: {found.module} defines no class {found.attribute!r}")
+    return made
 
 
 def name_of(made: type) -> str:

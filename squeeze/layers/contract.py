@@ -5,7 +5,6 @@ Finding such layers in a model, describing and making them, laying them out to r
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeGuard
@@ -104,17 +103,11 @@ def layer_class(name: str) -> type[nn.Module]:
     Raises IntegrityError unless that very file defines such a class, and the class keeps the contract.
     """
     try:
-        found = plugins.find("layers", name)
+        made = plugins.load(plugins.find("layers", name))
     except SqueezeError as error:
         raise IntegrityError(f"no layer {error}") from error
-    made = vars(importlib.import_module(found.module)).get(found.attribute)
-    if not (
-        isinstance(made, type)
-        and issubclass(made, nn.Module)
-        and _keeps_contract(made)
-        and (made.__module__, made.__qualname__) == (found.module, found.attribute)
-    ):
-        raise IntegrityError(f"no layer {name!r}: {found.module} defines none of that name that keeps the contract")
+    if not (issubclass(made, nn.Module) and _keeps_contract(made)):
+        raise IntegrityError(f"no layer {name!r}: it does not keep the contract")
     return made
 
 

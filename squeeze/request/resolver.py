@@ -182,7 +182,7 @@ def _step(step: Mapping[str, Any], target: Target, index: int) -> dict[str, Any]
     for name, value in step.items():
         check_axis(f"technique.steps.{index}.{name}", value)
     floats = {name: float(step[name]) for name in target.floats & step.keys() if type(step[name]) is int}
-    return {**step, **floats, "_target_": target.target}
+    return {**step, **floats, "_target_": target.found.name}
 
 
 def _composed(choices: Choices, wanted: Mapping[str, set[str]]) -> dict[str, Any]:

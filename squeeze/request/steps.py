@@ -11,6 +11,7 @@ from typing import Any
 
 from squeeze.core import plugins
 from squeeze.core.errors import SqueezeError, hint
+from squeeze.core.plugins import Named
 
 KIND = "techniques"
 BEFORE_NAMES = f"squeeze.{KIND}."  # how records written before techniques had names begin theirs
@@ -21,14 +22,12 @@ NO_FOLDER = ("baseline", "control", "combined")  # families of choices that are 
 class Target:
     """A technique's class, as its source declares it.
 
-    target: the one spelling of its name that a cell holds, such as ``gptq.GPTQ``. family: the folder that it lies in;
-    empty for a plugin's that lies in none. fields: name -> whether a step must give it. floats: the fields that are
-    declared as float.
+    found: where it lies, and the one spelling of its name that a cell holds, such as ``gptq.GPTQ``. family: the folder
+    that it lies in; empty for a plugin's that lies in none. fields: name -> whether a step must give it. floats: the
+    fields that are declared as float.
     """
 
-    target: str
-    module: str
-    name: str
+    found: Named
     family: str
     fields: Mapping[str, bool]
     floats: frozenset[str]
@@ -48,10 +47,11 @@ def check_step(step: Any, where: str = "step") -> Target:
         raise SqueezeError(f"{where}._target_: {error}") from error
     for name in step.keys() - {"_target_"}:
         if name not in target.fields:
-            raise SqueezeError(f"{where}: {target.name} has no field {name!r}; {hint(name, target.fields)}")
+            raise SqueezeError(f"{where}: {target.found.attribute} has no field {name!r}; {hint(name, target.fields)}")
     missing = [name for name, needed in target.fields.items() if needed and name not in step]
     if missing:
-        raise SqueezeError(f"{where}: {target.name} needs {', '.join(missing)}; its fields: {', '.join(target.fields)}")
+        needs = f"{target.found.attribute} needs {', '.join(missing)}"
+        raise SqueezeError(f"{where}: {needs}; its fields: {', '.join(target.fields)}")
     return target
 
 
@@ -67,8 +67,8 @@ def check_family(family: str, targets: Iterable[Target]) -> None:
     for target in targets:
         if target.family not in ("", family):
             raise SqueezeError(
-                f"technique.family: {family!r} is not allowed; expected {target.family!r}, where {target.target} lies,"
-                " or 'combined'"
+                f"technique.family: {family!r} is not allowed; expected {target.family!r}, where"
+                f" {target.found.name} lies, or 'combined'"
             )
 
 
@@ -90,9 +90,7 @@ def find(path: str) -> Target:
         )
     declared = _declared(techniques[found.attribute])
     return Target(
-        found.name,
-        found.module,
-        found.attribute,
+        found,
         _family(found.file),
         fields={field: item.value is None for field, item in declared.items()},
         floats=frozenset(field for field, item in declared.items() if ast.unparse(item.annotation) == "float"),
