@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ import pytest
 
 from squeeze.artifacts.keys import artifact_key
 from squeeze.cli import main
-from squeeze.core import environment
+from squeeze.core import environment, paths
 from squeeze.records.record import Record, Status
 from squeeze.records.store import RecordStore
 from squeeze.request.expand import cells
@@ -133,6 +134,17 @@ def test_list_shows_status_and_time_and_runs_nothing(results, capsys):
     assert "torn.json is passed over" in shown.err
     assert "5 cells, 2 to measure in about 0:02:02" in shown.err
     assert sorted(results.rglob("*")) == before
+
+
+def test_axes_shows_what_can_be_swept(tmp_path, capsys):
+    assert squeeze("axes") == 0
+    rows = {name: rest for name, *rest in (line.split("\t") for line in capsys.readouterr().out.splitlines())}
+    assert rows["sparsity"] == ["0.5", "a number from 0 to below 1", "share of weights set to zero"]
+    shutil.copytree(paths.conf(), tmp_path / "conf")
+    config = tmp_path / "conf" / "config.yaml"
+    config.write_text(config.read_text().replace("bits: 4\n", "bits: 3\n", 1))
+    assert squeeze("axes", "--config-dir", tmp_path / "conf") == 0
+    assert "\nbits\t3\t" in capsys.readouterr().out
 
 
 def test_on_a_terminal_list_draws_a_table(results, monkeypatch, capsys):

@@ -120,6 +120,11 @@ def rules() -> dict[str, Rule]:
     return {axis.name: axis.rule for axis in AXES}
 
 
+def of_steps() -> set[str]:
+    """Return the names of the axes that are fields of a technique's steps."""
+    return {axis.name for axis in AXES if axis.kind == STEP}
+
+
 def headings() -> dict[str, Axis]:
     """Map the headings that ``squeeze list`` has for axes to them."""
     return {axis.heading: axis for axis in AXES if axis.heading is not None}

@@ -60,8 +60,10 @@ class Cell:
 
     @property
     def step_values(self) -> dict[str, Any]:
-        """Map each field of the steps to its value in the first step that has it."""
-        return {name: value for step in reversed(self.technique["steps"]) for name, value in step.items()}
+        """Map each axis that is a field of a step to its value in the first step that has it."""
+        names = axes.of_steps()
+        steps = reversed(self.technique["steps"])
+        return {name: value for step in steps for name, value in step.items() if name in names}
 
     @property
     def model_identity(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from squeeze.core import paths
 from squeeze.request import axes
 from squeeze.request.cell import Cell
 from squeeze.request.choices import Choices
+from squeeze.request.expand import cells
 from tests.planted import place
 from tests.plugins import install
 
@@ -93,6 +94,19 @@ def test_the_table_and_config_name_the_same_scalars() -> None:
     assert scalars.keys() == {axis.name for axis in axes.AXES}
     for axis in axes.AXES:
         assert axis.rule.holds(scalars[axis.name]), axis.name
+
+
+def test_an_axis_is_a_field_of_what_its_kind_says() -> None:
+    (cell,) = cells(["model=tiny_llama", "technique=rtn"])
+    holders = {axes.MODEL: cell.model, axes.RUNTIME: cell.runtime, axes.CELL: cell.to_json()}
+    assert all(axis.name in holders[axis.kind] for axis in axes.AXES if axis.kind != axes.STEP)
+    assert cell.step_values.keys() == axes.of_steps() & cell.technique["steps"][0].keys()
+
+
+def test_a_field_of_a_step_that_has_another_axiss_name_is_not_taken_for_it() -> None:
+    step = {"_target_": "rtn.RoundToNearest", "bits": 4, "dtype": "float16", "replicate": 3}
+    cell = Cell({"name": "m", "dtype": "float32"}, {"name": "t", "family": "f", "steps": [step]})
+    assert cell.label == "m-t-4"
 
 
 def test_every_axis_says_what_it_means() -> None:
