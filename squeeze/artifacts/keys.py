@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 
 from squeeze.artifacts.code_version import closure, libraries
-from squeeze.core.cache import cache_root, sealed
 from squeeze.core import plugins
+from squeeze.core.cache import cache_root, sealed
 from squeeze.core.errors import SqueezeError
 from squeeze.core.hashing import digest, sha256
 from squeeze.request.cell import Cell

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 import squeeze
+from squeeze.core import plugins
 from squeeze.core.hashing import digest
 
 # Distributions whose version can move a figure: a record keeps them all.
@@ -136,7 +137,8 @@ def fingerprint(environment: Mapping[str, Any], runtime: Mapping[str, Any]) -> s
         name: value for name, value in _fingerprinted(environment) if on_gpu or not name.startswith("hardware.gpus")
     }
     named = {name: value for name, value in runtime.items() if name != "name"}
-    return digest({"environment": fields, "runtime": named})
+    offered = plugins.versions(runtime)  # a plugin's runtime is one with its version; squeeze's own is in the fields
+    return digest({"environment": fields, "runtime": named} | ({"plugins": offered} if offered else {}))
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -56,7 +56,7 @@ class Attempt:
 
 
 def _plugins(cell: Cell) -> dict[str, dict[str, str]]:
-    """Return the versions of the plugins that a cell names, which are in the artifact's key and no part of the fingerprint."""
+    """Return the versions of the plugins that a cell names, for its record."""
     named = plugins.versions([cell.technique, cell.runtime])
     return {"plugins": named} if named else {}
 

@@ -15,6 +15,7 @@ from squeeze.artifacts.build import build
 from squeeze.artifacts.keys import artifact_key
 from squeeze.core import environment, plugins
 from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.probes.memory import measured
 from squeeze.records.store import RecordStore
 from squeeze.request import steps
 from squeeze.request.cell import Cell
@@ -122,7 +123,7 @@ def test_its_technique_and_its_layer_are_built_saved_and_loaded(mine: Path, tmp_
     [cell] = cells(REQUEST)
     assert cell.label == "tiny_llama-halves-16"
     assert cell.technique["steps"] == [{"_target_": "mine:halving.Halve", "bits": 16}]
-    build(cell, tmp_path / "artifact")
+    build(cell, tmp_path / "artifact", measured)
     layers = artifact.describe(tmp_path / "artifact")["layers"]
     assert {spec["_target_"] for spec in layers.values()} == {"mine:halves.HalfLinear"}
     loaded = artifact.load(tmp_path / "artifact")
@@ -134,7 +135,7 @@ def test_its_technique_and_its_layer_are_built_saved_and_loaded(mine: Path, tmp_
 
 def test_only_its_layers_that_keep_the_contract_are_loaded(mine: Path, tmp_path: Path) -> None:
     [cell] = cells(REQUEST)
-    build(cell, tmp_path / "artifact")
+    build(cell, tmp_path / "artifact", measured)
     path = tmp_path / "artifact" / artifact.DESCRIPTION
     text = path.read_text()
     for other in ("mine:halves.nn", "mine:halving.Halve", "mine:fast.Fast", "yours:halves.HalfLinear"):
@@ -155,7 +156,7 @@ def test_its_version_and_its_source_are_in_the_key_and_its_version_in_the_record
     place = environment.describe()
     store = RecordStore(tmp_path)
     assert Attempt.begin(cell, store, place).place["plugins"] == {"mine": "squeeze-mine 1.0"}
-    assert Attempt.begin(cell, store, place).fingerprint == environment.fingerprint(place, cell)
+    assert Attempt.begin(cell, store, place).row.fingerprint == Attempt.begin(plain, store, place).row.fingerprint
     assert "plugins" not in Attempt.begin(plain, store, place).place
     assert plugins.versions(json.loads(json.dumps(cell.to_json()))) == {"mine": "squeeze-mine 1.0"}
     assert plugins.versions({"_target_": "gone:gptq.GPTQ"}) == {"gone": "absent"}
@@ -163,6 +164,16 @@ def test_its_version_and_its_source_are_in_the_key_and_its_version_in_the_record
     monkeypatch.syspath_prepend(other.parent)
     _forget_hashes()
     assert artifact_key(cell) != before
+
+
+def test_the_version_of_a_runtime_is_in_the_fingerprint(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = environment.describe()
+    ours, theirs = ({"_target_": target, "device": "cpu"} for target in ("eager.Eager", "mine:fast.Fast"))
+    before = [environment.fingerprint(place, runtime) for runtime in (ours, theirs)]
+    monkeypatch.setattr(plugins, "versions", lambda node: {"mine": "squeeze-mine 1.1"} if node is theirs else {})
+    after = [environment.fingerprint(place, runtime) for runtime in (ours, theirs)]
+    assert after[0] == before[0]
+    assert after[1] != before[1]
 
 
 def test_its_choices_stand_beside_squeezes_and_its_config_and_tasks_are_not_read(mine: Path, tmp_path: Path) -> None:
