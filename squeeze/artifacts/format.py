@@ -1,7 +1,7 @@
 """Artifact: a folder that really is what it claims to be. Subject -> safetensors and JSON, and back.
 
     model.safetensors   every stored tensor, packed as the layers hold it; tied tensors once
-    artifact.json       format, architecture, dtype, parameter count, compressed layers, claims
+    artifact.json       format, architecture, dtype, parameter count, compressed layers, a cache of its own, claims
     config.json         the transformers configuration;  tokenizer files beside it
 
 Where a library has a serialised format of its own (``claims["loader"] = "transformers"``: bitsandbytes, ...) the
@@ -11,6 +11,7 @@ what its reader wants in the file's header comes from the layer's ``header(model
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -34,7 +35,7 @@ from squeeze.layers.contract import (
     shared_layers,
 )
 from squeeze.models import architecture
-from squeeze.models.subject import Subject
+from squeeze.models.subject import CacheFactory, Subject
 
 FORMAT = 1
 DESCRIPTION = "artifact.json"
@@ -67,6 +68,8 @@ def save(subject: Subject, folder: Path) -> None:
         "tied": tied,
         "claims": {key: value for key, value in subject.claims.items() if key not in {"loader", "parameters"}},
     }
+    if subject.cache is not None:
+        description["cache"] = _cache_spec(subject.cache)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
 
 
@@ -87,7 +90,7 @@ def load(folder: Path, device: str = "cpu", *, prepare: bool = True) -> Subject:
     if prepare:
         prepare_layers(model)
     claims = {**description["claims"], "loader": description["loader"], "parameters": description["parameters"]}
-    return Subject(model, tokenizer, claims)
+    return Subject(model, tokenizer, claims, _cache(description))
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -180,6 +183,22 @@ def _library_model(folder: Path, description: dict[str, Any]) -> PreTrainedModel
     )
 
 
+def _cache_spec(cache: CacheFactory) -> dict[str, Any]:
+    """The class of a cache factory and its fields, as ``layer_specs`` has those of layers."""
+    kind = type(cache)
+    return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **dataclasses.asdict(cache)}  # type: ignore[call-overload]
+
+
+def _cache(description: dict[str, Any]) -> CacheFactory | None:
+    spec = dict(description.get("cache", {}))
+    if not spec:
+        return None
+    found = _own_class(spec.pop("_target_"))
+    if not (dataclasses.is_dataclass(found) and hasattr(found, "group")):
+        raise IntegrityError(f"{DESCRIPTION} names the cache {found.__name__!r}, which makes none")
+    return found(**spec)  # type: ignore[return-value]
+
+
 def _read(path: Path) -> dict[str, torch.Tensor]:
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -193,11 +212,18 @@ def _model_class(name: str) -> type[PreTrainedModel]:
 
 
 def _layer_class(path: str) -> type[nn.Module]:
-    """The layer class at ``path``: only one that a module below squeeze.layers itself defines."""
+    found = _own_class(path)
+    if not issubclass(found, nn.Module):
+        raise IntegrityError(f"{DESCRIPTION} names the layer {path!r}, which is none")
+    return found
+
+
+def _own_class(path: str) -> type[Any]:
+    """The class at ``path``: only one that a module below squeeze.layers itself defines."""
     module_name, _, name = path.rpartition(".")
     if not module_name.startswith(LAYER_HOME):
         raise IntegrityError(f"{DESCRIPTION} names the layer {path!r}; only layers of {LAYER_HOME}* are loaded")
     found = getattr(importlib.import_module(module_name), name, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module_name):
+    if not (isinstance(found, type) and found.__module__ == module_name):
         raise IntegrityError(f"{DESCRIPTION} names the layer {path!r}, which {module_name} does not define")
     return found

@@ -202,7 +202,8 @@ _CALIBRATION: Schema = {
     "seed": _at_least(0),
 }
 
-_RUNTIME: Schema = {"name": _NAME, "device": _DEVICE, "threads": _THREADS, "compile": _BOOLEAN}
+_RUNTIME_TARGET = _matching("FILE.CLASS of squeeze/runtimes, such as eager.Eager", r"([a-z]\w*:)?[a-z]\w*\.[A-Z]\w*")
+_RUNTIME: Schema = {"name": _NAME, "device": _DEVICE, "threads": _THREADS, "_target_": _RUNTIME_TARGET}
 
 _LIMIT: Schema = {
     "seconds": Rule("a number above 0", lambda value: _is_number(value) and value > 0),

@@ -22,6 +22,7 @@ from squeeze.runner.jobs.executor import Executor
 from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, StageError
 from squeeze.runner.results import Artifact, Measured, Process, Scoring, Values
+from squeeze.runtimes import contract as runtimes
 from squeeze.sources import corpora, tasks, wheels
 from squeeze.sources import fetch as assets
 
@@ -76,7 +77,10 @@ def quality_key(subject: Measured, baseline: Measured | None) -> str:
             "protocol": {name: protocol[name] for name in ASKED if name in protocol},
             "tasks": tasks.content_hash(),
             "runtime": {name: value for name, value in runtime.items() if name != "name"},
-            "code": [keys.code_version(SCORING), sha256(benches() / "test_quality.py")],
+            "code": [
+                keys.code_version((*SCORING, runtimes.module(runtimes.current(runtime)["_target_"]))),
+                sha256(benches() / "test_quality.py"),
+            ],
             "libraries": keys.library_versions(SCORING),
         }
     )
