@@ -6,7 +6,7 @@ the scoring of text, whose rows are of many lengths; what the decode step makes 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, repeat
@@ -87,7 +87,7 @@ class CompiledEngine:
 
         As in generation: a prefill of the first token, which makes the cache, and then the decode step, token by token.
         """
-        forwards = chain([self.subject.model], repeat(self._decode))
+        forwards: Iterator[Forward] = chain([self.subject.model], repeat(self._decode))
         cache = self._static_cache(token_ids.shape[1])
         logits = [
             forward(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits

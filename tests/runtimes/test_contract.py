@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.tiny import tiny_subject
 NAMES = sorted(path.stem for path in (paths.conf() / "runtime").glob("*.yaml"))
 TOKEN_IDS = torch.randint(0, 256, (2, 18), generator=torch.Generator().manual_seed(1))
 PROMPT, DECODED = 12, 6
+PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +97,12 @@ def test_runtimes_of_old_records_are_found() -> None:
     old = {"name": "some", "device": "cpu", "threads": 3}
     assert contract.of({**old, "compile": False}) == Eager("cpu", 3) == contract.of({**old, "_target_": "eager.Eager"})
     assert contract.of({**old, "compile": True}) == Compiled("cpu", 3)
+
+
+def test_every_published_row_still_has_its_runtime() -> None:
+    """So that it can be measured again."""
+    rows = [json.loads(path.read_text()) for path in PUBLISHED.glob("*/records/*.json")]
+    assert {type(contract.of(row["cell"]["runtime"])) for row in rows} == {Eager}
 
 
 @pytest.mark.promise(15)
