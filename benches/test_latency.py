@@ -6,21 +6,20 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from squeeze.models.subject import Subject
 from squeeze.probes import energy, latency
-from squeeze.probes.latency import Generation
 from squeeze.probes.samples import Samples
 from squeeze.records.statistics import steady
 from squeeze.request.cell import Cell
+from squeeze.runtimes.contract import Engine, Generation
 
 Begin = Callable[[], Generation]
 
 
 @pytest.fixture
-def begin(subject: Subject, cell: Cell) -> Begin:
+def begin(engine: Engine, cell: Cell) -> Begin:
     if cell.model["kind"] == "encoder":
         pytest.skip("an encoder generates nothing")
-    return latency.starter(subject, cell.runtime, cell.protocol["latency"])
+    return lambda: engine.begin(latency.positions(cell.protocol["latency"]))
 
 
 def test_prefill(
@@ -31,7 +30,9 @@ def test_prefill(
         warm = latency.warm_up(lambda: begin().prefill(prompt), protocol["warmup_rounds"])
     with samples.stage("timed"):
         benchmark.pedantic(
-            Generation.prefill, setup=lambda: ((begin(), prompt), {}), rounds=protocol["prefill_repeats"]
+            lambda generation, tokens: generation.prefill(tokens),
+            setup=lambda: ((begin(), prompt), {}),
+            rounds=protocol["prefill_repeats"],
         )
     keep(samples, "ttft_s", batch, benchmark, warm)
 
@@ -57,17 +58,16 @@ def test_decode(
 
 
 def test_encode(
-    benchmark: BenchmarkFixture, subject: Subject, prompts: Tensor, cell: Cell, samples: Samples, batch: int
+    benchmark: BenchmarkFixture, engine: Engine, prompts: Tensor, cell: Cell, samples: Samples, batch: int
 ) -> None:
     """An encoder has only a forward: its time stands where a language model's prefill does."""
     if cell.model["kind"] != "encoder":
         pytest.skip("timed as prefill and decode")
     protocol, prompt = cell.protocol["latency"], prompts[:batch]
-    encode = latency.encoder(subject.model, cell.runtime, cell.protocol["latency"])
     with samples.stage("warmup"):
-        warm = latency.warm_up(lambda: encode(prompt), protocol["warmup_rounds"])
+        warm = latency.warm_up(lambda: engine.encode(prompt), protocol["warmup_rounds"])
     with samples.stage("timed"):
-        benchmark.pedantic(encode, (prompt,), rounds=protocol["prefill_repeats"])
+        benchmark.pedantic(engine.encode, (prompt,), rounds=protocol["prefill_repeats"])
     keep(samples, "ttft_s", batch, benchmark, warm)
 
 

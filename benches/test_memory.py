@@ -5,22 +5,21 @@ That of loading is measured where it loads.
 
 from torch import Tensor
 
-from squeeze.models.subject import Subject
-from squeeze.probes import kv_cache, latency, memory
+from squeeze.probes import latency, memory
 from squeeze.probes.samples import Samples
 from squeeze.request.cell import Cell
+from squeeze.runtimes.contract import Engine
 
 DECODED = 4  # tokens: each adds only its keys and values to the peak
 
 
-def test_memory(subject: Subject, cell: Cell, prompts: Tensor, samples: Samples) -> None:
+def test_memory(engine: Engine, cell: Cell, prompts: Tensor, samples: Samples) -> None:
     device = cell.runtime["device"]
     with samples.stage("memory"):
         if cell.model["kind"] == "encoder":
-            encode = latency.encoder(subject.model, cell.runtime, cell.protocol["latency"])
-            steps = {"prefill": lambda: encode(prompts)}
+            steps = {"prefill": lambda: engine.encode(prompts)}
         else:
-            generation = latency.starter(subject, cell.runtime, cell.protocol["latency"])()
+            generation = engine.begin(latency.positions(cell.protocol["latency"]))
             steps = {
                 "prefill": lambda: generation.prefill(prompts),
                 "decode": lambda: [generation.decode() for _ in range(DECODED)],
@@ -29,4 +28,4 @@ def test_memory(subject: Subject, cell: Cell, prompts: Tensor, samples: Samples)
             _, usage = memory.measured(step, device)
             samples.put_all(usage.figures(name))
         if cell.model["kind"] != "encoder":
-            samples.put("cache_bytes_per_token", kv_cache.bytes_per_token(generation.cache))
+            samples.put("cache_bytes_per_token", generation.bytes_per_token)

@@ -2,17 +2,17 @@
 
 import pytest
 
-from squeeze.models.subject import Subject
 from squeeze.probes import memory
 from squeeze.probes.samples import Samples
 from squeeze.runner.jobs.job import Job
+from squeeze.runtimes.contract import TorchEngine
 from squeeze.sources import corpora
 
 COMPARED = 512  # tokens on which the timed forward and the scored one are compared
 
 
 @pytest.mark.quality
-def test_quality(job: Job, subject: Subject, samples: Samples) -> None:
+def test_quality(job: Job, engine: TorchEngine, samples: Samples) -> None:
     if job.cell.model["kind"] == "encoder":
         pytest.skip("an encoder predicts no next token: it has no perplexity")
     with samples.stage("imports"):
@@ -21,12 +21,12 @@ def test_quality(job: Job, subject: Subject, samples: Samples) -> None:
     memory.return_large_blocks()  # nothing is timed here, and the rows of a text and of questions are of many lengths
     protocol, runtime = job.cell.protocol, job.cell.runtime
     _, usage = memory.measured(
-        lambda: quality.measure_quality(subject, protocol, samples, job.baseline, job.baseline_artifact),
+        lambda: quality.measure_quality(engine, protocol, samples, job.baseline, job.baseline_artifact),
         runtime["device"],
     )
     samples.put_all(usage.figures("quality"))
-    samples.put("scored_as", "eager" if runtime["compile"] else "itself")
-    if runtime["compile"]:
-        token_ids = corpora.tokens(protocol["perplexity"]["corpus"], subject.tokenizer, COMPARED)
-        difference = quality.compiled_difference(subject.model, token_ids[None].to(runtime["device"]))
+    samples.put("scored_as", engine.scored_as)
+    if engine.scored_as != "itself":
+        token_ids = corpora.tokens(protocol["perplexity"]["corpus"], engine.tokenizer, COMPARED)
+        difference = quality.scored_difference(engine, token_ids[None].to(runtime["device"]))
         samples.put("scored_difference", difference)

@@ -3,20 +3,20 @@
 import pytest
 
 from squeeze.artifacts import format as artifact
-from squeeze.models.subject import Subject
 from squeeze.probes import realised, size
 from squeeze.probes.recount import recount
 from squeeze.probes.samples import Samples
 from squeeze.request.cell import Cell
 from squeeze.runner.jobs.job import Job
+from squeeze.runtimes.contract import TorchEngine
 
 pytestmark = pytest.mark.once
 
 
-def test_size(job: Job, subject: Subject, cell: Cell, samples: Samples) -> None:
+def test_size(job: Job, engine: TorchEngine, cell: Cell, samples: Samples) -> None:
     weighed = size.figures(job.artifact)
     samples.put_all(weighed)
-    samples.put_all(realised.figures(subject, weighed["bytes"], cell.protocol["latency"]))
+    samples.put_all(realised.figures(engine, weighed["bytes"], cell.protocol["latency"]))
 
 
 def test_recount(job: Job, samples: Samples) -> None:

@@ -19,9 +19,10 @@ from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.probes.samples import Samples
 from squeeze.request.cell import Cell
 from squeeze.runner.jobs.job import Job
+from squeeze.runtimes import contract as runtimes
+from squeeze.runtimes.contract import Engine
 
 if TYPE_CHECKING:
-    from squeeze.models.subject import Subject
     from squeeze.runner.in_process import InProcess
 
 STAGES = pytest.StashKey[dict[str, float]]()  # seconds spent before the first bench
@@ -147,14 +148,13 @@ def samples(job: Job, pytestconfig: pytest.Config) -> Iterator[Samples]:
 
 
 @pytest.fixture(scope="session")
-def subject(job: Job, samples: Samples) -> Subject:
-    """The artifact, loaded once per process and ready to run; the memory that loading took is put into the samples."""
-    from squeeze.artifacts import format as artifact
+def engine(job: Job, samples: Samples) -> Engine:
+    """The artifact, loaded once per process by the cell's runtime; the memory that loading took is put into samples."""
     from squeeze.probes import memory
 
-    device = job.cell.runtime["device"]
+    runtime = runtimes.of(job.cell.runtime)
     with samples.stage("load"):
-        loaded, usage = memory.measured(lambda: artifact.load(job.artifact, device), device)
+        loaded, usage = memory.measured(lambda: runtime.load(job.artifact), runtime.device)
     samples.put_all(usage.figures("load"))
     return loaded
 

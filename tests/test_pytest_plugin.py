@@ -31,7 +31,7 @@ PROTOCOL = {
     },
     "perplexity": {"corpus": "wikipedia_eval"},
 }
-RUNTIME = {"name": "eager", "device": "cpu", "threads": 1, "compile": False}
+RUNTIME = {"name": "eager", "device": "cpu", "threads": 1, "_target_": "eager.Eager"}
 OWN_BENCHES = """
 import pytest
 

@@ -1,7 +1,7 @@
 """Artifact: a folder that really is what it claims to be. Subject -> safetensors and JSON, and back.
 
     model.safetensors   every stored tensor, packed as the layers hold it; tied tensors once
-    artifact.json       format, architecture, dtype, parameter count, compressed layers, claims
+    artifact.json       format, architecture, dtype, parameter count, compressed layers, a cache of its own, claims
     config.json         the transformers configuration;  tokenizer files beside it
 
 Where a library has a serialised format of its own (``claims["loader"] = "transformers"``: bitsandbytes, ...) the
@@ -11,6 +11,7 @@ what its reader wants in the file's header comes from the layer's ``header(model
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -23,7 +24,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, initialization
 
-from squeeze.core.errors import IntegrityError
+from squeeze.core import plugins
+from squeeze.core.errors import IntegrityError, SqueezeError
 from squeeze.layers.contract import (
     count_parameters,
     dtype_name,
@@ -34,7 +36,7 @@ from squeeze.layers.contract import (
     shared_layers,
 )
 from squeeze.models import architecture
-from squeeze.models.subject import Subject
+from squeeze.models.subject import CacheFactory, Subject
 
 FORMAT = 2  # in 1, layers were named by their modules' paths
 DESCRIPTION = "artifact.json"
@@ -66,6 +68,8 @@ def save(subject: Subject, folder: Path) -> None:
         "tied": tied,
         "claims": {key: value for key, value in subject.claims.items() if key not in {"loader", "parameters"}},
     }
+    if subject.cache is not None:
+        description["cache"] = _cache_spec(subject.cache)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
 
 
@@ -86,7 +90,7 @@ def load(folder: Path, device: str = "cpu", *, prepare: bool = True) -> Subject:
     if prepare:
         prepare_layers(model)
     claims = {**description["claims"], "loader": description["loader"], "parameters": description["parameters"]}
-    return Subject(model, tokenizer, claims)
+    return Subject(model, tokenizer, claims, _cache(description))
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -177,6 +181,26 @@ def _library_model(folder: Path, description: dict[str, Any]) -> PreTrainedModel
     return _model_class(description["architecture"]).from_pretrained(
         folder, dtype=getattr(torch, description["dtype"]), local_files_only=True, use_safetensors=True
     )
+
+
+def _cache_spec(cache: CacheFactory) -> dict[str, Any]:
+    """Return the class of a cache factory and its fields, as ``layer_specs`` has those of layers."""
+    return {"_target_": plugins.name_of(type(cache)), **dataclasses.asdict(cache)}  # type: ignore[call-overload]
+
+
+def _cache(description: dict[str, Any]) -> CacheFactory | None:
+    spec = dict(description.get("cache", {}))
+    if not spec:
+        return None
+    name = spec.pop("_target_")
+    try:
+        found = plugins.load(plugins.find("layers", name))
+    except SqueezeError as error:
+        raise IntegrityError(f"{DESCRIPTION} names the cache {error}") from error
+    if not (dataclasses.is_dataclass(found) and hasattr(found, "group")):
+        raise IntegrityError(f"{DESCRIPTION} names the cache {name!r}, which makes none")
+    made: CacheFactory = found(**spec)  # type: ignore[assignment]
+    return made
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

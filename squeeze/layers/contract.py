@@ -130,6 +130,13 @@ def count_parameters(model: nn.Module) -> int:
     return dense + biases + sum(map(weight_numel, compressed))
 
 
+def live_bytes(model: nn.Module) -> int:
+    """Count the bytes of all parameters and buffers, those that share memory once, and of kernels' own layouts."""
+    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    opaque = sum(int(getattr(module, "opaque_bytes", 0)) for module in model.modules())
+    return sum(tensors.values()) + opaque
+
+
 def float_linears(model: nn.Module) -> dict[str, nn.Module]:
     """Return all linear layers within the blocks by full name, as ``nn.Linear`` or ``Conv1D`` in floating point.
 

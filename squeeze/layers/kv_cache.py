@@ -12,9 +12,23 @@ from transformers.cache_utils import DynamicLayer
 from squeeze.layers.packing import pack, unpack
 
 
-def empty_cache(config: Any, bits: int, group_size: int) -> Cache:
-    """A cache for one generation by a model of this configuration."""
-    return Cache(layers=[QuantizedKeysAndValues(bits, group_size) for _ in range(config.num_hidden_layers)])
+@dataclass(frozen=True)
+class QuantizedCache:
+    """Make caches whose layers are ``QuantizedKeysAndValues`` of these bits, groups and residual."""
+
+    bits: int
+    group_size: int
+    residual: int = 0
+
+    @property
+    def group(self) -> int:
+        """Return the tokens that go through at a time: what is rounded changes where a group ends, nowhere else."""
+        return self.group_size
+
+    def __call__(self, config: Any) -> Cache:
+        """Return an empty cache for one generation by a model of this configuration."""
+        layers = range(config.num_hidden_layers)
+        return Cache(layers=[QuantizedKeysAndValues(self.bits, self.group_size, self.residual) for _ in layers])
 
 
 @dataclass(frozen=True)
@@ -56,17 +70,20 @@ class Codes:
 
 
 class QuantizedKeysAndValues(DynamicLayer):  # type: ignore[misc] # transformers has no types
-    """The cache of one attention layer; the base class's ``keys`` and ``values`` hold the tokens that wait.
+    """Cache the keys and values of one attention layer, all but the newest tokens in few bits.
 
+    bits: of each code. group_size: G, tokens that share a scale in a channel of the keys. residual: R, a multiple of G.
+    The base class's ``keys`` and ``values`` hold the tokens that are not rounded: whole groups are, once R tokens are
+    newer, so of n tokens the newest R are kept as they are, and up to G - 1 more: n - G floor((n - R) / G) in all.
     Each token is rounded once (transformers' own QuantizedCache rounds all of them anew whenever its residual is full).
     """
 
     keys: torch.Tensor
     values: torch.Tensor
 
-    def __init__(self, bits: int, group_size: int) -> None:
+    def __init__(self, bits: int, group_size: int, residual: int = 0) -> None:
         super().__init__()
-        self.bits, self.group_size = bits, group_size
+        self.bits, self.group_size, self.residual = bits, group_size, residual
         # Keys (batch, heads, head_dim, tokens), values (batch, heads, tokens, head_dim).
         self.grouped: tuple[Codes, Codes] | None = None
 
@@ -75,15 +92,16 @@ class QuantizedKeysAndValues(DynamicLayer):  # type: ignore[misc] # transformers
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take in new tokens, (batch, heads, tokens, head_dim), and return all there are, to be attended to.
 
-        The new ones, and those that waited, as they are; what then fills groups is rounded for all later calls.
+        The new ones, and those not yet rounded, as they are; groups that are then old enough are, for all later calls.
         """
         super().update(key_states, value_states)
         keys, values = self.keys, self.values
         if self.grouped is not None:
             keys = torch.cat([self.grouped[0].numbers().mT, keys], dim=-2)
             values = torch.cat([self.grouped[1].numbers(), values], dim=-2)
-        if self.keys.shape[-2] >= self.group_size:
-            self._group(self.keys.shape[-2] // self.group_size * self.group_size)
+        older = self.keys.shape[-2] - self.residual
+        if older >= self.group_size:
+            self._group(older // self.group_size * self.group_size)
         return keys, values
 
     def get_seq_length(self) -> int:
@@ -105,7 +123,7 @@ class QuantizedKeysAndValues(DynamicLayer):  # type: ignore[misc] # transformers
         return 0 if self.grouped is None else self.grouped[1].packed.shape[-2]
 
     def _group(self, tokens: int) -> None:
-        """Round the first ``tokens`` of those that wait."""
+        """Round the first ``tokens`` of those that are not."""
         channels = min(self.group_size, self.values.shape[-1])
         keys = Codes.of(self.keys[..., :tokens, :].mT, self.bits, self.group_size)
         values = Codes.of(self.values[..., :tokens, :], self.bits, channels)

@@ -1,21 +1,39 @@
-"""What flows through torch code: a model, its tokenizer, and what has been claimed of it."""
+"""Hold what flows through torch code: a model, its tokenizer, its cache, and what has been claimed of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedTokenizerBase
+
+
+class CacheFactory(Protocol):
+    """Make empty caches of keys and values: a frozen dataclass in squeeze/layers/, whose fields an artifact stores."""
+
+    @property
+    def group(self) -> int:
+        """Return how many tokens of a text may go through the cache at a time, from its beginning on.
+
+        So that each sees what it would see had it come alone.
+        """
+
+    def __call__(self, config: Any) -> Cache:
+        """Return the cache of one generation by a model of this configuration."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under compression. ``claims`` are the techniques' words; detectors check them against the artifact."""
+    """A model under compression. ``claims`` are the techniques' words; detectors check them against the artifact.
+
+    cache: what it generates, and is scored, through; None: transformers' own, which keeps all as it is.
+    """
 
     model: torch.nn.Module
     tokenizer: PreTrainedTokenizerBase
     claims: dict[str, Any] = field(default_factory=dict)
+    cache: CacheFactory | None = None
 
     def claiming(self, **claims: Any) -> Subject:
         """The same subject with further claims, such as ``bits=4``; JSON-able values only."""

@@ -14,8 +14,7 @@ import numpy.typing as npt
 import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
-from torch import Tensor, nn
-from transformers import StaticCache
+from torch import Tensor
 
 from squeeze.core.errors import IntegrityError, SqueezeError, hint
 from squeeze.models.architecture import head
@@ -23,15 +22,15 @@ from squeeze.models.subject import Subject
 from squeeze.probes import samples as stored
 from squeeze.probes.batching import batch_dependent, takes_branches
 from squeeze.probes.divergence import Divergence, HiddenWriter, hidden_writer, stored_head
-from squeeze.probes.kv_cache import is_quantized, states_of
-from squeeze.probes.latency import compiled
 from squeeze.probes.lm_eval_model import SubjectLM, TokenScores, Windows
 from squeeze.probes.samples import Samples
+from squeeze.probes.scoring import Row, log_probabilities, predict
+from squeeze.runtimes.contract import TorchEngine
 from squeeze.sources import corpora, tasks
 
 
 def measure_quality(
-    subject: Subject,
+    engine: TorchEngine,
     protocol: Mapping[str, Any],
     samples: Samples,
     baseline: Path | None = None,
@@ -45,18 +44,19 @@ def measure_quality(
     baseline: samples folder of the baseline's quality, and baseline_artifact its artifact. With them come kl_divergence
     and top1_agreement, as means and as arrays kl and top1 (scored tokens,). Without, the model is a baseline, and its
     hidden states are kept beside the samples.
-    A subject that claims a quantized cache is scored through it.
+    A subject with a cache of its own is scored through it.
     Raises SqueezeError for an unknown task or too short a text; IntegrityError where the baseline's files do not fit.
     """
+    subject = engine.subject
     windows = _windows(protocol["perplexity"], subject)
     with samples.stage("probe"):
         dependent = batch_dependent(subject.model)
-        alone = dependent or is_quantized(subject)
+        alone = dependent or subject.cache is not None
         packed = not alone and takes_branches(subject.model)
     samples.put_all({"batch_dependent": dependent, "packed": packed})
     # Where a batch changes its own scores, or a cache is filled, each request is scored alone, as it would be in use.
     token_budget = 0 if alone else protocol["token_budget"]
-    how: dict[str, Any] = {"token_budget": token_budget, "packed": packed, "states": states_of(subject)}
+    how: dict[str, Any] = {"token_budget": token_budget, "packed": packed, "states": engine.states}
     with _observer(subject, samples.folder, windows.scored, baseline, baseline_artifact) as observe:
         lm = SubjectLM(subject, windows, observe=observe, **how)
         items = run(lm, protocol, samples)
@@ -98,21 +98,15 @@ def check_same_text(scores: TokenScores, baseline: Path) -> None:
         )
 
 
-@torch.inference_mode()
-def compiled_difference(model: nn.Module, token_ids: Tensor) -> float:
-    """Largest |difference of log-probability| between the forward that is timed, compiled, and the one that is scored.
+def scored_difference(engine: TorchEngine, token_ids: Tensor) -> float:
+    """Return the largest |difference of log-probability|, in nats, between the timed forward and the scored one.
 
-    token_ids: (1, tokens) int64; each token is predicted from those before it, by a forward of all and by the compiled
-    decode step with its static cache, one token after the other.
+    token_ids: (1, tokens) int64; each token is predicted from those before it.
     """
-    tokens = token_ids.shape[1]
-    step, cache = compiled(model), StaticCache(model.config, max_cache_len=tokens)
-    scored = _log_probability(model(input_ids=token_ids[:, :-1], use_cache=False).logits[0], token_ids[0, 1:])
-    timed = [
-        step(input_ids=token_ids[:, number : number + 1], past_key_values=cache, use_cache=True).logits[0, -1]
-        for number in range(tokens - 1)
-    ]
-    return float((_log_probability(torch.stack(timed), token_ids[0, 1:]) - scored).abs().max())
+    first, *rest = token_ids[0].tolist()
+    model = engine.subject.model
+    scored, _ = log_probabilities(model, predict(model, [Row((first,), (tuple(rest),), (0,))], engine.states))
+    return float((engine.log_probabilities(token_ids)[0].cpu() - scored).abs().max())
 
 
 def standard_error(correct: Sequence[float] | npt.NDArray[Any]) -> float | None:
@@ -169,10 +163,6 @@ def _put_task(samples: Samples, task: str, items: Sequence[Mapping[str, Any]]) -
     samples.put_all({f"acc_{task}": float(correct.mean()), f"acc_{task}_stderr": standard_error(correct)})
     samples.put_array(f"{task}_correct", correct)
     samples.put_array(f"{task}_loglik", loglik)
-
-
-def _log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
-    return logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
 
 
 @contextmanager

@@ -10,11 +10,12 @@ from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes.recount import logical_weights, matrices
 from squeeze.records.roofline import prefill_operations
+from squeeze.runtimes.contract import TorchEngine
 
 SMALL = 0.95  # of what the uncompressed model takes in the same dtype
 
 
-def figures(subject: Subject, stored_bytes: int, protocol: Mapping[str, Any]) -> dict[str, Any]:
+def figures(engine: TorchEngine, stored_bytes: int, protocol: Mapping[str, Any]) -> dict[str, Any]:
     """Of an artifact that is ready to run, whose weight files take `stored_bytes`; protocol: its `latency` part.
 
     bytes_real: stored small; memory_real: small while running; compute_real: computes in low bits or skips
@@ -22,11 +23,11 @@ def figures(subject: Subject, stored_bytes: int, protocol: Mapping[str, Any]) ->
     live_bytes: of weights in memory; bytes_per_token: of weights that one decoding step reads; prefill_operations: of
     one prompt, batch size -> operations of the dense matrices.
     """
-    model = subject.model
+    subject, model = engine.subject, engine.subject.model
     dtype = architecture.dtype(model)
     dense_bytes = subject.claims["parameters"] * dtype.itemsize
     compressed = [module for module in model.modules() if is_compressed(module)]
-    live = max(live_bytes(model), stored_bytes)  # some libraries keep scales where no buffer shows them
+    live = max(engine.bytes_held, stored_bytes)  # some libraries keep scales where no buffer shows them
     real = computes_less(subject, compressed)
     arithmetic = "int8" if real and "bits" in subject.claims else dtype_name(dtype)
     return {
@@ -48,13 +49,6 @@ def computes_less(subject: Subject, compressed: list[CompressedLayer]) -> bool:
         return all(bool(layer.compute_real) for layer in compressed)
     fewer = count_parameters(subject.model) < SMALL * subject.claims["parameters"]
     return bool(subject.claims.get("compute_real", fewer))
-
-
-def live_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, those that share memory once."""
-    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
-    opaque = sum(int(getattr(module, "opaque_bytes", 0)) for module in model.modules())
-    return sum(tensors.values()) + opaque
 
 
 def unread_bytes(model: nn.Module) -> int:

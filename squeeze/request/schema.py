@@ -135,7 +135,10 @@ _CALIBRATION: Schema = {
     "seed": at_least(0),
 }
 
-_RUNTIME: Schema = {"name": NAME, "device": DEVICE, "threads": THREADS, "compile": BOOLEAN}
+_RUNTIME_TARGET = matching(
+    "FILE.CLASS of squeeze/runtimes, such as eager.Eager, or PLUGIN:FILE.CLASS", r"([\w-]+:)?[a-z]\w*\.[A-Z]\w*"
+)
+_RUNTIME: Schema = {"name": NAME, "device": DEVICE, "threads": THREADS, "_target_": _RUNTIME_TARGET}
 
 _LIMIT: Schema = {
     "seconds": ABOVE_ZERO,

@@ -22,6 +22,7 @@ from squeeze.runner.jobs.executor import Executor
 from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, StageError
 from squeeze.runner.results import Artifact, Measured, Process, Scoring, Values
+from squeeze.runtimes import contract as runtimes
 from squeeze.sources import corpora, tasks, wheels
 from squeeze.sources import fetch as assets
 
@@ -69,14 +70,14 @@ def score(shop: Executor, subject: Measured, baseline: Measured | None) -> Scori
 
 def quality_key(subject: Measured, baseline: Measured | None) -> str:
     """Return the sha256 of all that a quality depends on: both artifacts, what is asked, what computes it, on what."""
-    protocol = subject.cell.protocol
+    protocol, bench = subject.cell.protocol, benches() / "test_quality.py"
     return digest(
         {
             "artifacts": [[each.artifact.key, each.artifact.hash] for each in (subject, baseline) if each],
             "protocol": {name: protocol[name] for name in ASKED if name in protocol},
             "tasks": tasks.content_hash(),
             "runtime": subject.cell.runtime_identity,
-            "code": [keys.code_version(SCORING), sha256(benches() / "test_quality.py")],
+            "code": [keys.code_version((*SCORING, runtimes.module(subject.cell.runtime))), sha256(bench)],
             "libraries": keys.library_versions(SCORING),
         }
     )

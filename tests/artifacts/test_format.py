@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from squeeze.artifacts import format as artifact
 from squeeze.core.errors import IntegrityError
 from squeeze.layers import quantized, sparse
 from squeeze.layers.contract import count_parameters, layer_class
+from squeeze.layers.kv_cache import QuantizedCache
 from squeeze.models import architecture
 from tests.tiny import ARCHITECTURES, tiny_subject
 
@@ -125,6 +127,35 @@ def test_an_artifact_of_the_format_of_before_is_refused(saved: Path) -> None:
 def test_only_transformers_models_are_made(saved: Path) -> None:
     _edit(saved, architecture="AutoConfig")
     with pytest.raises(IntegrityError, match="architecture"):
+        artifact.load(saved)
+
+
+def test_a_cache_of_its_own_travels_with_the_artifact(tmp_path: Path) -> None:
+    cache = QuantizedCache(4, 8, residual=16)
+    artifact.save(replace(tiny_subject("llama"), cache=cache), tmp_path)
+    assert artifact.load(tmp_path).cache == cache
+    assert artifact.describe(tmp_path)["cache"] == {
+        "_target_": "kv_cache.QuantizedCache",
+        "bits": 4,
+        "group_size": 8,
+        "residual": 16,
+    }
+
+
+def test_without_one_nothing_is_said_of_caches(saved: Path) -> None:
+    """So that such artifacts are, byte for byte, those of before there were any."""
+    assert "cache" not in artifact.describe(saved)
+    assert artifact.load(saved).cache is None
+
+
+@pytest.mark.promise(15)
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "kv_cache.Codes", "packing.pack", "squeeze.layers.kv_cache.QuantizedCache", "kv_cache.Cache"],
+)
+def test_only_our_own_caches_are_made(saved: Path, target: str) -> None:
+    _edit(saved, cache={"_target_": target})
+    with pytest.raises(IntegrityError, match=r"artifact\.json names"):
         artifact.load(saved)
 
 

@@ -27,7 +27,7 @@ WORKER = (sys.executable, str(Path(__file__).with_name("worker.py")))
 JOBS = "SQUEEZE_TEST_JOBS"
 
 MODEL = {"name": "tiny", "source": "random:llama", "seed": 0, "kind": "causal_lm", "dtype": "bfloat16"}
-RUNTIME = {"name": "eager", "device": "cpu", "threads": 1, "compile": False}
+RUNTIME = {"name": "eager", "device": "cpu", "threads": 1, "_target_": "eager.Eager"}
 LIMIT = {"seconds": 60, "bytes": 2**30}
 PROTOCOL: dict[str, Any] = {
     "name": "made_up",

@@ -1,94 +1,18 @@
-"""Generation picks the right tokens, timing is true, and warming up ends when times agree."""
+"""Timing is true, and warming up ends when times agree."""
 
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from squeeze.core.errors import Unsupported
 from squeeze.probes import latency
-from tests.tiny import CAUSAL, tiny_model, tiny_subject
-
-EAGER = {"device": "cpu", "threads": 1, "compile": False}
-PROTOCOL = {"prompt_tokens": 12, "decode_tokens": 8, "warmup_rounds": 2}
 
 
-def prompt(batch: int = 2) -> torch.Tensor:
-    return torch.randint(0, 256, (batch, PROTOCOL["prompt_tokens"]), generator=torch.Generator().manual_seed(1))
-
-
-@torch.inference_mode()
-def greedy_without_cache(model: Any, tokens: torch.Tensor, count: int) -> list[list[int]]:
-    start = tokens.shape[1]
-    for _ in range(count):
-        tokens = torch.cat([tokens, model(tokens, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
-    return tokens[:, start:].tolist()
-
-
-@pytest.mark.parametrize("name", CAUSAL)
-def test_tokens_equal_those_without_a_cache(name: str) -> None:
-    subject = tiny_subject(name)
-    model = subject.model
-    for parameter_name, parameter in model.named_parameters():
-        if parameter_name.endswith("bias"):  # random ones outweigh what the tokens say
-            parameter.zero_()
-    generation = latency.starter(subject, EAGER, PROTOCOL)()
-    generation.prefill(prompt())
-    for _ in range(PROTOCOL["decode_tokens"]):
-        generation.decode()
-    expected = greedy_without_cache(model, prompt(), 1 + PROTOCOL["decode_tokens"])
-    assert generation.token_ids() == expected
-    assert len({*expected[0], *expected[1]}) > 2, "a model that repeats one token would show nothing"
-
-
-def test_generations_do_not_share_their_cache() -> None:
-    begin = latency.starter(tiny_subject("llama"), EAGER, PROTOCOL)
-    first, second = begin(), begin()
-    first.prefill(prompt())
-    first.decode()
-    second.prefill(prompt())
-    second.decode()
-    assert first.token_ids() == second.token_ids()
-
-
-def test_a_static_cache_gives_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "compiled", lambda model: model.forward)
-    subject = tiny_subject("llama")
-    model = subject.model
-    generation = latency.starter(subject, {**EAGER, "compile": True}, PROTOCOL)()
-    generation.prefill(prompt())
-    for _ in range(4):
-        generation.decode()
-    assert generation.token_ids() == greedy_without_cache(model, prompt(), 5)
-
-
-def test_the_head_is_applied_to_the_last_position_only() -> None:
-    subject = tiny_subject("llama")
-    positions = []
-    subject.model.lm_head.register_forward_hook(lambda _module, inputs, _output: positions.append(inputs[0].shape[1]))
-    latency.starter(subject, EAGER, PROTOCOL)().prefill(prompt())
-    assert positions == [1]
-
-
-def test_an_encoder_gives_its_hidden_states() -> None:
-    model = tiny_model("bert")
-    encode = latency.encoder(model, EAGER, PROTOCOL)
-    torch.testing.assert_close(encode(prompt()), model(prompt()).last_hidden_state)
-
-
-def test_decode_needs_a_prefill() -> None:
-    with pytest.raises(IndexError):
-        latency.starter(tiny_subject("llama"), EAGER, PROTOCOL)().decode()
-
-
-def test_a_prompt_beyond_the_model_is_refused_with_both_numbers() -> None:
-    with pytest.raises(Unsupported, match=r"2048 positions.*need 3016"):
-        latency.starter(tiny_subject("llama"), EAGER, {**PROTOCOL, "prompt_tokens": 3000})
-    with pytest.raises(Unsupported, match=r"2048 positions.*need 3000"):
-        latency.encoder(tiny_model("bert"), EAGER, {**PROTOCOL, "prompt_tokens": 3000})
+@pytest.mark.parametrize(("warmup", "expected"), [(2, 12 + 16), (1, 12 + 9)])
+def test_positions_suffice_for_timing_and_for_warming_up(warmup: int, expected: int) -> None:
+    assert latency.positions({"prompt_tokens": 12, "decode_tokens": 9, "warmup_rounds": warmup}) == expected
 
 
 def ticking(durations: list[float]) -> Callable[[], float]:

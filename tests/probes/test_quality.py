@@ -19,8 +19,10 @@ from squeeze.core.errors import IntegrityError, SqueezeError
 from squeeze.models.subject import Subject
 from squeeze.probes import quality, samples
 from squeeze.probes.divergence import FILE_NAME
-from squeeze.probes.quality import compiled_difference, measure_quality, standard_error
+from squeeze.probes.quality import measure_quality, scored_difference, standard_error
 from squeeze.probes.samples import Samples
+from squeeze.runtimes.compiled import Compiled
+from squeeze.runtimes.eager import Eager
 from squeeze.sources import questions as data
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.inference.kivi import KIVI
@@ -62,7 +64,7 @@ def measure(subject: Subject, folder: Path, baseline: Path | None = None, **chan
     """What was found, after a trip through the files. The baseline's artifact lies beside its samples."""
     collected = Samples(folder)
     stored = baseline and baseline.with_name("artifact")
-    measure_quality(subject, {**PROTOCOL, **changes}, collected, baseline, stored)
+    measure_quality(Eager("cpu", 1).engine(subject), {**PROTOCOL, **changes}, collected, baseline, stored)
     collected.write()
     return samples.read(folder)
 
@@ -228,16 +230,21 @@ def test_an_unknown_task_is_refused_with_a_suggestion(tmp_path: Path) -> None:
 
 def test_compiling_is_found_to_change_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """The decode step with its static cache, uncompiled here: one token after the other, as the forward of all."""
-    monkeypatch.setattr(quality, "compiled", lambda model: model)
-    subject = tiny_subject("llama")
-    token_ids = torch.arange(40)[None] % 200
-    assert 0 <= compiled_difference(subject.model, token_ids) < 1e-4
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    engine = Compiled("cpu", 1).engine(tiny_subject("llama"))
+    assert 0 <= scored_difference(engine, torch.arange(40)[None] % 200) < 1e-4
 
 
 def test_a_step_that_differs_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     other = tiny_subject("llama", seed=1).model
-    monkeypatch.setattr(quality, "compiled", lambda _: other)
-    assert compiled_difference(tiny_subject("llama").model, torch.arange(40)[None]) > 0.1
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: other)
+    engine = Compiled("cpu", 1).engine(tiny_subject("llama"))
+    assert scored_difference(engine, torch.arange(40)[None]) > 0.1
+
+
+def test_through_a_cache_the_two_forwards_are_one() -> None:
+    subject = KIVI(bits=2, group_size=8).apply(tiny_subject("llama"), CalibrationText.empty())
+    assert scored_difference(Eager("cpu", 1).engine(subject), torch.arange(40)[None] % 200) < 1e-5
 
 
 def test_standard_errors() -> None:

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from squeeze.artifacts import format as artifact
-from squeeze.layers.contract import count_parameters
+from squeeze.layers.contract import count_parameters, live_bytes
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes import realised, size
+from squeeze.runtimes.eager import Eager
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.quantization.kmeans import KMeans
@@ -23,7 +24,7 @@ PROTOCOL = {"prompt_tokens": 16, "batch_sizes": [1, 4]}
 
 def loaded(subject: Subject, folder: Path) -> dict[str, object]:
     artifact.save(subject, folder)
-    return realised.figures(artifact.load(folder), size.figures(folder)["bytes"], PROTOCOL)
+    return realised.figures(Eager("cpu", 1).load(folder), size.figures(folder)["bytes"], PROTOCOL)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -67,7 +68,7 @@ def test_shared_memory_is_counted_once() -> None:
     layer = nn.Linear(8, 4, bias=False)
     tied = nn.Linear(8, 4, bias=False)
     tied.weight = layer.weight
-    assert realised.live_bytes(nn.ModuleList([layer, tied])) == 8 * 4 * 4
+    assert live_bytes(nn.ModuleList([layer, tied])) == 8 * 4 * 4
 
 
 def test_a_tied_table_is_read_whole_and_an_untied_one_is_not() -> None:

@@ -47,6 +47,7 @@ PRELOADED = (
     "squeeze.probes.quality",
     "squeeze.probes.peaks",
     "squeeze.probes.realised",
+    "squeeze.runtimes.eager",
     "squeeze.runner.in_process",
     "squeeze.records.statistics",
 )

@@ -7,13 +7,14 @@ values have no such channels, and a token's error stays with the token (section 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from squeeze.core.errors import Unsupported
+from squeeze.layers.kv_cache import QuantizedCache
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
@@ -23,24 +24,41 @@ BITS = (8, 4, 2)
 
 @dataclass(frozen=True)
 class KIVI:
-    """The weights stay as they are; generation, and scoring with it, goes through a quantized cache.
+    """Keep the weights as they are; let generation, and scoring with it, go through a quantized cache.
 
     bits: 8, 4 or 2. group_size: tokens that share a scale in each channel of the keys, and channels of a token that
-    share one in the values (all of a head's, where it has fewer); a multiple of 8. The paper's G is 32. Tokens wait in
-    the model's dtype until they fill a group, so at most group_size - 1 do (the paper's residual R, there 128).
+    share one in the values (all of a head's, where it has fewer); a multiple of 8. The paper's G is 32.
+    residual: R, the newest tokens whose keys and values stay in the model's dtype; a multiple of group_size. The
+    paper's is 128; with 0, tokens wait only until they fill a group.
+
+    Of n tokens, Algorithm 1 keeps n mod R keys and the newest R values: R keys are rounded together once there are R,
+    values one token at a time, and the token that completes R keys sees them rounded, its own among them. Here keys and
+    values leave the residual a group at a time, after they have been attended to: at least the newest R of both, and at
+    most R + group_size - 1, are as they were. So there is no moment without a residual, and what a token sees changes
+    at the end of a group only: text is scored a group at a time with exactly what generation sees. It costs memory:
+    R + (group_size - 1) / 2 tokens in the model's dtype on average, Algorithm 1 has R / 2 keys and R values.
     """
 
     bits: int
     group_size: int
+    residual: int = 0
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
-        """Raises Unsupported for other bits or groups, and for a model that keeps no keys and values of all tokens."""
+        """Give the subject its cache.
+
+        Raises Unsupported for other bits, groups or residuals, and for a model that forgets tokens or predicts none.
+        """
         if self.bits not in BITS:
             raise Unsupported(f"kv_cache has no {self.bits}-bit codes; bits that work: {', '.join(map(str, BITS))}")
         architecture.head(subject.model)
         config: Any = subject.model.config
         if self.group_size < 8 or self.group_size % 8:
             raise Unsupported(f"kv_cache cannot pack groups of {self.group_size} tokens; expected a multiple of 8")
+        if self.residual < 0 or self.residual % self.group_size:
+            raise Unsupported(
+                f"kv_cache rounds whole groups of {self.group_size} tokens; expected residual, {self.residual}, to be a"
+                " multiple of that"
+            )
         plain = DynamicCache(config=config)
         if any(type(layer) is not DynamicLayer for layer in plain.layers):
             raise Unsupported(
@@ -51,4 +69,4 @@ class KIVI:
             raise Unsupported(
                 f"kv_cache: group_size {self.group_size} does not divide the {head_dim} channels of a head"
             )
-        return subject.claiming(kv_cache={"bits": self.bits, "group_size": self.group_size})
+        return replace(subject, cache=QuantizedCache(**asdict(self))).claiming(kv_cache=asdict(self))

@@ -1,4 +1,9 @@
-"""The torchao library: int8 weights, with int8 activations or without, and int4 weights; stored in its own format."""
+"""Quantize by the torchao library: int8 weights, with int8 activations or without, and int4; in its own format.
+
+Its int8 tensors are written for a compiler, which fuses the widening of weights or the rounding of activations with
+the product; run eagerly, each of these is a pass of its own over the data. Ask for both: ``runtime=eager,compile``.
+Compiled, intermediate results are rounded less often, so that tokens may differ as between any two kernels.
+"""
 
 from __future__ import annotations
 

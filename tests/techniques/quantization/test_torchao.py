@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ from transformers import AutoModelForCausalLM
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts.build import resolve_step
 from squeeze.core.errors import Unsupported
-from squeeze.layers.contract import layer_specs, prepare_layers
+from squeeze.layers.contract import layer_specs, live_bytes, prepare_layers
 from squeeze.models import architecture
 from squeeze.probes.batching import batch_dependent
-from squeeze.probes.realised import live_bytes
 from squeeze.probes.recount import recount
 from squeeze.request.expand import cells
+from squeeze.runtimes.compiled import Compiled
+from squeeze.runtimes.eager import Eager
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.quantization import torchao
@@ -124,6 +126,24 @@ def test_activations_have_a_scale_a_token_so_that_batches_do_not_matter() -> Non
     layer, tokens = dynamic.get_submodule(NAME), torch.randn(4, 64, dtype=torch.bfloat16)
     loud = torch.cat([tokens, 1000 * tokens[:1]])
     assert torch.equal(layer(loud)[:4], layer(tokens))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("technique", [Int8(False), Int8(True)])
+def test_its_decode_step_compiles_whole_and_picks_the_same_tokens(
+    technique: Int8, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captured as for any compiler, and run as captured: code generation takes a minute, and rounds otherwise."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    found = []
+    for runtime in (Compiled("cpu", 1), Eager("cpu", 1)):
+        subject = technique.apply(tiny_subject("llama", "bfloat16"), NO_DATA)
+        prepare_layers(subject.model)
+        generation = runtime.engine(subject).begin(20)
+        generation.prefill(TOKEN_IDS)
+        found.append([generation.decode().tolist() for _ in range(8)])
+    assert found[0] == found[1]
+    assert len({token for step in found[0] for row in step for token in row}) > 2
 
 
 def test_it_follows_and_precedes_other_steps() -> None:

@@ -10,10 +10,10 @@ import torch
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
-from squeeze.layers.contract import count_parameters, layer_specs, weight_numel
+from squeeze.layers.contract import count_parameters, layer_specs, live_bytes, weight_numel
 from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models import architecture
-from squeeze.probes.realised import live_bytes, unread_bytes
+from squeeze.probes.realised import unread_bytes
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization import vocabulary
 from squeeze.techniques.quantization.rtn import RoundToNearest

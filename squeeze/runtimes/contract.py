@@ -1,0 +1,137 @@
+"""State what a runtime owes, and find the one that a cell names. Imports no torch.
+
+Probes and benches know runtimes by this file alone. What any engine can give is `Engine`; `TorchEngine` adds what
+torch sees of a model: its weights, and the hidden states from which text is scored in packed rows. An engine without
+them (llama.cpp, ONNX Runtime) keeps to `Engine`, and `log_probabilities` of token ids is how its text is scored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from squeeze.core import plugins
+from squeeze.core.errors import SqueezeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from squeeze.models.subject import Subject
+
+LABEL = "name"  # of a runtime, for people: no field of its class
+
+States = Callable[..., "Tensor"]  # (model, **inputs) -> (rows, tokens, hidden)
+
+
+class Generation(Protocol):
+    """One greedy generation in progress, of every row of a batch at once. Each call returns when the device is done."""
+
+    def prefill(self, prompt: Tensor) -> Tensor:
+        """Read the prompt, (rows, tokens) int64, and return the first token of each row, (rows, 1) int64."""
+
+    def decode(self) -> Tensor:
+        """Return the next token of each row, (rows, 1) int64. Raises IndexError before any prefill."""
+
+    def token_ids(self) -> list[list[int]]:
+        """Return the tokens chosen so far, a list for each row."""
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Return the bytes kept of one token of one row, averaged over those read so far: keys, values, scales."""
+
+
+class Engine(Protocol):
+    """An artifact that a runtime has loaded."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer whose ids it reads."""
+
+    @property
+    def bytes_held(self) -> int:
+        """Count the bytes of weights in memory, those that share memory once."""
+
+    @property
+    def scored_as(self) -> str:
+        """Name the runtime whose forward scores text: "itself" where it is the one that is timed."""
+
+    def begin(self, positions: int) -> Generation:
+        """Begin a generation of at most so many tokens, the prompt's among them; nothing is computed yet.
+
+        Raises Unsupported when the model has fewer positions.
+        """
+
+    def encode(self, token_ids: Tensor) -> Tensor:
+        """Run an encoder: (rows, tokens) int64 -> (rows, tokens, hidden), when the device is done.
+
+        Raises Unsupported when the model has fewer positions.
+        """
+
+    def log_probabilities(self, token_ids: Tensor) -> Tensor:
+        """Return how likely each given token is after those before it, in nats, by the forward that is timed.
+
+        token_ids: (rows, tokens) int64 -> (rows, tokens - 1) float32: nothing predicts the first token.
+        """
+
+
+class TorchEngine(Engine, Protocol):
+    """An engine whose model torch can look into."""
+
+    @property
+    def subject(self) -> Subject:
+        """Return the model, its tokenizer and its claims."""
+
+    @property
+    def states(self) -> States:
+        """Return what computes hidden states where text is scored: (model, **inputs) -> (rows, tokens, hidden)."""
+
+
+class Runtime(Protocol):
+    """A frozen dataclass in a file of squeeze/runtimes/; its fields are the YAML's keys but ``name``.
+
+    device: "cpu", "cuda" or "cuda:N". threads: those that the process has been given to compute with.
+    """
+
+    @property
+    def device(self) -> str: ...  # noqa: D102 - see above
+
+    @property
+    def threads(self) -> int: ...  # noqa: D102
+
+    def load(self, folder: Path) -> Engine:
+        """Load an artifact. Raises Unsupported for one that cannot run here, IntegrityError for a damaged folder."""
+
+
+def of(runtime: Mapping[str, Any]) -> Runtime:
+    """Return the runtime of a cell, whose fields ``runtime`` holds. Raises SqueezeError where it names none."""
+    fields = {name: value for name, value in current(runtime).items() if name not in {LABEL, "_target_"}}
+    made: Runtime = find(current(runtime)["_target_"])(**fields)
+    return made
+
+
+def current(runtime: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a cell's runtime as it is asked for today: old records have ``compile`` in place of ``_target_``."""
+    fields = dict(runtime)
+    if "compile" in fields:
+        fields["_target_"] = "compiled.Compiled" if fields.pop("compile") else "eager.Eager"
+    return fields
+
+
+def find(target: str) -> type[Any]:
+    """Return the class that FILE.CLASS, such as ``eager.Eager``, or PLUGIN:FILE.CLASS names.
+
+    Raises SqueezeError unless it is a dataclass with ``load`` that this very file of squeeze/runtimes or of an
+    installed plugin defines.
+    """
+    made = plugins.load(plugins.find("runtimes", target))
+    if not (dataclasses.is_dataclass(made) and callable(getattr(made, "load", None))):
+        raise SqueezeError(f"runtime {target!r} is refused: expected a dataclass with a method load")
+    return made
+
+
+def module(runtime: Mapping[str, Any]) -> str:
+    """Return the name of the module that defines a cell's runtime. Raises SqueezeError where there is none."""
+    return plugins.find("runtimes", current(runtime)["_target_"]).module

@@ -1,0 +1,86 @@
+"""Generate greedily, one forward at a time, so that a caller can time each token.
+
+Prefill: the prompt's forward, the head applied to its last position only, and the choice of the first token: what a
+user waits for (TTFT). Decode: one forward of one token on the key-value cache, and the choice of the next. Neither
+returns before the device has done it: on CUDA both wait for the current stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from squeeze.core.errors import Unsupported
+from squeeze.runtimes import kv_cache
+
+Forward = Callable[..., Any]
+
+
+@dataclass
+class GreedyGeneration:
+    """One greedy generation in progress. tokens: those chosen so far, each (rows, 1) int64.
+
+    prefill_forward and decode_forward: the model, or a compiled form of it.
+    """
+
+    prefill_forward: Forward
+    decode_forward: Forward
+    cache: Cache
+    synchronize: Callable[[], None]
+    tokens: list[Tensor] = field(default_factory=list)
+
+    @torch.inference_mode()
+    def prefill(self, prompt: Tensor) -> Tensor:
+        """Read the prompt, (rows, tokens) int64, and return the first token of each row, (rows, 1)."""
+        return self._choose(self.prefill_forward, prompt)
+
+    @torch.inference_mode()
+    def decode(self) -> Tensor:
+        """Return the next token of each row, (rows, 1). Raises IndexError before any prefill."""
+        return self._choose(self.decode_forward, self.tokens[-1])
+
+    def token_ids(self) -> list[list[int]]:
+        """Return the tokens chosen so far, a list for each row."""
+        return torch.cat(self.tokens, dim=1).tolist()
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Return the bytes that the cache keeps of one token of one row."""
+        return kv_cache.bytes_per_token(self.cache)
+
+    def _choose(self, forward: Forward, input_ids: Tensor) -> Tensor:
+        output = forward(input_ids=input_ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        token: Tensor = output.logits[:, -1:].argmax(-1)
+        self.synchronize()
+        self.tokens.append(token)
+        return token
+
+
+def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the log-probability of each token in nats, (rows, tokens) float32.
+
+    logits: (rows, tokens, vocabulary), each predicting the token of its place in ``tokens``: (rows, tokens) int64.
+    """
+    return logits.float().log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def check_length(model: nn.Module, positions: int) -> None:
+    """Raise Unsupported when the model has fewer positions than are asked for."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(most, int) and most < positions:
+        raise Unsupported(
+            f"the model has {most} positions, the protocol's prompt and decoded tokens need {positions}; "
+            "lower protocol.latency.prompt_tokens or decode_tokens"
+        )
+
+
+def synchronizer(device: str) -> Callable[[], None]:
+    """Return what waits until the device has done all that was asked of it; on the CPU, a call is done on return."""
+    if device.startswith("cuda"):
+        return torch.cuda.current_stream(device).synchronize
+    return lambda: None
