@@ -118,8 +118,20 @@ def test_the_latency_stage_times_every_token_and_weighs_the_artifact(
     assert values["effective_bits"] > 32
     assert values["block_effective_bits"] == 32
     assert values["mismatches"] == []
+    assert values["decode_difference"] < 1e-4
+    assert values["running_bits"] == 32
     assert values["failures"] == {}
-    assert values["stages"].keys() == {"start", "imports", "collect", "load", "warmup", "timed", "memory", "recount"}
+    assert values["stages"].keys() == {
+        "start",
+        "imports",
+        "collect",
+        "load",
+        "warmup",
+        "timed",
+        "memory",
+        "recount",
+        "decoding",
+    }
 
 
 def test_later_rounds_leave_out_what_no_round_changes(

@@ -40,7 +40,7 @@ class Inputs:
 
     def model(self, **options: Any) -> PreTrainedModel:
         """The uncompressed model in bfloat16; options: of ``from_pretrained``."""
-        options = {"dtype": torch.bfloat16, "attn_implementation": "sdpa", **options}
+        options = {"dtype": torch.bfloat16, **options}
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.model_folder, **options)
         return loaded.eval().requires_grad_(False)
 

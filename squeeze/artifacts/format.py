@@ -93,6 +93,24 @@ def load(folder: Path, device: str = "cpu", *, prepare: bool = True) -> Subject:
     return Subject(model, tokenizer, claims, _cache(description))
 
 
+def skeleton(folder: Path) -> PreTrainedModel:
+    """Return the model of an artifact as its configuration alone describes it: without data, on the meta device.
+
+    Raises IntegrityError for a folder that is no artifact.
+    """
+    description = describe(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{folder.name}: no readable config.json ({error}); build it again") from error
+    with torch.device("meta"):
+        return (
+            _model_class(description["architecture"])
+            ._from_config(config, dtype=getattr(torch, description["dtype"]))
+            .eval()
+        )
+
+
 def describe(folder: Path) -> dict[str, Any]:
     """What ``artifact.json`` says.
 
@@ -158,7 +176,7 @@ def _own_model(folder: Path, description: dict[str, Any]) -> PreTrainedModel:
     # Parameters are made without touching their pages; the stored tensors take their place.
     with initialization.no_init_weights():
         model = _model_class(description["architecture"])._from_config(
-            config, dtype=getattr(torch, description["dtype"]), attn_implementation="sdpa"
+            config, dtype=getattr(torch, description["dtype"])
         )
     for name, spec in description["layers"].items():
         arguments = {key: value for key, value in spec.items() if key != "_target_"}

@@ -38,6 +38,10 @@ class CompressedLayer(Protocol):
     def compute_real(self) -> bool: ...  # noqa: D102
 
     @property
+    def running_bits(self) -> float:
+        """Return how many bits a weight's code takes in memory, in the layout that is there."""
+
+    @property
     def opaque_bytes(self) -> int:
         """Count the bytes that it holds beside its parameters and buffers, in a kernel's layout."""
 
@@ -52,7 +56,7 @@ class CompressedLayer(Protocol):
         """Return what a library's reader wants, in the weight file's header, of all such layers; or nothing."""
 
 
-OWED = ("memory_real", "compute_real", "opaque_bytes", "prepare", "dequantize", "header")
+OWED = ("memory_real", "compute_real", "running_bits", "opaque_bytes", "prepare", "dequantize", "header")
 
 
 def is_compressed(module: object) -> TypeGuard[CompressedLayer]:

@@ -56,6 +56,11 @@ class DynamicInt8Linear(nn.Module):
         return layer
 
     @property
+    def running_bits(self) -> float:
+        """Return the bits that a weight's code takes in memory."""
+        return 8.0
+
+    @property
     def opaque_bytes(self) -> int:
         """Bytes of the kernel's own copy of the codes, which no buffer shows."""
         return 0 if self.packed is None else self.in_features * self.out_features

@@ -75,6 +75,11 @@ class Int8Linear(nn.Module):
         return layer
 
     @property
+    def running_bits(self) -> float:
+        """Return the bits that a weight's code takes in memory."""
+        return 8 * self.codes.nbytes / (self.in_features * self.out_features)
+
+    @property
     def opaque_bytes(self) -> int:
         """Count nothing: all that it holds lies in its buffers."""
         return 0

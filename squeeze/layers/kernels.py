@@ -44,6 +44,10 @@ class Layout(Protocol):
     def rows(self, numbers: torch.Tensor) -> torch.Tensor:
         """The output rows with these numbers, (n,) int64 -> (n, in_features), equal to those of ``dequantize``."""
 
+    @property
+    def codes_bytes(self) -> int:
+        """Return the bytes that the codes take, whatever width they had before they were laid out."""
+
     def tensors(self) -> list[torch.Tensor]:
         """All that it holds in memory."""
 
@@ -82,6 +86,11 @@ class Int8Layout:
     def rows(self, numbers: torch.Tensor) -> torch.Tensor:
         """See ``Layout``."""
         return self.codes[numbers].to(self.scales.dtype).mul_(self.scales[numbers, None])
+
+    @property
+    def codes_bytes(self) -> int:
+        """See ``Layout``."""
+        return self.codes.nbytes
 
     def tensors(self) -> list[torch.Tensor]:
         """See ``Layout``."""
@@ -150,6 +159,11 @@ class Int4Layout:
         zeros = self.zeros if isinstance(self.zeros, int) else self.zeros[:, None, rows]
         steps = codes.reshape(len(scales), self.group_size, -1).to(scales.dtype).sub_(zeros)
         return steps.mul_(scales[:, None]).flatten(0, 1).T
+
+    @property
+    def codes_bytes(self) -> int:
+        """See ``Layout``."""
+        return sum(plane.nbytes for plane in self.planes)
 
     def tensors(self) -> list[torch.Tensor]:
         """See ``Layout``."""

@@ -80,6 +80,14 @@ class QuantizedLinear(nn.Module):
         return layer
 
     @property
+    def running_bits(self) -> float:
+        """Return the bits that a weight's code takes in memory."""
+        if self.layout is not None:
+            return 8 * self.layout.codes_bytes / (self.in_features * self.out_features)
+        assert self.codes is not None
+        return 8 * self.codes.nbytes / (self.in_features * self.out_features)
+
+    @property
     def opaque_bytes(self) -> int:
         """Bytes in a kernel's layout, which no buffer shows."""
         return 0 if self.layout is None else sum(tensor.nbytes for tensor in self.layout.tensors())

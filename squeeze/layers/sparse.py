@@ -56,6 +56,12 @@ class SparseLinear(nn.Module):
         return self.nonzero
 
     @property
+    def running_bits(self) -> float:
+        """Return the bits that a weight's code takes in memory."""
+        held = [tensor for tensor in (self.weight, self.mask, self.values) if tensor is not None]
+        return 8 * sum(tensor.nbytes for tensor in held) / (self.in_features * self.out_features)
+
+    @property
     def opaque_bytes(self) -> int:
         """Count nothing: all that it holds lies in its buffers."""
         return 0

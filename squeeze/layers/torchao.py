@@ -53,6 +53,11 @@ class Int8TensorLinear(nn.Module):
         return layer
 
     @property
+    def running_bits(self) -> float:
+        """Return the bits that a weight's code takes in memory."""
+        return 8 * self._weight_qdata.nbytes / (self.in_features * self.out_features)
+
+    @property
     def opaque_bytes(self) -> int:
         """Count nothing: all that it holds lies in its buffers."""
         return 0
@@ -135,6 +140,12 @@ class Int4TensorLinear(nn.Module):
         scale, zero = weight.scale_and_zero.unbind(-1)
         layer._weight_scale, layer._weight_zero_point, layer.bias = scale.contiguous(), zero.contiguous(), bias
         return layer
+
+    @property
+    def running_bits(self) -> float:
+        """Return the bits that a weight's code takes in memory."""
+        codes: Any = self._weight_qdata if self.tensor is None else self.tensor.qdata
+        return float(8 * codes.nbytes / (self.in_features * self.out_features))
 
     @property
     def opaque_bytes(self) -> int:

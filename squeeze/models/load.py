@@ -29,6 +29,7 @@ def load_baseline(model: Mapping[str, Any], device: str = "cpu") -> Subject:
 
     model: source (see squeeze.sources.fetch; or ``random:ARCHITECTURE`` with a seed), kind, dtype. A GGUF source is
     converted to float32 safetensors once and read from there ever after.
+    Attention is ``sdpa`` where the architecture has it, else ``eager`` (Gemma 2): transformers' own choice.
     Raises SqueezeError for a field that is wrong, and whatever ``assets.fetch`` raises; IntegrityError for weights
     that are damaged or do not belong to the configuration beside them.
     """
@@ -70,7 +71,6 @@ def _read(folder: Path, kind: str, dtype: str) -> tuple[PreTrainedModel, PreTrai
             model, report = KINDS[kind].from_pretrained(
                 folder,
                 dtype=DTYPES[dtype],
-                attn_implementation="sdpa",
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,

@@ -67,7 +67,7 @@ def random_model(architecture: str, seed: int, kind: str) -> PreTrainedModel:
     )
     auto_class = AutoModel if kind == "encoder" else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
-        model: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        model: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -17,11 +17,10 @@ from lm_eval.tasks import TaskManager
 from torch import Tensor
 
 from squeeze.core.errors import IntegrityError, SqueezeError, hint
-from squeeze.models.architecture import head
 from squeeze.models.subject import Subject
 from squeeze.probes import samples as stored
 from squeeze.probes.batching import batch_dependent, takes_branches
-from squeeze.probes.divergence import Divergence, HiddenWriter, hidden_writer, stored_head
+from squeeze.probes.divergence import Divergence, HiddenWriter, hidden_writer, stored_head, wide_head
 from squeeze.probes.lm_eval_model import SubjectLM, TokenScores, Windows
 from squeeze.probes.samples import Samples
 from squeeze.probes.scoring import Row, log_probabilities, predict
@@ -128,8 +127,8 @@ def _observer(
     if baseline is None or baseline_artifact is None:
         folder.mkdir(parents=True, exist_ok=True)
         return hidden_writer(folder, tokens)
-    baseline_head = stored_head(baseline_artifact, subject.model)
-    return nullcontext(Divergence(baseline, head(subject.model), baseline_head))
+    baseline_head = stored_head(baseline_artifact, next(subject.model.parameters()).device)
+    return nullcontext(Divergence(baseline, wide_head(subject.model), baseline_head))
 
 
 def _put_perplexity(samples: Samples, scores: TokenScores, vocabulary: int) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from squeeze.layers.contract import CompressedLayer, count_parameters, dtype_name, is_compressed
+from squeeze.layers.contract import count_parameters, dtype_name, is_compressed
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
+from squeeze.probes.arithmetic import multiplies_integers
 from squeeze.probes.recount import logical_weights, matrices
 from squeeze.records.roofline import prefill_operations
 from squeeze.runtimes.contract import TorchEngine
@@ -20,21 +21,25 @@ def figures(engine: TorchEngine, stored_bytes: int, protocol: Mapping[str, Any])
 
     bytes_real: stored small; memory_real: small while running; compute_real: computes in low bits or skips
     arithmetic, instead of dequantising and multiplying; arithmetic: what the blocks multiply in ("int8", or a dtype).
+    running_bits: of a weight's code within the blocks, on average: kernels for 4 bits run codes of 2 and 3 bits, too.
+    mismatches: what layers claim of their arithmetic, and do not do.
     live_bytes: of weights in memory; bytes_per_token: of weights that one decoding step reads; prefill_operations: of
     one prompt, batch size -> operations of the dense matrices.
     """
     subject, model = engine.subject, engine.subject.model
     dtype = architecture.dtype(model)
     dense_bytes = subject.claims["parameters"] * dtype.itemsize
-    compressed = [module for module in model.modules() if is_compressed(module)]
+    compressed = compressed_modules(model)
     live = max(engine.bytes_held, stored_bytes)  # some libraries keep scales where no buffer shows them
-    real = computes_less(subject, compressed)
+    real = computes_less(model, subject.claims["parameters"])
     arithmetic = "int8" if real and "bits" in subject.claims else dtype_name(dtype)
     return {
         "bytes_real": stored_bytes < SMALL * dense_bytes,
-        "memory_real": live < SMALL * dense_bytes and all(layer.memory_real for layer in compressed),
+        "memory_real": live < SMALL * dense_bytes and all(bool(layer.memory_real) for layer in compressed),
         "compute_real": real,
         "arithmetic": arithmetic,
+        "running_bits": running_bits(model),
+        "mismatches": arithmetic_mismatches(subject, real),
         "live_bytes": live,
         "bytes_per_token": live - unread_bytes(model),
         "prefill_operations": {
@@ -43,12 +48,51 @@ def figures(engine: TorchEngine, stored_bytes: int, protocol: Mapping[str, Any])
     }
 
 
-def computes_less(subject: Subject, compressed: list[CompressedLayer]) -> bool:
-    """Whether compressed layers really run low-bit or sparse kernels; of others, what is left of the model says it."""
+def computes_less(model: nn.Module, parameters: int) -> bool:
+    """Tell whether compressed layers multiply integers, ours and a library's, by the operators that they run.
+
+    Of a model without such layers, what is left of its ``parameters`` tells whether arithmetic is saved.
+    """
+    layers = [*compressed_modules(model), *library_layers(model)]
+    if layers:
+        return multiplies_integers(layers, architecture.dtype(model), next(model.parameters()).device)
+    return count_parameters(model) < SMALL * parameters
+
+
+def arithmetic_mismatches(subject: Subject, real: bool) -> list[str]:
+    """Return the claim about arithmetic that does not hold: our layers' own, or the technique's of a library's."""
+    compressed = compressed_modules(subject.model)
     if compressed:
-        return all(bool(layer.compute_real) for layer in compressed)
-    fewer = count_parameters(subject.model) < SMALL * subject.claims["parameters"]
-    return bool(subject.claims.get("compute_real", fewer))
+        claimed = all(bool(layer.compute_real) for layer in compressed)
+    else:
+        claimed = bool(subject.claims.get("compute_real", real))
+    names = {True: "integers", False: "floating point"}
+    return [] if claimed == real else [f"claimed products of {names[claimed]}, found {names[real]}"]
+
+
+def compressed_modules(model: nn.Module) -> list[Any]:
+    """Return the layers of ours that hold compressed weights."""
+    return [module for module in model.modules() if is_compressed(module)]
+
+
+def library_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers within the blocks that a library's own class holds as something else than floats."""
+    ours = [layer for _, layer in matrices(model) if not is_compressed(layer)]
+    return [layer for layer in ours if not architecture.weight(layer).is_floating_point()]
+
+
+def running_bits(model: nn.Module) -> float:
+    """Return the bits that a weight within the blocks takes in memory, scales left out, on average."""
+    layers = [layer for _, layer in matrices(model)]
+    bits = sum(logical_weights(layer) * bits_in_memory(layer) for layer in layers)
+    return bits / sum(map(logical_weights, layers))
+
+
+def bits_in_memory(layer: nn.Module) -> float:
+    """Return the bits of a weight's code as the layer holds it now."""
+    if is_compressed(layer):
+        return layer.running_bits
+    return 8 * architecture.weight(layer).nbytes / logical_weights(layer)
 
 
 def unread_bytes(model: nn.Module) -> int:

@@ -3,6 +3,7 @@
 Bits come from bytes on disk, sparsity and levels from the weights that each stored layer multiplies with.
 """
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ SAMPLED_ROWS = 64  # of each matrix, for counting levels
 NEIGHBOURS = 32  # weights, no more than share a scale in any usual grouping
 PROBED_COLUMNS = 64  # of a matrix that only its own forward can show
 DENSE = 0.9  # of the dtype's bits: what is stored in more is not compressed
-BITS_TOLERANCE = 1.25  # stored beside the claimed bits: two 16-bit values for 32 weights, and a few dense layers
+GROUP_BITS = 32  # stored beside the codes of a group: a scale and a zero point of 16 bits, or a float32 scale
+FEWEST_IN_ROW = 64  # weights of a row, where that is the group
+UNKNOWN_TOLERANCE = 1.25  # bits a weight, where no group is claimed: a library's own blocks, or codebooks
+ROUNDED = 0.01  # of claimed bits, which are an average where layers differ; and of codes that end at whole bytes
 SPARSITY_TOLERANCE = 0.01
 
 
@@ -30,8 +34,9 @@ class Recount:
     """Of all matrices within the blocks.
 
     weights: their logical number. effective_bits: stored bits a weight. sparsity: share of the weights that are zero.
-    levels: most distinct values found among 32 neighbours. compressed_share: share of the weights whose layer is
-    stored in less than 90 % of the model dtype's bits.
+    levels: most distinct values found among 32 neighbours. compressed_share: share of the weights whose layer is stored
+    in less than 90 % of the model dtype's bits. level_bits: log2 of each matrix's own levels, on average (5 at most, as
+    of 32 neighbours): codes of b bits have at most 2^b of them.
     """
 
     weights: int
@@ -39,6 +44,7 @@ class Recount:
     sparsity: float
     levels: int
     compressed_share: float
+    level_bits: float
 
     def figures(self) -> dict[str, float | int]:
         """The sample names and values."""
@@ -54,12 +60,32 @@ class Recount:
         """Claims that do not hold, with both numbers; none for an honest artifact."""
         found = []
         bits, sparsity = claims.get("bits"), claims.get("sparsity")
-        if bits is not None and self.effective_bits > bits + BITS_TOLERANCE:
+        if bits is not None and self.effective_bits > bits + stored_beside(claims):
             left = 1 - self.compressed_share
             found.append(f"claimed {bits:g} bits, stored {self.effective_bits:.2f} a weight ({left:.0%} left dense)")
+        elif bits is not None and share_a_scale(claims) and self.level_bits > math.log2(most_values(claims)) + ROUNDED:
+            values = f"{2**self.level_bits:.3g} values among {NEIGHBOURS} neighbours"
+            found.append(f"claimed {bits:g} bits, found {values}, expected {most_values(claims):.3g} at the most")
         if sparsity is not None and abs(self.sparsity - sparsity) > SPARSITY_TOLERANCE:
             found.append(f"claimed {sparsity:.1%} zeros, found {self.sparsity:.1%}")
         return found
+
+
+def stored_beside(claims: Mapping[str, Any]) -> float:
+    """Return the bits a weight that may be stored beside claimed codes: what scales and zero points of a group take."""
+    if "group_size" not in claims:
+        return UNKNOWN_TOLERANCE
+    return GROUP_BITS / (claims["group_size"] or FEWEST_IN_ROW) + ROUNDED
+
+
+def most_values(claims: Mapping[str, Any]) -> float:
+    """Return how many values codes of the claimed bits can tell apart, and zero where weights were pruned as well."""
+    return float(2 ** claims["bits"] + (1 if "sparsity" in claims else 0))
+
+
+def share_a_scale(claims: Mapping[str, Any]) -> bool:
+    """Tell whether any 32 neighbours lie in one group: in groups of 16, or of 48, they may have two scales."""
+    return (claims.get("group_size") or NEIGHBOURS) % NEIGHBOURS == 0
 
 
 def recount(folder: Path, subject: Subject) -> Recount:
@@ -69,15 +95,17 @@ def recount(folder: Path, subject: Subject) -> Recount:
     dtype = architecture.dtype(subject.model)
     dense_bits = 8 * dtype.itemsize
     weights = compressed = levels = 0
-    bits = zeros = 0.0
+    bits = zeros = level_bits = 0.0
     for name, layer in layers.items():
         count, own_bits, values = logical_weights(layer), 8 * stored[name], dense(layer)
         weights += count
         bits += own_bits
         zeros += count * (1 - int(values.count_nonzero()) / values.numel())
-        levels = max(levels, most_levels(values))
+        found = most_levels(values)
+        levels = max(levels, found)
+        level_bits += count * math.log2(max(found, 1))
         compressed += count if own_bits < DENSE * dense_bits * count else 0
-    return Recount(weights, bits / weights, zeros / weights, levels, compressed / weights)
+    return Recount(weights, bits / weights, zeros / weights, levels, compressed / weights, level_bits / weights)
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

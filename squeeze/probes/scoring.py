@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from squeeze.models.architecture import head, last_hidden_state
+from squeeze.models.architecture import last_hidden_state
+from squeeze.models.logits import logits_of
 
 HEAD_ROWS = 256  # positions the head is applied to at once: enough for a fast matmul, few enough to be reused by malloc
 SOFTMAX_ROWS = 8  # of those, the positions whose float32 logits exist at once: they stay in the processor's cache
@@ -126,7 +127,7 @@ def branch_mask(branches: Tensor) -> Tensor:
 @torch.inference_mode()
 def log_probabilities(model: nn.Module, predicted: Predicted) -> tuple[Tensor, Tensor]:
     """Log-probability of each token in nats, (T,) float32, and whether no other was likelier, (T,) bool; on the CPU."""
-    output = head(model)
+    output = logits_of(model)
     log_probability, greedy = [], []
     for start in range(0, len(predicted.tokens), HEAD_ROWS):
         part = slice(start, start + HEAD_ROWS)

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from squeeze.models.architecture import head, last_hidden_state
+from squeeze.models.architecture import last_hidden_state
+from squeeze.models.logits import Logits, logits_of
 
 POSITIONS = 256  # that the head is applied to at once
 
@@ -25,7 +26,7 @@ def next_token(model: nn.Module, token_ids: torch.Tensor) -> torch.Tensor:
     token_ids: (windows, window) int64, unpadded. Gradients flow into all but the head.
     """
     hidden = last_hidden_state(model, input_ids=token_ids, use_cache=False)[:, :-1].flatten(0, 1)
-    return _mean(partial(_cross_entropy, head(model)), hidden, token_ids[:, 1:].flatten())
+    return _mean(partial(_cross_entropy, logits_of(model)), hidden, token_ids[:, 1:].flatten())
 
 
 def divergence(model: nn.Module, teacher: nn.Module, token_ids: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -37,15 +38,15 @@ def divergence(model: nn.Module, teacher: nn.Module, token_ids: torch.Tensor, te
     with torch.no_grad():
         wanted = last_hidden_state(teacher, input_ids=token_ids, use_cache=False).flatten(0, 1)
     hidden = last_hidden_state(model, input_ids=token_ids, use_cache=False).flatten(0, 1)
-    return _mean(partial(_kl, head(model), head(teacher), temperature), hidden, wanted)
+    return _mean(partial(_kl, logits_of(model), logits_of(teacher), temperature), hidden, wanted)
 
 
-def _cross_entropy(output: nn.Module, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def _cross_entropy(output: Logits, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(output(hidden).float(), tokens, reduction="sum")
 
 
 def _kl(
-    output: nn.Module, teacher_output: nn.Module, temperature: float, hidden: torch.Tensor, wanted: torch.Tensor
+    output: Logits, teacher_output: Logits, temperature: float, hidden: torch.Tensor, wanted: torch.Tensor
 ) -> torch.Tensor:
     own = (output(hidden).float() / temperature).log_softmax(-1)
     target = (teacher_output(wanted).float() / temperature).log_softmax(-1)

@@ -16,6 +16,11 @@ from squeeze.layers import quantized, sparse
 from squeeze.layers.contract import count_parameters, layer_class
 from squeeze.layers.kv_cache import QuantizedCache
 from squeeze.models import architecture
+from squeeze.models.subject import Subject
+from squeeze.models.tiny import byte_tokenizer
+from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.quantization.rtn import RoundToNearest
+from tests.causal import random_causal
 from tests.tiny import ARCHITECTURES, tiny_subject
 
 TOKEN_IDS = torch.arange(24).reshape(2, 12)
@@ -36,6 +41,21 @@ def test_the_loaded_model_computes_the_same(name: str, dtype: str, tmp_path: Pat
     assert torch.equal(subject.model(TOKEN_IDS)[0], loaded.model(TOKEN_IDS)[0])
     assert str(loaded.model.dtype) == f"torch.{dtype}"
     assert not loaded.model.training
+
+
+def test_a_model_without_sdpa_is_compressed_saved_and_loaded(tmp_path: Path) -> None:
+    subject = Subject(random_causal("gemma2"), byte_tokenizer())
+    compressed = RoundToNearest(4, 32, symmetric=True).apply(subject, CalibrationText.empty())
+    artifact.save(compressed, tmp_path)
+    loaded = artifact.load(tmp_path)
+    assert loaded.model.config._attn_implementation == "eager"
+    assert torch.equal(compressed.model(TOKEN_IDS).logits, loaded.model(TOKEN_IDS).logits)
+
+
+def test_a_skeleton_is_the_model_without_its_data(saved: Path) -> None:
+    skeleton = artifact.skeleton(saved)
+    assert {parameter.device.type for parameter in skeleton.parameters()} == {"meta"}
+    assert dict(skeleton.named_parameters()).keys() == dict(tiny_subject("llama").model.named_parameters()).keys()
 
 
 def test_tied_tensors_are_stored_once_and_tied_again(tmp_path: Path) -> None:

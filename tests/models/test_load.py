@@ -14,6 +14,8 @@ from squeeze.core.errors import IntegrityError, SqueezeError
 from squeeze.models.load import load_baseline
 from squeeze.models.prequantized import Grid, find_grid
 from squeeze.models.subject import Subject
+from squeeze.models.tiny import byte_tokenizer
+from tests.causal import random_causal
 from tests.gguf_files import write_gguf
 from tests.tiny import ARCHITECTURES, tiny_subject
 
@@ -49,6 +51,19 @@ def test_a_saved_model_loads_with_the_same_outputs(tmp_path: Path, name: str) ->
     assert torch.equal(loaded.tokenizer("in 2024", return_tensors="pt")["input_ids"], tokens)
     with torch.no_grad():
         assert torch.allclose(loaded.model(tokens)[0], original.model(tokens)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "llama"])
+def test_attention_is_sdpa_where_the_architecture_has_it(model_type: str, tmp_path: Path) -> None:
+    """Gemma 2, whose attention scores are capped, has none, and is no damaged model."""
+    model = random_causal(model_type)
+    model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    found = load_baseline({"source": f"file:{tmp_path}", "kind": "causal_lm", "dtype": "float32"}).model
+    assert found.config._attn_implementation == ("eager" if model_type == "gemma2" else "sdpa")
+    tokens = torch.arange(12)[None]
+    with torch.no_grad():
+        assert torch.allclose(found(tokens).logits, model(tokens).logits, atol=1e-6)
 
 
 def test_the_dtype_is_applied_on_loading(tmp_path: Path) -> None:

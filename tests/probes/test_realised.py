@@ -8,23 +8,26 @@ from torch import nn
 
 from squeeze.artifacts import format as artifact
 from squeeze.layers.contract import count_parameters, live_bytes
+from squeeze.layers.int8 import Int8Linear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes import realised, size
 from squeeze.runtimes.eager import Eager
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
+from squeeze.techniques.quantization.bitsandbytes import LLMInt8
 from squeeze.techniques.quantization.kmeans import KMeans
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.quantization.torch_dynamic import TorchDynamic
 from tests.tiny import ARCHITECTURES, tiny_subject
 
+EAGER = Eager("cpu", 1)
 PROTOCOL = {"prompt_tokens": 16, "batch_sizes": [1, 4]}
 
 
 def loaded(subject: Subject, folder: Path) -> dict[str, object]:
     artifact.save(subject, folder)
-    return realised.figures(Eager("cpu", 1).load(folder), size.figures(folder)["bytes"], PROTOCOL)
+    return realised.figures(EAGER.load(folder), size.figures(folder)["bytes"], PROTOCOL)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -48,6 +51,40 @@ def test_integer_arithmetic_is_told_from_widened_weights(tmp_path: Path) -> None
     integers = TorchDynamic(per_channel=True, activation_bits=7).apply(tiny_subject("llama"), CalibrationText.empty())
     found = loaded(integers, tmp_path / "integers")
     assert (found["compute_real"], found["arithmetic"]) == (True, "int8")
+
+
+class Pretender(Int8Linear):
+    """Claims integers and multiplies floats, as a library does on a CPU without the kernel."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(inputs, self.dequantize(), self.bias)
+
+
+def test_arithmetic_is_what_runs_not_what_a_layer_says() -> None:
+    subject = tiny_subject("llama")
+    parameters = count_parameters(subject.model)
+    for name, layer in architecture.block_linears(subject.model).items():
+        architecture.replace(subject.model, name, Pretender.of(architecture.weight(layer), None))
+    found = realised.figures(EAGER.engine(subject.claiming(parameters=parameters, bits=8)), 0, PROTOCOL)
+    assert (found["compute_real"], found["arithmetic"]) == (False, "float32")
+    assert found["mismatches"] == ["claimed products of integers, found floating point"]
+
+
+def test_a_librarys_arithmetic_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = LLMInt8(6.0).apply(tiny_subject("llama"), CalibrationText.empty())
+    found = realised.figures(EAGER.engine(subject), 0, PROTOCOL)
+    assert (found["compute_real"], found["mismatches"]) == (True, [])
+    monkeypatch.setattr("squeeze.probes.arithmetic.INTEGER", frozenset())  # as where the library falls back
+    found = realised.figures(EAGER.engine(subject), 0, PROTOCOL)
+    assert found["compute_real"] is False
+    assert found["mismatches"] == ["claimed products of integers, found floating point"]
+
+
+@pytest.mark.parametrize(("bits", "running"), [(2, 4), (3, 4), (4, 4), (8, 8)])
+def test_the_width_that_runs_is_the_kernels(bits: int, running: int, tmp_path: Path) -> None:
+    subject = RoundToNearest(bits, 32, symmetric=True).apply(tiny_subject("gpt2", "bfloat16"), CalibrationText.empty())
+    assert realised.running_bits(subject.model) == bits
+    assert loaded(subject, tmp_path)["running_bits"] == running
 
 
 def test_a_sparse_file_that_runs_dense_is_no_memory_gain(tmp_path: Path) -> None:

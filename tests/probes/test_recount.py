@@ -10,7 +10,7 @@ from torch import nn
 from squeeze.artifacts import format as artifact
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.probes.recount import Recount, dense, matrices, most_levels, recount
+from squeeze.probes.recount import Recount, dense, matrices, most_levels, recount, stored_beside
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.quantization.bitsandbytes import Float4, LLMInt8
@@ -32,7 +32,7 @@ def test_an_uncompressed_model_is_dense(name: str, tmp_path: Path) -> None:
     subject = tiny_subject(name)
     weights = sum(architecture.weight(layer).numel() for layer in architecture.block_linears(subject.model).values())
     found, mismatches = counted(subject, tmp_path)
-    assert found == Recount(weights, effective_bits=32.0, sparsity=0.0, levels=32, compressed_share=0.0)
+    assert found == Recount(weights, 32.0, sparsity=0.0, levels=32, compressed_share=0.0, level_bits=5.0)
     assert mismatches == []
 
 
@@ -46,6 +46,37 @@ def test_quantized_weights_take_the_bits_that_they_claim(name: str, bits: int, t
     assert found.levels <= 2**bits
     assert found.compressed_share == 1.0
     assert mismatches == []
+
+
+@pytest.mark.promise(11)
+@pytest.mark.parametrize("group_size", [32, None])
+def test_codes_of_more_bits_than_claimed_are_caught(group_size: int | None, tmp_path: Path) -> None:
+    """Where no group is claimed, stored bytes leave room for it: scales and zero points may take a bit a weight."""
+    subject = RoundToNearest(3, group_size, symmetric=True).apply(tiny_subject("llama", "bfloat16"), NO_DATA)
+    found, honest = counted(subject, tmp_path)
+    assert honest == []
+    stored = f"claimed 2 bits, stored {3 + 16 / (group_size or 64):.2f} a weight (0% left dense)"
+    levels = "claimed 2 bits, found 8 values among 32 neighbours, expected 4 at the most"
+    if group_size:
+        assert found.mismatches({**subject.claims, "bits": 2}) == [stored]
+    else:
+        assert found.mismatches({"bits": 2}) == [levels]
+
+
+def test_what_may_be_stored_beside_the_codes_is_what_the_claimed_groups_take() -> None:
+    assert stored_beside({"group_size": 64}) == pytest.approx(0.5, abs=0.02)
+    assert stored_beside({"group_size": 32}) == pytest.approx(1.0, abs=0.02)
+    assert stored_beside({"group_size": None}) == pytest.approx(0.5, abs=0.02)
+
+
+def test_an_average_of_mixed_bits_is_no_mismatch() -> None:
+    """Half the weights have 8 bits, of which 32 neighbours show 5."""
+    mixed = Recount(1000, 5.9, sparsity=0.0, levels=32, compressed_share=1.0, level_bits=(5 + 3) / 2)
+    assert mixed.mismatches({"bits": 5.5, "group_size": 64, "high_layers": 3}) == []
+    assert mixed.mismatches({"bits": 3.9, "group_size": 16}) == []  # neighbours of two groups have two scales
+    uniform = Recount(1000, 4.3, sparsity=0.0, levels=16, compressed_share=1.0, level_bits=4.0)
+    assert uniform.mismatches({"bits": 4, "group_size": 64}) == []
+    assert len(uniform.mismatches({"bits": 3.9, "group_size": 64})) == 1
 
 
 @pytest.mark.promise(11)

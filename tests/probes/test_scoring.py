@@ -18,6 +18,7 @@ from squeeze.probes.scoring import (
     pack,
     predict,
 )
+from tests.causal import random_causal
 from tests.tiny import CAUSAL, tiny_model
 
 QUESTION = (3, 1, 4, 1, 5)
@@ -80,6 +81,15 @@ def test_hidden_states_are_those_of_each_request_alone(name: str) -> None:
         own = predicted.owners == number
         assert predicted.tokens[own].tolist() == list(continuation)
         torch.testing.assert_close(predicted.hidden[own], alone[len(context) - 1 : -1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["granite", "gemma2", "cohere"])
+def test_what_a_model_does_to_its_logits_is_scored(model_type: str) -> None:
+    model, tokens = random_causal(model_type), torch.arange(40)
+    found, _ = log_probabilities(model, predict(model, [Row((0,), (tuple(tokens.tolist()),), (0,))]))
+    logits = model(input_ids=torch.cat([torch.zeros(1, dtype=torch.int64), tokens[:-1]])[None]).logits[0]
+    expected = logits.log_softmax(-1)[torch.arange(len(tokens)), tokens]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_log_probabilities_are_those_of_a_softmax_whatever_the_chunks() -> None:

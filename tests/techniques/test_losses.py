@@ -10,6 +10,7 @@ from torch import nn
 from squeeze.models.architecture import last_hidden_state
 from squeeze.techniques import losses
 from squeeze.techniques.losses import divergence, next_token
+from tests.causal import random_causal
 from tests.tiny import CAUSAL, tiny_model
 
 TOKEN_IDS = torch.randint(256, (2, 17), generator=torch.Generator().manual_seed(0))
@@ -21,7 +22,7 @@ def _few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trainable(name: str, seed: int = 0) -> tuple[nn.Module, nn.Parameter]:
-    model = tiny_model(name, seed=seed)
+    model = tiny_model(name, seed=seed) if name in CAUSAL else random_causal(name)
     parameter = next(p for key, p in model.named_parameters() if "1" in key and p.ndim == 2)
     return model, parameter.requires_grad_()
 
@@ -34,16 +35,16 @@ def same(found: torch.Tensor, expected: torch.Tensor, parameter: nn.Parameter) -
     torch.testing.assert_close(by_parts, at_once, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", [*CAUSAL, "granite", "gemma2"])
 def test_next_token(name: str) -> None:
     model, parameter = trainable(name)
     logits = model(TOKEN_IDS).logits[:, :-1]
     same(next_token(model, TOKEN_IDS), F.cross_entropy(logits.flatten(0, 1), TOKEN_IDS[:, 1:].flatten()), parameter)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_divergence(temperature: float) -> None:
-    (model, parameter), teacher = trainable("llama"), tiny_model("llama", seed=1)
+@pytest.mark.parametrize(("name", "temperature"), [("llama", 1.0), ("llama", 2.5), ("granite", 2.5)])
+def test_divergence(name: str, temperature: float) -> None:
+    (model, parameter), teacher = trainable(name), tiny_model("llama", seed=1)
     p = (teacher(TOKEN_IDS).logits / temperature).softmax(-1)
     q = (model(TOKEN_IDS).logits / temperature).softmax(-1)
     expected = temperature**2 * (p * (p.log() - q.log())).sum(-1).mean()

@@ -92,7 +92,6 @@ def _quantize(subject: Subject, **options: Any) -> Subject:
             quantization_config=BitsAndBytesConfig(llm_int8_skip_modules=sorted(outside), **options),
             dtype=model.dtype,
             device_map={"": model.device},
-            attn_implementation="sdpa",
         )
     compressed = replace(subject, model=quantized.eval().requires_grad_(False))
     return compressed.claiming(loader="transformers", parameters=parameters)
