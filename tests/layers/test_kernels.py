@@ -29,6 +29,7 @@ DECODE = """
 import torch
 from squeeze.layers.affine import fit
 from squeeze.layers.quantized import QuantizedLinear
+torch.set_num_threads(1)
 worst = 0.0
 def look(bits, group_size, width, height):
     global worst

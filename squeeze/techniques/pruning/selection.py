@@ -42,7 +42,7 @@ def check_sparsity(sparsity: float, run: int | None = None, in_features: Collect
     no whole number of weights.
     """
     if not 0 <= sparsity < 1:
-        raise Unsupported(f"a share of {sparsity} cannot be pruned; expected 0 <= sparsity < 1")
+        raise Unsupported(f"cannot prune a share of {sparsity}; expected 0 <= sparsity < 1")
     if run is None:
         return
     if misfits := [width for width in in_features if run < 1 or width % run]:
