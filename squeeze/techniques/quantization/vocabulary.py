@@ -13,7 +13,7 @@ from squeeze.models import architecture
 
 BITS = (8, 4)
 RANGES = {"minmax": affine.fit, "mse": affine.search}
-WEIGHTS_AT_ONCE = 2**22  # whose grid is fitted at a time: a search holds several float32 copies of them
+WEIGHTS_AT_ONCE = 2**20  # whose grid is fitted at a time: a search holds several float32 copies of them
 PROBES = 4  # tokens whose embeddings are compared with the rows of the table
 
 
