@@ -141,9 +141,10 @@ def live_bytes(model: nn.Module) -> int:
     return sum(tensors.values()) + opaque
 
 
-def float_linears(model: nn.Module) -> dict[str, nn.Module]:
-    """Return all linear layers within the blocks by full name, as ``nn.Linear`` or ``Conv1D`` in floating point.
+def float_linears(model: nn.Module) -> list[str]:
+    """Return the full names of all linear layers within the blocks, ``nn.Linear`` or ``Conv1D`` in floating point.
 
+    Names, not layers: a float layer that a step replaces is then held by nobody, and its memory free for the next one.
     Layers that an earlier step compressed are replaced by their dense equals: their values stay (zeros, grid points),
     how they are stored is for this step to decide.
     Raises Unsupported where a library's own layers have taken their place: those cannot be compressed further.
@@ -157,7 +158,7 @@ def float_linears(model: nn.Module) -> dict[str, nn.Module]:
     if foreign or not layers:
         found = type(model.get_submodule(foreign[0])).__name__ if foreign else "none"
         raise Unsupported(f"no float layers to compress in the blocks (found: {found}); put such a step first")
-    return layers
+    return list(layers)
 
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

@@ -1,6 +1,7 @@
 """How quantized weights lie in memory while they run, for the low-bit matrix kernels that torch has on CPUs.
 
-int8    one scale per output row: ``torch._weight_int8pack_mm``
+int8    one scale per output row: ``torch._weight_int8pack_mm``. It reads 16 weights and inputs at a time, from aligned
+        addresses, whatever their number, and checks none of it: rows are filled up with zeros.
 int4    groups of 32, 64, 128 or 256 weights, w = (q - 8) * scale + offset: ``_weight_int4pack_mm_for_cpu``.
         Codes of 2 and 3 bits run in it too, then at 4 bits a weight in memory. 8-bit codes in groups run as two planes
         of nibbles, q = 16 * high + low, whose products add up.
@@ -29,6 +30,7 @@ from squeeze.layers.affine import AffineGrid
 # Dequantizing takes about 300 (int4) or 150 (int8) before a dense product. In float16 and float32 neither kernel is
 # vectorised: 690 and 310 for a single row, ten times the dense product, so they are used for bfloat16 alone.
 MOST_ROWS = 32
+INT8_VECTOR = 16  # values that the int8 kernel reads at once, of a whole number in each row, from an aligned address
 INT4_GROUPS = (256, 128, 64, 32)
 
 
@@ -60,7 +62,7 @@ def arrange(codes: torch.Tensor, grid: AffineGrid, dtype: torch.dtype) -> Layout
     if dtype != torch.bfloat16 or codes.device.type != "cpu":
         return None
     if grid.bits == 8 and grid.zeros is None and grid.scales.shape[1] == 1:
-        return Int8Layout((codes.to(torch.int16) - 128).to(torch.int8), grid.scales[:, 0].to(dtype))
+        return Int8Layout.of(codes, grid.scales[:, 0].to(dtype))
     group_size = codes.shape[1] // grid.scales.shape[1]
     kernel_group = next((size for size in INT4_GROUPS if group_size % size == 0), None)
     if kernel_group is None or _int4_block() is None or not (grid.bits <= 4 or grid.bits == 8):
@@ -70,22 +72,38 @@ def arrange(codes: torch.Tensor, grid: AffineGrid, dtype: torch.dtype) -> Layout
 
 @dataclass(frozen=True)
 class Int8Layout:
-    """codes: (out_features, in_features) int8; scales: (out_features,)."""
+    """codes: (out_features, in_padded) int8, zeros after the last; scales: (out_features,)."""
 
     codes: torch.Tensor
     scales: torch.Tensor
+    in_features: int
+
+    @classmethod
+    def of(cls, codes: torch.Tensor, scales: torch.Tensor) -> Int8Layout:
+        """Lay out codes (out_features, in_features) uint8, of which 128 stands for 0, with a scale for each row."""
+        in_features = codes.shape[1]
+        signed = (codes ^ 128).view(torch.int8)
+        return cls(F.pad(signed, (0, -in_features % INT8_VECTOR)), scales, in_features)
 
     def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
         """See ``Layout``."""
-        return torch._weight_int8pack_mm(inputs, self.codes, self.scales)
+        padding = self.codes.shape[1] - self.in_features
+        if padding:
+            inputs = F.pad(inputs, (0, padding))
+        elif torch.compiler.is_compiling() or inputs.storage_offset() % INT8_VECTOR:  # where it lies, no trace can tell
+            inputs = inputs.clone(memory_format=torch.contiguous_format)
+        return torch._weight_int8pack_mm(inputs.contiguous(), self.codes, self.scales)
 
     def dequantize(self, start: int, stop: int) -> torch.Tensor:
         """See ``Layout``."""
-        return self.codes[start:stop].to(self.scales.dtype).mul_(self.scales[start:stop, None])
+        return self._values(slice(start, stop))
 
     def rows(self, numbers: torch.Tensor) -> torch.Tensor:
         """See ``Layout``."""
-        return self.codes[numbers].to(self.scales.dtype).mul_(self.scales[numbers, None])
+        return self._values(numbers)
+
+    def _values(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        return self.codes[rows, : self.in_features].to(self.scales.dtype).mul_(self.scales[rows, None])
 
     @property
     def codes_bytes(self) -> int:
@@ -136,7 +154,7 @@ class Int4Layout:
 
     def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
         """See ``Layout``."""
-        multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
+        multiply, inputs = torch.ops.aten._weight_int4pack_mm_for_cpu, inputs.contiguous()
         product: torch.Tensor = multiply(inputs, self.planes[0], self.group_size, self.grids[0])
         for plane, grid in zip(self.planes[1:], self.grids[1:], strict=True):
             product += multiply(inputs, plane, self.group_size, grid)

@@ -10,6 +10,7 @@ from squeeze.layers.affine import AffineGrid, scale_dtype
 from squeeze.layers.contract import dtype_name
 from squeeze.layers.kernels import product_by_parts
 from squeeze.layers.packing import pack, packed_bytes, unpack
+from squeeze.models import architecture
 
 
 class QuantizedLinear(nn.Module):
@@ -20,7 +21,8 @@ class QuantizedLinear(nn.Module):
 
     bits: 1 to 8. group_size: weights of a row that share a scale, a divisor of in_features (itself: one group a row).
     symmetric: all zero points are 2^(bits-1), and none is stored. dtype: of inputs, bias and outputs ("bfloat16").
-    real_zeros: whether zero points, where they are stored, lie between codes.
+    real_zeros: whether zero points, where they are stored, lie between codes. embedding_scale: by which rows are
+    multiplied that are looked up (Gemma's embeddings); products with floats are not.
 
     Stored: ``codes`` (out_features, in_features * bits / 8) uint8, ``scales`` (out_features, groups) 16-bit,
     ``zeros`` (out_features, groups * bits / 8) uint8 unless symmetric, (out_features, groups) 16-bit if real,
@@ -43,9 +45,10 @@ class QuantizedLinear(nn.Module):
         bias: bool,
         dtype: str,
         real_zeros: bool = False,
+        embedding_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features, self.out_features, self.embedding_scale = in_features, out_features, embedding_scale
         self.bits, self.group_size, self.symmetric, self.real_zeros = bits, group_size, symmetric, real_zeros
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.layout: kernels.Layout | None = None
@@ -64,18 +67,30 @@ class QuantizedLinear(nn.Module):
 
     @classmethod
     def of(
-        cls, codes: torch.Tensor, grid: AffineGrid, bias: torch.Tensor | None, dtype: torch.dtype
+        cls,
+        codes: torch.Tensor,
+        grid: AffineGrid,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+        embedding_scale: float = 1.0,
     ) -> QuantizedLinear:
-        """The layer of codes (out_features, in_features) uint8 on a grid; dtype: what it computes in."""
+        """Return the layer of codes (out_features, in_features) uint8 on a grid; dtype: what it computes in."""
         out_features, in_features = codes.shape
-        group_size = in_features // grid.scales.shape[1]
-        name = dtype_name(dtype)
-        symmetric, real_zeros = grid.zeros is None, grid.zeros_are_real
         with torch.device("meta"):  # the tensors that follow take the place of the constructor's
-            layer = cls(in_features, out_features, grid.bits, group_size, symmetric, bias is not None, name, real_zeros)
+            layer = cls(
+                in_features,
+                out_features,
+                grid.bits,
+                group_size=in_features // grid.scales.shape[1],
+                symmetric=grid.zeros is None,
+                bias=bias is not None,
+                dtype=dtype_name(dtype),
+                real_zeros=grid.zeros_are_real,
+                embedding_scale=embedding_scale,
+            )
         layer.codes = pack(codes, grid.bits)
         layer.scales = grid.scales
-        layer.zeros = grid.zeros if grid.zeros is None or real_zeros else pack(grid.zeros, grid.bits)
+        layer.zeros = grid.zeros if grid.zeros is None or grid.zeros_are_real else pack(grid.zeros, grid.bits)
         layer.bias = bias
         return layer
 
@@ -106,11 +121,13 @@ class QuantizedLinear(nn.Module):
         return self._grid(slice(start, stop)).dequantize(self._codes(slice(start, stop)), self.dtype)
 
     def look_up(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Single output rows as floats: (...) integers -> (..., in_features)."""
+        """Return single output rows as floats, times ``embedding_scale``: (...) integers -> (..., in_features)."""
         flat = numbers.flatten()
         if self.layout is not None:
-            return self.layout.rows(flat).reshape(*numbers.shape, -1)
-        return self._grid(flat).dequantize(self._codes(flat), self.dtype).reshape(*numbers.shape, -1)
+            rows = self.layout.rows(flat)
+        else:
+            rows = self._grid(flat).dequantize(self._codes(flat), self.dtype)
+        return (rows if self.embedding_scale == 1 else rows * self.embedding_scale).reshape(*numbers.shape, -1)
 
     @staticmethod
     def header(_: nn.Module) -> dict[str, str]:
@@ -139,3 +156,14 @@ class QuantizedLinear(nn.Module):
         zeros = None if self.zeros is None else self.zeros[rows]
         zeros = zeros if zeros is None or self.real_zeros else unpack(zeros, self.bits, groups)
         return AffineGrid(self.bits, self.scales[rows], zeros)
+
+
+def put(model: nn.Module, name: str, codes: torch.Tensor, grid: AffineGrid, dtype: torch.dtype | None = None) -> None:
+    """Put codes on their grid in the place of the linear layer of that full name, which is let go.
+
+    codes: (out_features, in_features) uint8, as the layer's weight. Its bias stays, and what it computes in, unless
+    ``dtype`` is given.
+    """
+    layer = model.get_submodule(name)
+    dtype = dtype or architecture.weight(layer).dtype
+    architecture.replace(model, name, QuantizedLinear.of(codes, grid, architecture.bias(layer), dtype))

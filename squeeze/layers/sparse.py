@@ -1,4 +1,4 @@
-"""A linear layer that is stored without its zeros, and the choice of the weights that become zeros."""
+"""A linear layer that is stored without its zeros."""
 
 from __future__ import annotations
 

@@ -50,10 +50,12 @@ def grid_levels(weight: torch.Tensor) -> int | None:
 
 
 def flattered(grid: Grid | None, step: Mapping[str, Any]) -> bool:
-    """Whether a step may lose less on this grid than it would on the weights before they were put on it.
+    """Tell whether a step may lose less on this grid than it would on the weights before they were put on it.
 
-    step: its ``bits``, ``group_size`` and ``symmetric`` (or a technique's claims, which name the same). Marked are
-    asymmetric codes of 4 bits or fewer in groups that share their borders with the grid's blocks, or join two.
+    step: its ``bits``, ``group_size`` and ``symmetric`` (or a technique's claims, which name the same; where layers
+    differ in bits, ``low_bits`` are the fewest, which count: some layers gain, and the average of all says nothing).
+    Marked are asymmetric codes of 4 bits or fewer in groups that share their borders with the grid's blocks, or join
+    two.
 
     On SmolLM2-135M-Instruct, whose weights are Q4_1 (blocks of 32), the error of 4-bit codes with a real-valued
     minimum is 0 in groups of 32, and in groups of 16 and 64 it is 17 and 13 % below that on the same weights moved off
@@ -61,7 +63,7 @@ def flattered(grid: Grid | None, step: Mapping[str, Any]) -> bool:
     say whether its offset is such a minimum or an integer zero point (which gains less than 1 %): both are marked.
     Symmetric codes gain nothing.
     """
-    bits, group_size = step.get("bits"), step.get("group_size")
+    bits, group_size = step.get("low_bits", step.get("bits")), step.get("group_size")
     if grid is None or step.get("symmetric") is not False or bits is None or group_size is None:
         return False
     return bool(bits <= 4 and 2 * grid.block % group_size == 0)

@@ -84,6 +84,12 @@ AXES: tuple[Axis, ...] = (
         label=lambda value, _: "asym" if value is False else None,
     ),
     Axis(
+        "grid",
+        one_of("signed", "absmax"),
+        "of symmetric codes: signed, its outermost code on the largest weight, or absmax, the libraries' +-max",
+        label=lambda value, _: value if value == "absmax" else None,
+    ),
+    Axis(
         "ranges",
         one_of("minmax", "mse"),
         "of a group: its own, or the one of least squared rounding error",
@@ -99,6 +105,12 @@ AXES: tuple[Axis, ...] = (
         "budget",
         Rule("a number from 1 to 16", lambda value: is_number(value) and 1 <= value <= 16),
         "bits a weight on average, where layers differ in them",
+    ),
+    Axis(
+        "damping_of",
+        one_of("own", "mean"),
+        "of a Hessian's diagonal: own, each element's share of itself, or mean, of the diagonal's mean",
+        label=lambda value, _: value if value == "mean" else None,
     ),
     Axis("double_quant", BOOLEAN, "quantize the scales too", label=lambda value, _: "dq" if value else None),
     Axis("training_steps", POSITIVE, "of the optimizer, where a technique trains"),

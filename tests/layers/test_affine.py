@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from squeeze.core.errors import Unsupported
-from squeeze.layers.affine import AffineGrid, check_group_size, fit, search
+from squeeze.layers.affine import AffineGrid, check, check_group_size, fit, search
 
 
 def test_symmetric_by_hand() -> None:
@@ -26,6 +26,41 @@ def test_symmetric_scale_takes_the_sign_that_reaches_the_outermost_code() -> Non
     grid = fit(weight, bits=3, group_size=4, symmetric=True)
     assert grid.scales.tolist() == [[-1.0]]
     assert grid.dequantize(grid.quantize(weight), torch.float32).tolist() == [[4.0, 1.0, 0.0, -3.0]]
+
+
+def test_absmax_by_hand() -> None:
+    """Codes -4 to 3 times 2 * 3.5 / 7: the outermost weights, 3.5 steps from zero, go to -4 and (clipped) to 3."""
+    weight = torch.tensor([[3.5, -3.5, 1.4, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    grid = fit(weight, bits=3, group_size=4, symmetric=True, grid="absmax")
+    assert grid.scales.tolist() == [[1.0], [1.0]]
+    assert grid.dequantize(grid.quantize(weight), torch.float32).tolist() == [[3.0, -4.0, 1.0, 0.0], [0.0] * 4]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_absmax_is_the_grid_of_the_libraries(bits: int) -> None:
+    """Their ``Quantizer`` with sym=True: the range widened to -xmax, xmax; of 2^b - 1 steps; zero in the middle."""
+    weight = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
+    most = 2**bits - 1
+    xmax = torch.maximum(weight.amin(1).abs(), weight.amax(1))
+    scale, zero = ((xmax - -xmax) / most).bfloat16().float()[:, None], (most + 1) / 2
+    expected = scale * ((weight / scale).round().add(zero).clamp(0, most) - zero)
+    grid = fit(weight, bits, 32, symmetric=True, grid="absmax")
+    assert torch.equal(grid.dequantize(grid.quantize(weight), torch.float32), expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bits": 5}, "rtn has no 5-bit codes; bits that work: 8, 4, 3, 2"),
+        ({"group_size": 48}, "group_size 48 does not divide in_features 64"),
+        ({"grid": "minmax"}, "rtn has no grid 'minmax'; expected signed or absmax"),
+    ],
+)
+def test_what_has_no_codes_is_refused(fields: dict[str, object], message: str) -> None:
+    given = {"bits": 4, "group_size": 32, "layers": [torch.nn.Linear(64, 8)], **fields}
+    with pytest.raises(Unsupported, match=message):
+        check("rtn", **given)
+    check("rtn", 4, None, given["layers"])
 
 
 def test_asymmetric_by_hand() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from squeeze.core.errors import Unsupported
 from squeeze.layers.contract import float_linears
 from squeeze.layers.sparse import SparseLinear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
-from squeeze.techniques.pruning.selection import lowest
+from squeeze.techniques.pruning.selection import check_sparsity, lowest
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,9 @@ class Magnitude:
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
         """Raises Unsupported for a sparsity outside [0, 1)."""
-        if not 0 <= self.sparsity < 1:
-            raise Unsupported(f"magnitude cannot prune a share of {self.sparsity}; expected 0 <= sparsity < 1")
-        for name, layer in float_linears(subject.model).items():
+        check_sparsity(self.sparsity)
+        for name in float_linears(subject.model):
+            layer = subject.model.get_submodule(name)
             weight = architecture.weight(layer)
             pruned = lowest(weight.abs().flatten(), self.sparsity).view_as(weight)
             sparse = SparseLinear.of(weight.masked_fill(pruned, 0), architecture.bias(layer))

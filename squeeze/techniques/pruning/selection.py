@@ -1,4 +1,4 @@
-"""The walk that calibrated pruning methods share: block by block, each linear layer by what its inputs are like."""
+"""Choose the weights that become zeros, and prune a model block by block: what pruning methods share."""
 
 from __future__ import annotations
 
@@ -24,23 +24,25 @@ def prune_blocks(
     sequential: whether a block's inputs have gone through pruned predecessors, or come from the float model.
     Raises Unsupported for a sparsity outside [0, 1), and where runs do not fit; see ``check_sparsity``.
     """
-    layers = float_linears(subject.model)
-    check_sparsity(sparsity, run, [architecture.weight(layer).shape[1] for layer in layers.values()])
-    for block, _, inputs in calibration.input_statistics(subject.model, sequential=sequential):
+    model = subject.model
+    check_sparsity(
+        sparsity, run, [architecture.weight(model.get_submodule(name)).shape[1] for name in float_linears(model)]
+    )
+    for block_name, block, inputs in calibration.input_statistics(model, sequential=sequential):
         for name, statistics in inputs.items():
-            layer = layers.pop(f"{block}.{name}")
+            layer = block.get_submodule(name)
             sparse = SparseLinear.of(prune(architecture.weight(layer), statistics), architecture.bias(layer))
-            architecture.replace(subject.model, f"{block}.{name}", sparse)
+            architecture.replace(model, f"{block_name}.{name}", sparse)
 
 
-def check_sparsity(sparsity: float, run: int | None, in_features: Collection[int]) -> None:
+def check_sparsity(sparsity: float, run: int | None = None, in_features: Collection[int] = ()) -> None:
     """See that a share of each run of neighbours can become zero; a run of None stands for any weights.
 
     Raises Unsupported for a sparsity outside [0, 1), for a run that does not divide a row, and where the share of it is
     no whole number of weights.
     """
     if not 0 <= sparsity < 1:
-        raise Unsupported(f"a share of {sparsity} cannot be pruned; expected 0 <= sparsity < 1")
+        raise Unsupported(f"cannot prune a share of {sparsity}; expected 0 <= sparsity < 1")
     if run is None:
         return
     if misfits := [width for width in in_features if run < 1 or width % run]:

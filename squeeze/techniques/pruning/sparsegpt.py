@@ -13,7 +13,7 @@ import torch
 from squeeze.models.settings import one_thread
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
-from squeeze.techniques.hessian import inverse_cholesky
+from squeeze.techniques.hessian import check_damping_of, inverse_cholesky
 from squeeze.techniques.pruning.selection import lowest, prune_blocks
 
 BLOCK = 128  # columns whose zeros are chosen together, and that are finished before the others are updated (B = Bs)
@@ -26,7 +26,7 @@ class SparseGPT:
     sparsity: share of the weights that become zero, in [0, 1).
     run: neighbours in a row of which this share becomes zero: 4 with sparsity 0.5 is the 2:4 pattern; None: wherever it
         costs least in a block of columns.
-    damping: by which share each element of the Hessian's diagonal grows; see ``gptq``.
+    damping, damping_of: by which share, and of what, each element of the Hessian's diagonal grows; see ``gptq``.
     sequential: whether the inputs have gone through pruned predecessors, as in the paper, or come from the float model.
     """
 
@@ -34,9 +34,11 @@ class SparseGPT:
     run: int | None
     damping: float
     sequential: bool
+    damping_of: str = "own"
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Raises Unsupported for a sparsity outside [0, 1), and where runs do not fit; see ``check_sparsity``."""
+        check_damping_of("sparsegpt", self.damping_of)
         prune_blocks(
             subject,
             calibration,
@@ -54,7 +56,7 @@ class SparseGPT:
         """
         columns, run = weight.shape[1], self.run or BLOCK
         block = max(BLOCK // run, 1) * run
-        upper = inverse_cholesky(hessian, self.damping)
+        upper = inverse_cholesky(hessian, self.damping, self.damping_of)
         w = weight.T.float().contiguous()  # transposed: what the paper calls a column lies contiguous
         with one_thread():
             for start in range(0, columns, block):

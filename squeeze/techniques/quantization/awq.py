@@ -11,17 +11,16 @@ from dataclasses import dataclass
 
 import torch
 
-from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
 from squeeze.layers.affine import AffineGrid
 from squeeze.layers.contract import float_linears
-from squeeze.layers.quantized import QuantizedLinear
+from squeeze.layers.quantized import put
 from squeeze.models import architecture
 from squeeze.models.folding import folds
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration, InputStatistics
+from squeeze.techniques.quantization import vocabulary
 
-BITS = (8, 4, 3, 2)
 EXPONENTS = tuple(i / 20 for i in range(20))  # the grid of alpha
 SHARES = tuple(1 - i / 20 for i in range(10))  # the grid of clipping: how much of a group's range is kept
 # Errors of queries and keys multiply; the authors' code does not clip them either.
@@ -30,9 +29,10 @@ UNCLIPPED = ("q_proj", "k_proj", "query", "key", "query_key_value", "c_attn")
 
 @dataclass(frozen=True)
 class AWQ:
-    """Quantize all linear layers of the blocks; embeddings and head stay as they are.
+    """Quantize all linear layers of the blocks.
 
     bits: 8, 4, 3 or 2. group_size, symmetric: the grid, as for ``rtn``. clip: whether to search each group's range too.
+    embed_bits: of embedding and head, as for ``hqq``; rounded when the blocks are done.
 
     Scales go into the norm or layer before (see ``folding``): the model stays what it was, and nothing more is stored.
     Layers that no exact fold reaches keep their scale; ``claims["unscaled"]`` names them. What is minimised is the
@@ -43,16 +43,16 @@ class AWQ:
     group_size: int | None
     symmetric: bool
     clip: bool
+    embed_bits: int | None = None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Raises Unsupported for other bits, a group size that does not fit, an architecture that cannot be folded."""
-        if self.bits not in BITS:
-            raise Unsupported(f"awq has no {self.bits}-bit codes; bits that work: {', '.join(map(str, BITS))}")
-        exact = folds(subject.model)
-        layers = float_linears(subject.model)
-        affine.check_group_size(self.group_size, [architecture.weight(layer).shape[1] for layer in layers.values()])
+        model = subject.model
+        exact = folds(model)
+        affine.check("awq", self.bits, self.group_size, map(model.get_submodule, float_linears(model)))
+        vocabulary.check(model, self.embed_bits, self.group_size)
         unscaled: set[str] = set()
-        for block_name, block, inputs in calibration.input_statistics(subject.model):
+        for block_name, block, inputs in calibration.input_statistics(model):
             scales = {name: torch.ones_like(statistics.mean_abs) for name, statistics in inputs.items()}
             for fold in exact:
                 weights = [architecture.weight(block.get_submodule(name)) for name in fold.consumers]
@@ -61,19 +61,19 @@ class AWQ:
                 scales |= dict.fromkeys(fold.consumers, found)
             unscaled |= set(inputs) - {name for fold in exact for name in fold.consumers}
             for name, statistics in inputs.items():
-                layer = layers.pop(f"{block_name}.{name}")
-                weight = architecture.weight(layer)
+                weight = architecture.weight(block.get_submodule(name))
                 if self.clip and not name.endswith(UNCLIPPED):
                     weight = self.clipped(weight, statistics.hessian / scales[name].outer(scales[name]))
                 grid = self._fit(weight)
-                quantized = QuantizedLinear.of(grid.quantize(weight), grid, architecture.bias(layer), weight.dtype)
-                architecture.replace(subject.model, f"{block_name}.{name}", quantized)
+                put(model, f"{block_name}.{name}", grid.quantize(weight), grid)
+        claims = vocabulary.quantize(model, self.embed_bits, self.group_size)
         return subject.claiming(
             bits=self.bits,
             group_size=self.group_size,
             symmetric=self.symmetric,
             hessian="shared",
             unscaled=sorted(unscaled),
+            **claims,
         )
 
     def scales(self, weights: Sequence[torch.Tensor], inputs: InputStatistics) -> torch.Tensor:

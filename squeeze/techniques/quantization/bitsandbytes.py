@@ -57,8 +57,8 @@ class Float4:
             raise Unsupported(f"bitsandbytes has no 4-bit type {self.quant_type!r}; expected 'nf4' or 'fp4'")
         _check_installed()
         on_cpu = next(subject.model.parameters()).device.type == "cpu"
-        for name, layer in float_linears(subject.model).items():
-            rows, columns = architecture.weight(layer).shape
+        for name in float_linears(subject.model):
+            rows, columns = architecture.weight(subject.model.get_submodule(name)).shape
             if on_cpu and (rows % CPU_ROWS or columns % BLOCK):
                 raise Unsupported(
                     f"{name} is {rows} x {columns}, but the 4-bit CPU kernel of bitsandbytes takes multiples of "

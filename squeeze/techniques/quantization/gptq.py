@@ -7,7 +7,7 @@ layer's output on calibration inputs X: min ||W X - Q X||^2 (eq. 1).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,33 +17,37 @@ from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
 from squeeze.layers.affine import AffineGrid
 from squeeze.layers.contract import float_linears
-from squeeze.layers.quantized import QuantizedLinear
+from squeeze.layers.quantized import put
 from squeeze.models import architecture
 from squeeze.models.settings import one_thread
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration, same_inputs
-from squeeze.techniques.hessian import inverse_cholesky
+from squeeze.techniques.hessian import check_damping_of, inverse_cholesky
+from squeeze.techniques.quantization import vocabulary
 
-BITS = (8, 4, 3, 2)
 BLOCK = 64  # columns that are finished before all that follow are updated (the paper's B, there 128)
 
 
 @dataclass(frozen=True)
 class GPTQ:
-    """Quantize all linear layers of the blocks; embeddings, head and norms stay as they are.
+    """Quantize all linear layers of the blocks; norms stay as they are.
 
-    bits: 8, 4, 3 or 2. group_size, symmetric: the grid, as for ``rtn``.
+    bits: 8, 4, 3 or 2. group_size, symmetric: the grid, as for ``rtn``. grid: where it is symmetric, "signed", or
+        "absmax", as in the libraries (see ``squeeze.layers.affine``).
     act_order: whether to take the columns in falling order of their inputs' energy H_jj, so that those that matter most
         are rounded while all others can still make up for it; otherwise from first to last.
     static_groups: whether all grids are fitted before any update. Groups then stay neighbours in any order, and none is
         stored: act_order needs it. Otherwise a group's grid is fitted to its updated weights when its first column is
         reached, as in the paper.
     damping: by which share each element of the Hessian's diagonal grows, as if every input carried independent noise
-        of that variance, relative to its own energy. The paper adds the same to all, 1 % of the mean; here a few inputs
-        of the first token make that mean, and other channels are swamped. 0.3 was chosen on held-out text of
-        the calibration's kind: at 4 bits no worse than 0.1 or 1, at 3 bits better than 0.1.
+        of that variance.
+    damping_of: of what it is a share: "own", of the element itself, or "mean", of the diagonal's mean. The paper and
+        the libraries add 1 % of the mean to all; a few inputs of the first token make that mean, and other channels are
+        swamped. 0.3 of its own was chosen on held-out text of the calibration's kind: at 4 bits no worse than 0.1 or 1,
+        at 3 bits better than 0.1.
     sequential: whether a block's Hessians come from inputs that have gone through quantized predecessors, as in the
         paper; otherwise from those of the float model, of which one shared pass serves all bit-widths.
+    embed_bits: of embedding and head, as for ``hqq``; rounded when the blocks are done.
     """
 
     bits: int
@@ -53,35 +57,38 @@ class GPTQ:
     static_groups: bool
     damping: float
     sequential: bool
+    damping_of: str = "own"
+    grid: str = "signed"
+    embed_bits: int | None = None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Raises Unsupported for other bits, act_order without static_groups, and a group size that does not fit."""
-        if self.bits not in BITS:
-            raise Unsupported(f"gptq has no {self.bits}-bit codes; bits that work: {', '.join(map(str, BITS))}")
+        check_damping_of("gptq", self.damping_of)
         if self.act_order and not self.static_groups:
             raise Unsupported("gptq cannot order columns across groups whose grids follow; set static_groups: true")
-        layers = float_linears(subject.model)
-        affine.check_group_size(self.group_size, [architecture.weight(layer).shape[1] for layer in layers.values()])
-        for block, _, inputs in calibration.input_statistics(subject.model, sequential=self.sequential):
+        model = subject.model
+        affine.check("gptq", self.bits, self.group_size, map(model.get_submodule, float_linears(model)), self.grid)
+        vocabulary.check(model, self.embed_bits, self.group_size)
+        for block, _, inputs in calibration.input_statistics(model, sequential=self.sequential):
             for names, statistics in same_inputs(inputs):
-                together = {name: layers.pop(name) for name in (f"{block}.{layer}" for layer in names)}
-                self._quantize_layers(subject.model, together, statistics.hessian)
+                self._quantize_layers(model, [f"{block}.{name}" for name in names], statistics.hessian)
+        claims = vocabulary.quantize(model, self.embed_bits, self.group_size)
         return subject.claiming(
             bits=self.bits,
             group_size=self.group_size,
             symmetric=self.symmetric,
             hessian="sequential" if self.sequential else "shared",
+            **claims,
         )
 
-    def _quantize_layers(self, model: nn.Module, layers: Mapping[str, nn.Module], hessian: torch.Tensor) -> None:
+    def _quantize_layers(self, model: nn.Module, names: Sequence[str], hessian: torch.Tensor) -> None:
         """Layers that read the same inputs are solved as one: the rows of a weight do not touch each other."""
-        weights = [architecture.weight(layer) for layer in layers.values()]
+        weights = [architecture.weight(model.get_submodule(name)) for name in names]
         codes, grid = self.quantize(torch.cat(weights), hessian)
         start = 0
-        for (name, layer), weight in zip(layers.items(), weights, strict=True):
+        for name, weight in zip(names, weights, strict=True):
             rows = slice(start, start := start + len(weight))
-            quantized = QuantizedLinear.of(codes[rows], _rows(grid, rows), architecture.bias(layer), weight.dtype)
-            architecture.replace(model, name, quantized)
+            put(model, name, codes[rows], _rows(grid, rows))
 
     def quantize(self, weight: torch.Tensor, hessian: torch.Tensor) -> tuple[torch.Tensor, AffineGrid]:
         """Algorithm 1: codes (out_features, in_features) uint8 and their grid, for a float weight of that shape.
@@ -92,19 +99,17 @@ class GPTQ:
         columns = weight.shape[1]
         group_size = self.group_size or columns
         order = hessian.diagonal().argsort(descending=True, stable=True) if self.act_order else torch.arange(columns)
-        upper = inverse_cholesky(hessian[order][:, order], self.damping)
+        upper = inverse_cholesky(hessian[order][:, order], self.damping, self.damping_of)
         diagonal, groups = upper.diagonal().tolist(), (order // group_size).tolist()
         w = weight.T[order].float()  # transposed: what the paper calls a column lies contiguous
-        grid = affine.fit(weight, self.bits, group_size, self.symmetric)
+        grid = self._fit(weight, group_size)
         scales, zeros = _by_group(grid)
         with one_thread():
             for start, stop in _spans(columns, group_size):
                 errors = torch.empty_like(w[start:stop])
                 for i in range(start, stop):
                     if not self.static_groups and i % group_size == 0:
-                        ahead = affine.fit(
-                            w[i : i + group_size].T.to(weight.dtype), self.bits, group_size, self.symmetric
-                        )
+                        ahead = self._fit(w[i : i + group_size].T.to(weight.dtype), group_size)
                         scales[groups[i]], zeros[groups[i]] = (part[0] for part in _by_group(ahead))
                     scale, zero = scales[groups[i]], zeros[groups[i]]
                     code = (w[i] / scale).round_().add_(zero).clamp_(0, 2**self.bits - 1)
@@ -116,6 +121,9 @@ class GPTQ:
         codes[order] = w.to(torch.uint8)
         stored_zeros = None if grid.zeros is None else zeros.T.to(torch.uint8).contiguous()
         return codes.T.contiguous(), AffineGrid(self.bits, scales.T.to(grid.scales.dtype).contiguous(), stored_zeros)
+
+    def _fit(self, weight: torch.Tensor, group_size: int) -> AffineGrid:
+        return affine.fit(weight, self.bits, group_size, self.symmetric, self.grid)
 
 
 def _spans(columns: int, group_size: int) -> Iterator[tuple[int, int]]:

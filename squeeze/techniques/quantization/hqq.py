@@ -10,25 +10,25 @@ from dataclasses import dataclass
 
 import torch
 
-from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
 from squeeze.layers.affine import AffineGrid
 from squeeze.layers.contract import float_linears
-from squeeze.layers.quantized import QuantizedLinear
+from squeeze.layers.quantized import put
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
+from squeeze.techniques.quantization import vocabulary
 
-BITS = (8, 4, 3, 2)
 P, BETA, KAPPA, ITERATIONS = 0.7, 10.0, 1.01, 20  # the authors' defaults
 WHOLE_START = 4  # bits at which their library begins with rounded zero points (its ``round_zero``)
 
 
 @dataclass(frozen=True)
 class HQQ:
-    """Quantize all linear layers of the blocks; embeddings, head and norms stay as they are.
+    """Quantize all linear layers of the blocks; norms stay as they are.
 
     bits: 8, 4, 3 or 2. group_size: neighbours in an output row that share a scale and a zero point; None: all.
+    embed_bits: of embedding and head, as for ``rtn``: rounded to nearest, on a symmetric grid of least squared error.
 
     Zero points are real numbers, stored in 16 bits. Weights that already lie on a grid of scale and minimum, as those
     of the default model do, are met too well by it in small groups (see ``squeeze.models.prequantized``): the claim
@@ -37,19 +37,20 @@ class HQQ:
 
     bits: int
     group_size: int | None
+    embed_bits: int | None = None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
         """Raises Unsupported for other bits, and for a group size that does not divide each layer's width."""
-        if self.bits not in BITS:
-            raise Unsupported(f"hqq has no {self.bits}-bit codes; bits that work: {', '.join(map(str, BITS))}")
-        layers = float_linears(subject.model)
-        affine.check_group_size(self.group_size, [architecture.weight(layer).shape[1] for layer in layers.values()])
-        for name, layer in layers.items():
-            weight = architecture.weight(layer)
+        model = subject.model
+        names = float_linears(model)
+        affine.check("hqq", self.bits, self.group_size, map(model.get_submodule, names))
+        vocabulary.check(model, self.embed_bits, self.group_size)
+        for name in names:
+            weight = architecture.weight(model.get_submodule(name))
             grid = solve(weight, self.bits, self.group_size or weight.shape[1])
-            quantized = QuantizedLinear.of(grid.quantize(weight), grid, architecture.bias(layer), weight.dtype)
-            architecture.replace(subject.model, name, quantized)
-        return subject.claiming(bits=self.bits, group_size=self.group_size, symmetric=False)
+            put(model, name, grid.quantize(weight), grid)
+        claims = vocabulary.quantize(model, self.embed_bits, self.group_size)
+        return subject.claiming(bits=self.bits, group_size=self.group_size, symmetric=False, **claims)
 
 
 def solve(weight: torch.Tensor, bits: int, group_size: int) -> AffineGrid:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from squeeze.core.errors import Unsupported
+from squeeze.layers import affine
 from squeeze.layers.affine import scale_dtype
 from squeeze.layers.codebook import CodebookLinear
 from squeeze.layers.contract import float_linears
@@ -19,7 +20,6 @@ from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
 
-BITS = (8, 4, 3, 2)
 MOST_ITERATIONS = 300  # of Lloyd's algorithm; it ends before, where no centroid moves
 
 
@@ -36,19 +36,20 @@ class KMeans:
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
         """Raises Unsupported for other bits, and for rows that do not divide each layer's height."""
-        if self.bits not in BITS:
-            raise Unsupported(f"kmeans has no {self.bits}-bit codes; bits that work: {', '.join(map(str, BITS))}")
-        layers = float_linears(subject.model)
-        heights = {architecture.weight(layer).shape[0] for layer in layers.values()}
+        affine.check_bits("kmeans", self.bits)
+        model = subject.model
+        names = float_linears(model)
+        heights = {architecture.weight(model.get_submodule(name)).shape[0] for name in names}
         if misfits := sorted(height for height in heights if self.rows and height % self.rows):
             raise Unsupported(f"rows {self.rows} does not divide out_features {misfits[0]}; null: one codebook a layer")
-        for name, layer in layers.items():
+        for name in names:
+            layer = model.get_submodule(name)
             weight = architecture.weight(layer)
             groups = weight.float().reshape(len(weight) // (self.rows or len(weight)), -1).contiguous()
             codebooks = cluster(groups, self.bits).to(scale_dtype(weight.dtype))
             codes = nearest(groups, codebooks.float()).view(weight.shape)
             shared = CodebookLinear.of(codes, codebooks, architecture.bias(layer), weight.dtype)
-            architecture.replace(subject.model, name, shared)
+            architecture.replace(model, name, shared)
         return subject.claiming(bits=self.bits)
 
 

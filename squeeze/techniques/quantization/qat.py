@@ -16,30 +16,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
 from squeeze.layers.affine import AffineGrid
 from squeeze.layers.contract import float_linears
 from squeeze.layers.master_weights import MasterLinear, same_tensors
-from squeeze.layers.quantized import QuantizedLinear
+from squeeze.layers.quantized import put
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
 from squeeze.techniques.losses import divergence
+from squeeze.techniques.quantization import vocabulary
 from squeeze.techniques.quantization.lsq import LearnedStep
 from squeeze.techniques.training_loop import Plan, train
-
-BITS = (8, 4, 3, 2)
 
 
 @dataclass(frozen=True)
 class QAT:
-    """All linear layers of the blocks are trained and rounded; embeddings, head, norms and biases stay as they are.
+    """Train and round all linear layers of the blocks; norms and biases stay as they are.
 
     bits: 8, 4, 3 or 2. group_size, symmetric: the grid, as for ``rtn``.
     learned_step: whether a group's step is learned, too (LSQ); otherwise it follows its weights, as ``rtn`` fits it.
     training_steps: of AdamW. windows: of calibration text in each. learning_rate: its highest.
     temperature: at which next-token distributions are compared with the teacher's.
+    embed_bits: of embedding and head, as for ``hqq``; rounded when all has been trained.
     """
 
     bits: int
@@ -50,35 +49,39 @@ class QAT:
     windows: int
     learning_rate: float
     temperature: float
+    embed_bits: int | None = None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Raises Unsupported for other bits, a group size that does not fit, and a model without a head."""
-        if self.bits not in BITS:
-            raise Unsupported(f"qat has no {self.bits}-bit codes; bits that work: {', '.join(map(str, BITS))}")
         model = subject.model
         architecture.head(model)
-        layers = float_linears(model)
-        affine.check_group_size(self.group_size, [architecture.weight(layer).shape[1] for layer in layers.values()])
+        names = float_linears(model)
+        affine.check("qat", self.bits, self.group_size, map(model.get_submodule, names))
+        vocabulary.check(model, self.embed_bits, self.group_size)
         teacher = same_tensors(model)
         dtype = architecture.dtype(model)
-        masters = {name: MasterLinear(layer, self._rounding(layer)) for name, layer in layers.items()}
-        for name, master in masters.items():
-            architecture.replace(model, name, master)
+        for name in names:
+            layer = model.get_submodule(name)
+            architecture.replace(model, name, MasterLinear(layer, self._rounding(layer)))
         train(
-            [parameter for master in masters.values() for parameter in master.parameters()],
+            [parameter for name in names for parameter in model.get_submodule(name).parameters()],
             partial(divergence, model, teacher, temperature=self.temperature),
             calibration.token_ids,
             Plan(self.training_steps, self.windows, self.learning_rate),
             title=f"qat, {self.bits} bits",
             workplace=calibration.workplace,
         )
-        for name, master in masters.items():
-            architecture.replace(model, name, packed(master, dtype))
+        del teacher
+        for name in names:
+            weight, grid = trained(model.get_submodule(name))
+            put(model, name, grid.quantize(weight), grid, dtype)
+        claims = vocabulary.quantize(model, self.embed_bits, self.group_size)
         return subject.claiming(
             bits=self.bits,
             group_size=self.group_size,
             symmetric=self.symmetric,
             training_tokens=self.training_steps * self.windows * calibration.token_ids.shape[1],
+            **claims,
         )
 
     def _rounding(self, layer: nn.Module) -> nn.Module:
@@ -118,8 +121,7 @@ class _StraightThrough(torch.autograd.Function):
         return gradients[0].float(), None, None
 
 
-def packed(master: MasterLinear, dtype: torch.dtype) -> QuantizedLinear:
-    """The layer that computes, from packed codes, what the trained one computes in its forward."""
-    weight = master.weight.detach()
-    grid: AffineGrid = master.view.grid(weight)  # type: ignore[operator]
-    return QuantizedLinear.of(grid.quantize(weight), grid, master.bias, dtype)
+def trained(master: nn.Module) -> tuple[torch.Tensor, AffineGrid]:
+    """Return the weight of a trained ``MasterLinear``, float32, and the grid that its forward rounds it to."""
+    weight: torch.Tensor = master.weight.detach()  # type: ignore[operator]
+    return weight, master.view.grid(weight)  # type: ignore[operator,union-attr]

@@ -16,12 +16,13 @@ from torch import nn
 
 from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
+from squeeze.layers.affine import BITS
 from squeeze.layers.contract import float_linears
-from squeeze.layers.quantized import QuantizedLinear
+from squeeze.layers.quantized import put
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
-from squeeze.techniques.quantization.rtn import BITS
+from squeeze.techniques.quantization import vocabulary
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,11 @@ class MixedRoundToNearest:
 
     bits, high_bits: two of 8, 4, 3, 2, rising. budget: most bits a weight on average, scales and zeros not counted.
     ends: how many of the first, and of the last, blocks have ``high_bits`` whatever they gain; they come out of the
-    budget. group_size, symmetric: the grid, as for ``rtn``.
+    budget. group_size, symmetric: the grid, as for ``rtn``. embed_bits: of embedding and head, as for ``hqq``.
 
     What is left of the budget goes to the layers that win most by it: relative squared output error taken away, per
-    weight. ``claims["bits"]`` is the average reached; ``claims["high_layers"]`` how many layers have ``high_bits``.
+    weight. Claims: ``bits`` is the average over all weights of the blocks, ``low_bits`` and ``high_bits`` the fewest
+    and the most bits of any layer, ``high_layers`` how many layers have the field's ``high_bits``.
     """
 
     bits: int
@@ -42,6 +44,7 @@ class MixedRoundToNearest:
     ends: int
     group_size: int | None
     symmetric: bool
+    embed_bits: int | None = None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Raises Unsupported for other bits, a group size that does not fit, a budget that the ends alone exceed."""
@@ -49,21 +52,26 @@ class MixedRoundToNearest:
             raise Unsupported(
                 f"rtn_mixed has bits {self.bits} and {self.high_bits}; expected two of 2, 3, 4, 8, the fewer first"
             )
-        layers = float_linears(subject.model)
-        sizes = {name: architecture.weight(layer).numel() for name, layer in layers.items()}
-        affine.check_group_size(self.group_size, [architecture.weight(layer).shape[1] for layer in layers.values()])
-        fixed = self._at_the_ends(subject.model, sizes)
-        high = fixed | self.chosen(sizes, fixed, self._gains(subject.model, calibration))
-        for name, layer in layers.items():
-            weight = architecture.weight(layer)
-            grid = self._fit(weight, self.high_bits if name in high else self.bits)
-            quantized = QuantizedLinear.of(grid.quantize(weight), grid, architecture.bias(layer), weight.dtype)
-            architecture.replace(subject.model, name, quantized)
+        model = subject.model
+        sizes = {name: architecture.weight(model.get_submodule(name)).numel() for name in float_linears(model)}
+        affine.check("rtn_mixed", self.bits, self.group_size, map(model.get_submodule, sizes))
+        vocabulary.check(model, self.embed_bits, self.group_size)
+        fixed = self._at_the_ends(model, sizes)
+        high = fixed | self.chosen(sizes, fixed, self._gains(model, calibration))
+        bits = {name: self.high_bits if name in high else self.bits for name in sizes}
+        for name in sizes:
+            weight = architecture.weight(model.get_submodule(name))
+            grid = self._fit(weight, bits[name])
+            put(model, name, grid.quantize(weight), grid)
+        claims = vocabulary.quantize(model, self.embed_bits, self.group_size)
         return subject.claiming(
             bits=round(self._average(sizes, high), 3),
+            low_bits=min(bits.values()),
+            high_bits=max(bits.values()),
+            high_layers=len(high),
             group_size=self.group_size,
             symmetric=self.symmetric,
-            high_layers=len(high),
+            **claims,
         )
 
     def chosen(self, sizes: Mapping[str, int], fixed: set[str], gains: Mapping[str, float]) -> set[str]:

@@ -39,7 +39,7 @@ class SmoothQuant:
         if not 0 <= self.alpha <= 1:
             raise Unsupported(f"smoothquant's alpha is {self.alpha}; expected 0 to 1")
         exact = folds(subject.model)
-        layers = float_linears(subject.model)
+        float_linears(subject.model)
         unscaled: set[str] = set()
         for block_name, block, inputs in calibration.input_statistics(subject.model):
             for fold in exact:
@@ -47,7 +47,7 @@ class SmoothQuant:
                 fold.apply(block, self.scales(weights, inputs[fold.consumers[0]].max_abs))
             unscaled |= set(inputs) - {name for fold in exact for name in fold.consumers}
             for name in inputs:
-                layer = layers.pop(f"{block_name}.{name}")
+                layer = block.get_submodule(name)
                 quantized = Int8Linear.of(architecture.weight(layer), architecture.bias(layer))
                 architecture.replace(subject.model, f"{block_name}.{name}", quantized)
         return subject.claiming(bits=8, activation_bits=8, unscaled=sorted(unscaled))

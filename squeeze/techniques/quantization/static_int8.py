@@ -26,10 +26,10 @@ class StaticInt8:
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Raises Unsupported off the CPU."""
-        layers = float_linears(subject.model)
-        for block_name, _, inputs in calibration.input_statistics(subject.model):
+        float_linears(subject.model)
+        for block_name, block, inputs in calibration.input_statistics(subject.model):
             for name, statistics in inputs.items():
-                layer = layers.pop(f"{block_name}.{name}")
+                layer = block.get_submodule(name)
                 input_range = float(statistics.low.min()), float(statistics.high.max())
                 quantized = Int8Linear.of(architecture.weight(layer), architecture.bias(layer), input_range)
                 architecture.replace(subject.model, f"{block_name}.{name}", quantized)

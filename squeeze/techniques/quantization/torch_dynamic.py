@@ -43,8 +43,11 @@ class TorchDynamic:
         if device != "cpu":
             raise Unsupported(f"torch_dynamic has no kernels for {device}; use device=cpu")
         _check_activation_bits(self.activation_bits)
-        for name, layer in float_linears(subject.model.float()).items():
+        model = subject.model
+        for name in float_linears(model):
+            layer = model.get_submodule(name).float()
             weight, bias = architecture.weight(layer), architecture.bias(layer)
             quantized = quantized_weight(linear(weight.contiguous(), bias), self.per_channel)
-            architecture.replace(subject.model, name, DynamicInt8Linear.of(quantized, bias, self.activation_bits))
+            architecture.replace(model, name, DynamicInt8Linear.of(quantized, bias, self.activation_bits))
+        model.float()
         return subject.claiming(bits=8, activation_bits=self.activation_bits)

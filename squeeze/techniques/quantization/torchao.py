@@ -43,9 +43,10 @@ class Int8:
 
         kind = Int8DynamicActivationInt8WeightConfig if self.dynamic else Int8WeightOnlyConfig
         config = kind(set_inductor_config=False)  # torch.compile's settings are the process's, not ours
-        layers = float_linears(subject.model)
-        _name_format(subject.model, layers.values(), config)
-        for name, layer in layers.items():
+        names = float_linears(subject.model)
+        _name_format(subject.model, map(subject.model.get_submodule, names), config)
+        for name in names:
+            layer = subject.model.get_submodule(name)
             weight = _quantized(architecture.weight(layer), config)
             architecture.replace(
                 subject.model, name, Int8TensorLinear.of(weight, architecture.bias(layer), self.dynamic)
@@ -70,14 +71,20 @@ class Int4WeightOnly:
         from torchao.quantization import Int4WeightOnlyConfig
 
         self._check_group_size()
-        layers = float_linears(subject.model)
-        for name, layer in layers.items():
-            self._check_fits(name, architecture.weight(layer))
-        _name_format(subject.model, layers.values(), Int4WeightOnlyConfig(self.group_size, set_inductor_config=False))
+        model = subject.model
+        names = float_linears(model)
+        for name in names:
+            self._check_fits(name, architecture.weight(model.get_submodule(name)))
+        _name_format(
+            model,
+            map(model.get_submodule, names),
+            Int4WeightOnlyConfig(self.group_size, set_inductor_config=False),
+        )
         config = PrototypeInt4WeightOnlyConfig(self.group_size, set_inductor_config=False)
-        for name, layer in layers.items():
+        for name in names:
+            layer = model.get_submodule(name)
             weight = _quantized(architecture.weight(layer), config)
-            architecture.replace(subject.model, name, Int4TensorLinear.of(weight, architecture.bias(layer)))
+            architecture.replace(model, name, Int4TensorLinear.of(weight, architecture.bias(layer)))
         return subject.claiming(bits=4, group_size=self.group_size, symmetric=False)
 
     def _check_group_size(self) -> None:

@@ -38,7 +38,7 @@ class Finetune:
         model = subject.model
         architecture.head(model)
         dtype = architecture.dtype(model)
-        layers = float_linears(model)
+        layers = {name: model.get_submodule(name) for name in float_linears(model)}
         masters = {name: MasterLinear(layer, Held(dtype)) for name, layer in layers.items()}
         for name, master in masters.items():
             architecture.replace(model, name, master)
@@ -51,6 +51,6 @@ class Finetune:
             workplace=calibration.workplace,
         )
         for name, layer in layers.items():
-            architecture.weight(layer).copy_(masters[name].weight.detach())
+            architecture.weight(layer).copy_(masters.pop(name).weight.detach())
             architecture.replace(model, name, layer)
         return subject.claiming(training_tokens=self.training_steps * self.windows * calibration.token_ids.shape[1])

@@ -63,7 +63,7 @@ def test_sequential_inputs_have_gone_through_pruned_predecessors() -> None:
 @pytest.mark.parametrize(
     ("sparsity", "run", "message"),
     [
-        (1.0, None, r"a share of 1\.0 cannot be pruned; expected 0 <= sparsity < 1"),
+        (1.0, None, r"cannot prune a share of 1\.0; expected 0 <= sparsity < 1"),
         (0.5, 3, "run 3 does not divide in_features 64"),
         (0.3, 4, r"sparsity 0\.3 of 4 weights is 1\.2; expected a whole number"),
     ],

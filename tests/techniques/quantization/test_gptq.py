@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from squeeze.artifacts.build import resolve_step
 from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.layers import affine
 from squeeze.layers.contract import layer_specs
 from squeeze.models import architecture
+from squeeze.request.expand import cells
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.hessian import inverse_cholesky
 from squeeze.techniques.quantization.gptq import GPTQ
@@ -118,6 +120,41 @@ def test_the_factor_is_that_of_the_inverse(damping):
     torch.testing.assert_close(upper.T @ upper @ damped, torch.eye(64).double(), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("damping", [0.01, 0.5])
+def test_damping_of_the_mean_adds_the_same_to_all(damping):
+    _, hessian = problem()
+    hessian[:4] = hessian[:, :4] = 0  # inputs that were always zero
+    upper = inverse_cholesky(hessian, damping, "mean").double()
+    damped = hessian.double() + damping * hessian.double().diagonal().mean() * torch.eye(64)
+    torch.testing.assert_close(upper.T @ upper @ damped, torch.eye(64).double(), atol=1e-3, rtol=0)
+    assert torch.equal(inverse_cholesky(torch.zeros(4, 4), damping, "mean"), torch.eye(4))
+
+
+def test_the_literal_row_is_the_papers():
+    """In its code: columns in order, grids of updated weights, all weights' ranges, 1 % of the mean."""
+    (cell,) = cells(["model=tiny_llama", "technique=gptq_paper", "bits=3", "group_size=null"])
+    technique = resolve_step(cell.technique["steps"][0])
+    literal = {"act_order": False, "static_groups": False, "symmetric": False, "group_size": None}
+    assert technique == gptq(bits=3, damping=0.01, damping_of="mean", **literal)
+    weight, hessian = problem()
+    codes, grid = technique.quantize(weight, hessian)
+    inverse = torch.linalg.inv(hessian.double() + 0.01 * hessian.double().diagonal().mean() * torch.eye(64))
+    w = weight.double().clone()
+    for column in range(64):
+        nearest = grid.dequantize(grid.quantize(w.float()), torch.float32)[:, column]
+        assert (nearest - grid.dequantize(codes, torch.float32)[:, column]).abs().gt(1e-6).float().mean() <= 0.1
+        w -= ((w[:, column] - nearest) / inverse[column, column])[:, None] * inverse[column]
+        inverse -= inverse[:, column, None] * inverse[column] / inverse[column, column]
+
+
+def test_the_grid_of_the_libraries_is_used_when_asked_for():
+    weight, hessian = problem()
+    signed, absmax = (gptq(grid=grid).quantize(weight, hessian)[1] for grid in ("signed", "absmax"))
+    assert torch.equal(absmax.scales, affine.fit(weight, 4, 16, True, "absmax").scales)
+    assert (signed.scales < 0).any()
+    assert (absmax.scales > 0).all()
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("bits", "share"), [(4, 0.6), (3, 0.7), (2, 0.8)])
 def test_outputs_err_less_than_after_rounding_to_nearest(bits, share, seed):
@@ -196,6 +233,9 @@ def test_sequential_hessians_see_the_quantized_predecessors():
         ({"bits": 5}, "no 5-bit codes; bits that work: 8, 4, 3, 2"),
         ({"group_size": 48}, "group_size 48 does not divide in_features 64"),
         ({"static_groups": False}, "set static_groups: true"),
+        ({"damping_of": "all"}, "gptq has no damping of 'all'; expected own or mean"),
+        ({"grid": "nf4"}, "gptq has no grid 'nf4'; expected signed or absmax"),
+        ({"embed_bits": 3}, "embed_bits is 3; bits that work: 8, 4"),
     ],
 )
 def test_what_it_cannot_do_is_refused_before_any_work(fields, message):

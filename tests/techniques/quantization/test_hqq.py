@@ -10,11 +10,11 @@ import torch
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
-from squeeze.layers.affine import AffineGrid
+from squeeze.layers.affine import BITS, AffineGrid
 from squeeze.layers.contract import layer_specs, weight_numel
 from squeeze.models import architecture
 from squeeze.techniques.calibration import CalibrationText
-from squeeze.techniques.quantization.hqq import BITS, HQQ, P, shrink, solve
+from squeeze.techniques.quantization.hqq import HQQ, P, shrink, solve
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
 NO_DATA = CalibrationText.empty()

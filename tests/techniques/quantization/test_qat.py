@@ -12,7 +12,7 @@ import torch
 from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
 from squeeze.layers.master_weights import Held, MasterLinear
-from squeeze.layers.quantized import QuantizedLinear
+from squeeze.layers.quantized import QuantizedLinear, put
 from squeeze.models import architecture
 from squeeze.techniques import training_loop
 from squeeze.techniques.calibration import CalibrationText
@@ -20,7 +20,7 @@ from squeeze.techniques.contract import Workplace
 from squeeze.techniques.losses import divergence, next_token
 from squeeze.techniques.quantization import qat
 from squeeze.techniques.quantization.lsq import LearnedStep
-from squeeze.techniques.quantization.qat import QAT, FittedStep, packed
+from squeeze.techniques.quantization.qat import QAT, FittedStep, trained
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.training import finetune
 from squeeze.techniques.training.finetune import Finetune
@@ -52,9 +52,12 @@ def test_the_trained_forward_is_the_packed_one(bits: int, symmetric: bool, learn
         for parameter in master.parameters():
             parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
     x = torch.randn(5, 64, generator=generator).to(dtype)
+    holder = torch.nn.Sequential(master)
+    weight, grid = trained(master)
+    put(holder, "0", grid.quantize(weight), grid, dtype)
     with torch.no_grad():
-        assert torch.equal(packed(master, dtype)(x), master(x))
-        assert torch.equal(packed(master, dtype).dequantize(), master.view(master.weight))
+        assert torch.equal(holder(x), master(x))
+        assert torch.equal(holder[0].dequantize(), master.view(master.weight))
 
 
 @torch.no_grad()

@@ -9,10 +9,11 @@ import torch
 
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
+from squeeze.layers.affine import BITS
 from squeeze.layers.contract import layer_specs, weight_numel
 from squeeze.models import architecture
 from squeeze.techniques.calibration import CalibrationText
-from squeeze.techniques.quantization.rtn import BITS, RoundToNearest
+from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
 NO_DATA = CalibrationText.empty()

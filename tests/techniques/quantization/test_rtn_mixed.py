@@ -10,6 +10,7 @@ from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
 from squeeze.layers.contract import is_compressed, layer_specs, weight_numel
 from squeeze.models import architecture
+from squeeze.models.prequantized import Grid, flattered
 from squeeze.models.subject import Subject
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization.rtn import RoundToNearest
@@ -58,12 +59,14 @@ def test_the_budget_is_kept_and_worth_it(name: str) -> None:
     assert 4.0 < average <= 5.0
     assert subject.claims["bits"] == pytest.approx(average, abs=1e-3)
     assert subject.claims["high_layers"] == sum(layer.bits == 8 for layer in layers)
+    assert (subject.claims["low_bits"], subject.claims["high_bits"]) == (3, 8)
     assert (subject.model(TOKEN_IDS)[0] - expected).norm() < (low.model(TOKEN_IDS)[0] - expected).norm()
 
 
 def test_the_ends_have_many_bits() -> None:
     subject = mixed(ends=1, budget=8.0).apply(tiny_subject("llama"), CALIBRATION)  # two blocks: both are ends
     assert {module.bits for module in subject.model.modules() if is_compressed(module)} == {8}
+    assert subject.claims["low_bits"] == 8
     assert len(architecture.blocks(subject.model)) == 2
 
 
@@ -77,6 +80,13 @@ def test_only_the_ends_are_ends() -> None:
     bits = [{layer.bits for layer in block.modules() if is_compressed(layer)} for block in model.model.layers]
     assert bits == [{8}] * 2 + [{3}] * 9 + [{8}] * 2
     assert subject.claims["bits"] == pytest.approx(3 + 5 * 4 / 13, abs=1e-3)
+
+
+def test_a_grid_that_flatters_its_four_bit_layers_is_marked_whatever_the_average() -> None:
+    """4.9 bits on average, and most layers in asymmetric groups that a grid of 16 levels fits too well."""
+    subject = mixed(bits=4, symmetric=False).apply(tiny_subject("llama"), CALIBRATION)
+    assert subject.claims["bits"] > 4
+    assert flattered(Grid(levels=16, block=32, matrices=14), subject.claims)
 
 
 @torch.no_grad()

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 
 from squeeze.artifacts import format as artifact
+from squeeze.artifacts.build import resolve_step
 from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
 from squeeze.layers.contract import count_parameters, layer_specs, live_bytes, weight_numel
 from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models import architecture
+from squeeze.models.subject import Subject
 from squeeze.probes.realised import unread_bytes
+from squeeze.request.expand import cells
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization import vocabulary
 from squeeze.techniques.quantization.rtn import RoundToNearest
@@ -87,6 +94,116 @@ def test_a_head_keeps_its_bias(name: str) -> None:
     bias = head.bias.data.clone()
     logits = [rtn(8).apply(subject, NO_DATA).model(TOKEN_IDS)[0] for subject in (plain, biased)]
     torch.testing.assert_close(logits[1], logits[0] + bias)
+
+
+def gemma(dtype: torch.dtype) -> torch.nn.Module:
+    """A tiny Gemma 3: its embedding multiplies the rows of its table by 8, its head reads the table as it is."""
+    config = Gemma3TextConfig(
+        vocab_size=260,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+    )
+    torch.manual_seed(0)
+    return Gemma3ForCausalLM(config).to(dtype).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("embed_bits", [8, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scaled_embedding_keeps_its_scale(dtype: torch.dtype, embed_bits: int, tmp_path: Path) -> None:
+    expected, model = gemma(dtype), gemma(dtype)
+    embedding = expected.get_input_embeddings()
+    assert type(embedding).__name__ == "Gemma3TextScaledWordEmbedding"
+    weight = embedding.weight.data
+    grid = affine.search(weight, embed_bits, 64 if embed_bits == 8 else 32, symmetric=True)
+    weight.copy_(grid.dequantize(grid.quantize(weight), dtype))
+    vocabulary.quantize(model, embed_bits, 32)
+    assert torch.equal(model.get_input_embeddings()(TOKEN_IDS), embedding(TOKEN_IDS))
+    torch.testing.assert_close(model(TOKEN_IDS)[0], expected(TOKEN_IDS)[0], rtol=0.02, atol=0.02)
+    artifact.save(Subject(model, tiny_subject("llama").tokenizer), tmp_path)
+    loaded = artifact.load(tmp_path).model
+    assert torch.equal(loaded.get_input_embeddings()(TOKEN_IDS), embedding(TOKEN_IDS))
+    assert architecture.head(loaded) is loaded.get_input_embeddings()
+
+
+class Normed(torch.nn.Embedding):
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(super().forward(numbers), dim=-1)
+
+
+def test_an_embedding_that_does_more_is_refused_by_name() -> None:
+    subject = tiny_subject("llama")
+    subject.model.set_input_embeddings(Normed(260, 64))
+    with pytest.raises(Unsupported, match="embed_bits cannot stand for Normed"):
+        rtn(8).apply(subject, NO_DATA)
+    assert not layer_specs(subject.model)
+
+
+def test_a_scale_that_is_a_number_is_kept_too() -> None:
+    embedding = BartScaledWordEmbedding(260, 64, 1, embed_scale=1.3)
+    assert vocabulary.embedding_scale(embedding) == 1.3
+
+
+@pytest.mark.parametrize(("ranges", "fit"), [("minmax", affine.fit), ("mse", affine.search)])
+def test_tables_have_the_ranges_that_were_asked_for(ranges: str, fit: Callable[..., affine.AffineGrid]) -> None:
+    weight = tiny_model("llama").get_input_embeddings().weight.data
+    technique = RoundToNearest(4, 32, True, embed_bits=4, embed_ranges=ranges)
+    table = technique.apply(tiny_subject("llama"), NO_DATA).model.get_input_embeddings()
+    assert torch.equal(table.scales, fit(weight, 4, 32, True).scales)
+
+
+def test_requests_ask_for_the_ranges_of_the_layers_and_old_records_for_the_least_error() -> None:
+    (cell,) = cells(["model=tiny_llama", "technique=rtn", "ranges=minmax", "embed_bits=8"])
+    assert cell.technique["steps"][0]["embed_ranges"] == "minmax"
+    assert rtn(8).embed_ranges == "mse"  # a step that does not say
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_table_is_rounded_some_rows_at_a_time_to_the_same_bits(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def search(weight: torch.Tensor, *fields: Any, **named: Any) -> affine.AffineGrid:
+        sizes.append(weight.numel())
+        return affine.search(weight, *fields, **named)
+
+    monkeypatch.setitem(vocabulary.RANGES, "mse", search)
+    whole = rtn(bits).apply(tiny_subject("gpt2", "bfloat16"), NO_DATA).model.get_input_embeddings().state_dict()
+    monkeypatch.setattr(vocabulary, "WEIGHTS_AT_ONCE", 1000)
+    parts = rtn(bits).apply(tiny_subject("gpt2", "bfloat16"), NO_DATA).model.get_input_embeddings().state_dict()
+    assert sizes[0] == 260 * 64
+    assert max(sizes[1:]) <= 1000
+    assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
+
+
+FAMILY = {
+    "gptq": {"bits": 4},
+    "gptq_shared": {"bits": 4},
+    "awq": {"bits": 4},
+    "hqq": {"bits": 4},
+    "qat": {"bits": 4, "training_steps": 2},
+    "rtn_mixed": {"bits": 4},
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_paper_of_the_family_takes_it_and_sees_the_float_table(name: str) -> None:
+    """The blocks come out as without it: what calibration shows is the model as the paper has it."""
+    calibration = CalibrationText(torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0)))
+
+    def built(embed_bits: str) -> Subject:
+        fields = [f"{field}={value}" for field, value in FAMILY[name].items()]
+        (cell,) = cells(["model=tiny_llama", f"technique={name}", "group_size=32", f"embed_bits={embed_bits}", *fields])
+        return resolve_step(cell.technique["steps"][0]).apply(tiny_subject("llama"), calibration)
+
+    plain, rounded = built("null"), built("8")
+    blocks = {key: value for key, value in plain.model.state_dict().items() if ".layers." in key}
+    state = rounded.model.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in blocks.items())
+    assert rounded.model.get_input_embeddings().bits == architecture.head(rounded.model).bits == 8
+    assert rounded.claims == {**plain.claims, "embed_bits": 8}
 
 
 def test_only_four_bits_need_groups_that_fill_a_row() -> None:
