@@ -1,6 +1,8 @@
 """Cross-checks: an independent loop scores everyone, and the table says who is better only where that is shown."""
 
 import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -159,3 +161,11 @@ def test_words_choose_comparisons_with_both_their_sides():
     ours = {request for library, request in chosen if library == "ours"}
     assert ours == {"technique=none", "technique=rtn bits=8 group_size=null"}
     assert chosen - {("ours", request) for request in ours} == {("torchao", "bits=8")}
+
+
+def test_what_is_published_is_what_the_trials_give(tmp_path):
+    published = Path(__file__).parents[1] / "results" / "published" / "crosscheck"
+    shutil.copytree(published, tmp_path / "copy")
+    collate(tmp_path / "copy")
+    for name in ("crosscheck.md", "crosscheck.csv"):
+        assert (tmp_path / "copy" / name).read_bytes() == (published / name).read_bytes()
