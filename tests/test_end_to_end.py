@@ -29,6 +29,8 @@ from squeeze.runner.run import run
 from squeeze.sources.corpora import corpus_hash
 from tests.faults.sweeps import MODEL, PROTOCOL, RUNTIME
 
+pytestmark = pytest.mark.timed
+
 CORPUS = "wikipedia_eval"
 LIMIT = {"seconds": 120, "bytes": 4 * 2**30}
 SMALL: dict[str, Any] = {

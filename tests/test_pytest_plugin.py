@@ -17,6 +17,8 @@ from squeeze.runner.jobs.job import Job
 from squeeze.sources import corpora
 from tests.tiny import tiny_subject
 
+pytestmark = pytest.mark.timed
+
 pytest_plugins = ["pytester"]
 
 PROTOCOL = {

@@ -38,8 +38,8 @@ class Halve:
     bits: int
 
     def apply(self, subject, calibration):
-        for name, linear in float_linears(subject.model).items():
-            architecture.replace(subject.model, name, HalfLinear.of(linear))
+        for name in float_linears(subject.model):
+            architecture.replace(subject.model, name, HalfLinear.of(subject.model.get_submodule(name)))
         return subject.claiming(bits=self.bits)
 """
 LAYER = """
@@ -48,7 +48,7 @@ from torch import nn
 
 
 class HalfLinear(nn.Module):
-    memory_real, compute_real, opaque_bytes = True, False, 0
+    memory_real, compute_real, opaque_bytes, running_bits = True, False, 0, 16
     bias = None
 
     def __init__(self, in_features, out_features):

@@ -52,6 +52,7 @@ def spin(seconds: float) -> None:
 
 
 @pytest.mark.promise(7)
+@pytest.mark.timed
 def test_a_known_spin_is_timed_within_1_percent(benchmark: BenchmarkFixture, figure: Callable[[str], None]) -> None:
     """Promise 7. The best of the rounds: a busy machine only ever adds."""
     benchmark.pedantic(spin, (0.05,), rounds=7)
@@ -75,6 +76,7 @@ class VirtualClock:
 
 
 @pytest.mark.promise(7)
+@pytest.mark.timed
 @pytest.mark.benchmark(timer=VirtualClock.read)
 def test_on_a_virtual_clock_every_round_is_exact_and_kept(
     benchmark: BenchmarkFixture, figure: Callable[[str], None]
