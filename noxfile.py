@@ -1,4 +1,4 @@
-"""The project's chores; ``nox -l`` lists them. Every session does all of its own set-up."""
+"""Define the project's sessions, which do all of their own set-up; ``nox -l`` lists them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def bench(session: nox.Session) -> None:
     """
     install(session, *filter(None, os.environ.get("SQUEEZE_EXTRAS", "").split(",")))
     session.run("squeeze", "run", *(session.posargs or ["sweep=smoke"]))
-    session.run("python", "scripts/collate.py")
+    session.run("squeeze", "collate")
     session.run("squeeze", "board")
 
 
@@ -38,7 +38,7 @@ def bench(session: nox.Session) -> None:
 def board(session: nox.Session) -> None:
     """Collate the records that are there, and print the leaderboard."""
     install(session)
-    session.run("python", "scripts/collate.py")
+    session.run("squeeze", "collate")
     session.run("squeeze", "board", *session.posargs)
 
 
@@ -93,7 +93,7 @@ def crosscheck(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style: ruff check and format."""
+    """Check style: ruff check and format."""
     session.install("--quiet", "--constraint", "constraints.txt", "ruff")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -101,6 +101,6 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types: mypy, strict, over the package."""
+    """Check types: mypy, strict, over the package."""
     install(session, "types")
     session.run("mypy")

@@ -1,4 +1,4 @@
-"""What all benches share: cells and samples (squeeze.pytest_plugin), and the prompts of real text."""
+"""Define what all benches share: cells and samples (squeeze.pytest_plugin), and the prompts of real text."""
 
 import pytest
 from torch import Tensor
@@ -12,7 +12,7 @@ pytest_plugins = ["squeeze.pytest_plugin"]
 
 @pytest.fixture(scope="session")
 def prompts(engine: Engine, cell: Cell) -> Tensor:
-    """(largest batch size, prompt tokens) int64: consecutive pieces of the evaluation text, on the cell's device."""
+    """Return (largest batch size, prompt tokens) int64: consecutive evaluation text, on the cell's device."""
     latency = cell.protocol["latency"]
     rows, length = max(latency["batch_sizes"]), latency["prompt_tokens"]
     text = tokens(cell.protocol["perplexity"]["corpus"], engine.tokenizer, rows * length)

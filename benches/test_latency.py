@@ -1,4 +1,4 @@
-"""How long a user waits for the first token (prefill), and from one token to the next (decode)."""
+"""Time how long a user waits for the first token (prefill), and from one token to the next (decode)."""
 
 from collections.abc import Callable
 
@@ -40,7 +40,7 @@ def test_prefill(
 def test_decode(
     benchmark: BenchmarkFixture, begin: Begin, prompts: Tensor, cell: Cell, samples: Samples, batch: int
 ) -> None:
-    """One round is one token, so that every inter-token time is kept."""
+    """Time decoding one token a round, so that every inter-token time is kept."""
     protocol, prompt = cell.protocol["latency"], prompts[:batch]
     with samples.stage("warmup"):
         generation = begin()
@@ -60,7 +60,7 @@ def test_decode(
 def test_encode(
     benchmark: BenchmarkFixture, engine: Engine, prompts: Tensor, cell: Cell, samples: Samples, batch: int
 ) -> None:
-    """An encoder has only a forward: its time stands where a language model's prefill does."""
+    """Time an encoder's forward, all that it has: the time stands where a language model's prefill does."""
     if cell.model["kind"] != "encoder":
         pytest.skip("timed as prefill and decode")
     protocol, prompt = cell.protocol["latency"], prompts[:batch]

@@ -1,4 +1,4 @@
-"""Peak memory of prefill and of decode, at the protocol's largest batch, and what is kept of each token meanwhile.
+"""Measure peak memory of prefill and decode, at the protocol's largest batch, and what is kept of each token meanwhile.
 
 That of loading is measured where it loads.
 """

@@ -1,4 +1,4 @@
-"""What the compressed model is still worth: perplexity, tasks, and its distance from the baseline."""
+"""Measure the quality of the compressed model: perplexity, tasks, and its distance from the baseline."""
 
 import pytest
 

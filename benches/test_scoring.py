@@ -1,4 +1,4 @@
-"""Our scoring and lm-eval's own, side by side on the same requests: `pytest benches -m scoring -s`; it takes minutes.
+"""Compare our scoring with lm-eval's own on the same requests: `pytest benches -m scoring -s`; it takes minutes.
 
 What it needs is imported where it is used: every measuring process reads this file, and leaves it out.
 """
@@ -25,7 +25,7 @@ pytestmark = [
 
 
 def load(dtype: str) -> Subject:
-    """The default model."""
+    """Load the default model."""
     from squeeze.models.load import load_baseline
     from squeeze.request import expand
 
@@ -34,7 +34,7 @@ def load(dtype: str) -> Subject:
 
 
 def questions(items: int) -> list[Any]:
-    """lm-eval's requests for the first ``items`` questions of each task."""
+    """Return lm-eval's requests for the first ``items`` questions of each task."""
     from lm_eval.tasks import TaskManager
 
     from squeeze.sources import tasks
@@ -47,7 +47,7 @@ def questions(items: int) -> list[Any]:
 
 
 def text(subject: Subject, tokens: int) -> list[Any]:
-    """One request for the perplexity of that many tokens of Wikipedia."""
+    """Return one request for the perplexity of that many tokens of Wikipedia."""
     from lm_eval.api.instance import Instance
 
     from squeeze.sources import corpora
@@ -102,7 +102,7 @@ def test_scores_in_float32_are_lm_evals_own(capsys: pytest.CaptureFixture[str]) 
 
 @torch.inference_mode()
 def plain_perplexity(subject: Subject, token_ids: list[int]) -> float:
-    """Window by window, as one would write it without this library."""
+    """Compute perplexity window by window, as one would write it without this library."""
     losses = []
     for start in range(0, len(token_ids), WINDOW):
         window = torch.tensor([token_ids[start : start + WINDOW]])

@@ -1,4 +1,4 @@
-"""What the artifact weighs, what its weights really are, and what it is while it runs. No round changes these."""
+"""Weigh the artifact, and find what its weights really are, and what it is while it runs. No round changes these."""
 
 import pytest
 

@@ -9,7 +9,7 @@ from squeeze.core.errors import SqueezeError
 
 
 def main() -> int:
-    """Print what was found; returns the exit code: 0, or 2 when there is no A/A sweep."""
+    """Print what was found, and return the exit code: 0, or 2 when there is no A/A sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="folder that holds records/")
     parser.add_argument("--resamples", type=int, default=200, help="sweeps to draw (default: %(default)s)")

@@ -33,7 +33,7 @@ HELD, BROKEN, NOT_SHOWN = "held", "**broken**", "**not shown**"
 
 @dataclass(frozen=True)
 class Proof:
-    """One test: its outcome (passed, failed or skipped), the promises that it shows, and what it found."""
+    """Hold one test: its outcome (passed, failed or skipped), the promises that it shows, and what it found."""
 
     test: str
     outcome: str
@@ -42,7 +42,7 @@ class Proof:
 
 
 def main() -> int:
-    """Write the page; returns the exit code: 0 when every promise held, else 1."""
+    """Write the page, and return the exit code: 0 when every promise held, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", type=Path, help="what `pytest tests -m promise --junitxml=REPORT` has left")
     parser.add_argument("--out", type=Path, default=Path("docs/trust.md"), help="(default: %(default)s)")
@@ -57,18 +57,18 @@ def main() -> int:
 
 
 def proofs(report: ElementTree.ElementTree) -> list[Proof]:
-    """The tests of a JUnit report, in its order."""
+    """Return the tests of a JUnit report, in its order."""
     return [_proof(case) for case in report.iter("testcase")]
 
 
 def judge(shown: Sequence[Proof]) -> str:
-    """A promise is broken by one test that fails, and shown by no less than one that passes."""
+    """Tell whether a promise held: one failing test breaks it, and it takes at least one that passes to show it."""
     outcomes = {proof.outcome for proof in shown}
     return BROKEN if "failed" in outcomes else HELD if "passed" in outcomes else NOT_SHOWN
 
 
 def page(found: Sequence[Proof], occasion: str) -> str:
-    """The Markdown page. Raises ValueError for a test that shows a promise which is none of PROMISES."""
+    """Return the Markdown page. Raises ValueError for a test that shows a promise which is none of PROMISES."""
     if unknown := {number for proof in found for number in proof.promises} - PROMISES.keys():
         raise ValueError(f"tests show promises {sorted(unknown)}, expected 1 to {len(PROMISES)}")
     held = sum(judge(_of(number, found)) == HELD for number in PROMISES)
@@ -89,7 +89,7 @@ def page(found: Sequence[Proof], occasion: str) -> str:
 
 
 def occasion(report: ElementTree.ElementTree) -> str:
-    """When, on which machine and with which code the report was made; no name of a person or a host."""
+    """Say when, on which machine and with which code the report was made; no name of a person or a host."""
     [suite] = report.iter("testsuite")
     hardware, software, code = environment.hardware(), environment.software(), environment.code()
     changed = ", changed" if code["dirty"] else ""

@@ -1,3 +1,3 @@
-"""squeeze: a reproducible benchmark suite of language-model compression."""
+"""Benchmark the compression of language models, reproducibly: the suite squeeze."""
 
 __version__ = "0.1.0"

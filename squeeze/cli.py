@@ -1,4 +1,4 @@
-"""The command ``squeeze``. Each command imports what it needs when it runs, so that ``--help`` answers at once."""
+"""Run the command ``squeeze``. Each command imports what it needs when it runs, so that ``--help`` answers at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pytest plugin of benches/: which cells are measured, and the fixtures that benches share.
+"""Select which cells benches/ measure, and provide the fixtures that benches share: a pytest plugin.
 
 ``pytest benches --cell JOB.json`` is a measuring process: it does the one stage of one cell that the job names, and
 leaves its samples in the job's folder. ``pytest benches`` measures the cells that --squeeze selects, one after the
@@ -38,7 +38,7 @@ MARKERS = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options that say what to measure."""
+    """Add the options that say what to measure."""
     group = parser.getgroup("squeeze")
     group.addoption("--cell", type=Path, metavar="JOB.json", help="be the measuring process of this job")
     group.addoption(
@@ -78,7 +78,7 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test per job of the stage, such as test_decode[smollm2_135m-gptq-4], and per batch size where it has any."""
+    """Make a test per job of the stage, such as test_decode[smollm2_135m-gptq-4], and per batch size if it has any."""
     jobs = [job for job in metafunc.config.stash[JOBS] if job.stage == _stage(metafunc.definition)]
     if "job" not in metafunc.fixturenames or not jobs:
         return
@@ -118,7 +118,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def job(request: pytest.FixtureRequest) -> Job:
-    """The job of this measurement, its artifact built, this process set up for its runtime."""
+    """Return the job of this measurement, its artifact built, this process set up for its runtime."""
     found: Job = request.param
     if IN_PROCESS in request.config.stash:
         try:
@@ -132,13 +132,13 @@ def job(request: pytest.FixtureRequest) -> Job:
 
 @pytest.fixture(scope="session")
 def cell(job: Job) -> Cell:
-    """The cell that is measured."""
+    """Return the cell that is measured."""
     return job.cell
 
 
 @pytest.fixture(scope="session")
 def samples(job: Job, pytestconfig: pytest.Config) -> Iterator[Samples]:
-    """Where benches put what they saw; written when the job's last bench is done, failed ones named."""
+    """Yield where benches put what they saw; write it when the job's last bench is done, failed ones named."""
     collected = Samples(job.out)
     collected.put("stages", pytestconfig.stash[STAGES])
     yield collected
@@ -149,7 +149,7 @@ def samples(job: Job, pytestconfig: pytest.Config) -> Iterator[Samples]:
 
 @pytest.fixture(scope="session")
 def engine(job: Job, samples: Samples) -> Engine:
-    """The artifact, loaded once per process by the cell's runtime; the memory that loading took is put into samples."""
+    """Return the artifact, loaded once per process by the cell's runtime; put the memory loading took into samples."""
     from squeeze.probes import memory
 
     runtime = runtimes.of(job.cell.runtime)

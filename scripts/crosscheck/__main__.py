@@ -1,4 +1,4 @@
-"""squeeze against other implementations: ``python -m scripts.crosscheck [WORDS]`` (`nox -s crosscheck`).
+"""Compare squeeze with other implementations: ``python -m scripts.crosscheck [WORDS]`` (`nox -s crosscheck`).
 
 Every trial runs in a fresh process, one after the other; one that fails is a row that says why.
 """

@@ -1,4 +1,4 @@
-"""What is compared with what: comparisons.yaml, read."""
+"""Read what is compared with what from comparisons.yaml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OURS = "ours"
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to quantize. library: "ours", or that of a module ``with_LIBRARY``; options: of its ``quantize``.
+    """Hold one way to quantize. library: "ours", or that of a module ``with_LIBRARY``; options: of its ``quantize``.
 
     form: the same in words, with what the library's defaults add.
     """
@@ -26,14 +26,14 @@ class Trial:
 
     @property
     def request(self) -> str:
-        """The options in one line; of ours, Hydra's own."""
+        """Return the options in one line; of ours, Hydra's own."""
         if self.library == OURS:
             return str(self.options["request"])
         return " ".join(f"{name}={value}" for name, value in self.options.items())
 
     @property
     def name(self) -> str:
-        """What its results are filed under, such as ``hqq bits=4 group_size=64``."""
+        """Return the name that its results are filed under, such as ``hqq bits=4 group_size=64``."""
         return f"{self.library} {self.request}"
 
 
@@ -42,7 +42,7 @@ UNCOMPRESSED = Trial(OURS, {"request": "technique=none"})
 
 @dataclass(frozen=True)
 class Comparison:
-    """One of our trials and one of another library. note: what a difference comes from, where that is known."""
+    """Pair one of our trials with one of another library. note: what a difference comes from, where that is known."""
 
     ours: Trial
     theirs: Trial
@@ -50,7 +50,7 @@ class Comparison:
 
 
 def comparisons(path: Path = COMPARISONS) -> list[Comparison]:
-    """Each pair that the file lists, in its order."""
+    """Return each pair that the file lists, in its order."""
     return [
         Comparison(
             Trial(OURS, {"request": entry["ours"]}, entry["form"]),
@@ -63,7 +63,10 @@ def comparisons(path: Path = COMPARISONS) -> list[Comparison]:
 
 
 def trials(words: Sequence[str] = ()) -> dict[str, Trial]:
-    """By name, each once: the uncompressed model, then both sides of the pairs of which one's name holds all words."""
+    """Return the trials to run by name, each once.
+
+    The uncompressed model comes first, then both sides of the pairs of which one's name holds all words.
+    """
     pairs = [(pair.ours, pair.theirs) for pair in comparisons()]
     wanted = [pair for pair in pairs if any(all(word in trial.name for word in words) for trial in pair)]
     return {trial.name: trial for trial in (UNCOMPRESSED, *(trial for pair in wanted for trial in pair))}

@@ -1,4 +1,4 @@
-"""squeeze's own techniques, as its configuration has them."""
+"""Quantize with squeeze's own techniques, as its configuration has them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from squeeze.techniques.calibration import CalibrationText
 
 
 def quantize(inputs: Inputs, request: str) -> nn.Module:
-    """The model after the steps of the one cell that ``request`` names; no shared pass, so all of it is cold.
+    """Return the model after the steps of the one cell that ``request`` names; without the shared pass, all is cold.
 
     A cell that asks for fewer windows of calibration gets the first ones.
     """

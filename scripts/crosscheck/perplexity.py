@@ -1,4 +1,4 @@
-"""Token losses by a plain loop that knows nothing of squeeze: the same for every model, whoever quantized it."""
+"""Compute token losses by a plain loop that uses nothing of squeeze: the same for every model, whoever quantized it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @torch.no_grad()
 def token_losses(model: nn.Module, windows: torch.Tensor) -> npt.NDArray[np.float32]:
-    """(windows, window - 1): -log p in nats of each token but a window's first, given those before it in the window.
+    """Return -log p in nats of each token but a window's first, given those before it: (windows, window - 1).
 
     model: maps (1, window) token ids to an object with ``logits`` (1, window, vocabulary). windows: (windows, window)
     int64. One window at a time, so that nothing depends on a batch; the log-softmax is in float32 whatever the model's
@@ -25,5 +25,5 @@ def token_losses(model: nn.Module, windows: torch.Tensor) -> npt.NDArray[np.floa
 
 
 def perplexity(losses: npt.NDArray[np.float32]) -> float:
-    """The exponential of the mean loss over all tokens."""
+    """Return the exponential of the mean loss over all tokens."""
     return float(np.exp(losses.mean(dtype=np.float64)))

@@ -1,4 +1,4 @@
-"""What every trial is given: the uncompressed model as a plain folder, and the tokens as arrays."""
+"""Write what every trial is given: the uncompressed model as a plain folder, and the tokens as arrays."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ REQUEST = ("technique=gptq", "protocol=smoke")  # model and calibration by defau
 
 @dataclass(frozen=True)
 class Inputs:
-    """A folder that ``prepare`` wrote; all is read from it anew whenever it is asked for."""
+    """Read a folder that ``prepare`` wrote; each part is read from it anew whenever it is asked for."""
 
     folder: Path
 
     @property
     def model_folder(self) -> Path:
-        """Configuration, bfloat16 safetensors and tokenizer: what any library loads."""
+        """Return the folder of configuration, bfloat16 safetensors and tokenizer, which any library loads."""
         return self.folder / "model"
 
     @property
     def calibration(self) -> torch.Tensor:
-        """(128, 512) int64."""
+        """Return the tokens of calibration, (128, 512) int64."""
         return torch.from_numpy(np.load(self.folder / "calibration.npy"))
 
     @property
     def evaluation(self) -> torch.Tensor:
-        """(8, 1024) int64: consecutive, none of it in the calibration's articles."""
+        """Return the tokens of evaluation, (8, 1024) int64: consecutive, none of it in the calibration's articles."""
         return torch.from_numpy(np.load(self.folder / "evaluation.npy"))
 
     def model(self, **options: Any) -> PreTrainedModel:
-        """The uncompressed model in bfloat16; options: of ``from_pretrained``."""
+        """Return the uncompressed model in bfloat16; options: of ``from_pretrained``."""
         options = {"dtype": torch.bfloat16, **options}
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.model_folder, **options)
         return loaded.eval().requires_grad_(False)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's own."""
+        """Return the model's own tokenizer."""
         return AutoTokenizer.from_pretrained(self.model_folder)
 
 

@@ -1,4 +1,4 @@
-"""Results of trials -> crosscheck.csv and crosscheck.md: ours against each library, paired token by token."""
+"""Write crosscheck.csv and crosscheck.md from the trials' results: ours against each library, paired token by token."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ machine that did nothing else (untimed: it was shared); MB: the process's peak m
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trial left behind. losses: (windows, window - 1), nats; empty where facts hold an ``error``."""
+    """Hold what a trial wrote. losses: (windows, window - 1), nats; empty where facts hold an ``error``."""
 
     facts: Mapping[str, Any]
     losses: npt.NDArray[np.float32]
 
     @classmethod
     def read(cls, results: Path, trial: Trial) -> Outcome:
-        """The trial's files. Raises FileNotFoundError for one that never ran."""
+        """Read the trial's files. Raises FileNotFoundError for one that never ran."""
         path = _path(results, trial)
         facts = json.loads(path.read_bytes())
         if "error" in facts:
@@ -53,7 +53,7 @@ class Outcome:
 
 
 def collate(results: Path, pairs: Iterable[Comparison] | None = None) -> str:
-    """Write crosscheck.csv and crosscheck.md beside the trials' results; returns the latter's text."""
+    """Write crosscheck.csv and crosscheck.md beside the trials' results, and return the latter's text."""
     chosen = list(comparisons() if pairs is None else pairs)
     run = [pair for pair in chosen if all(_path(results, trial).is_file() for trial in (pair.ours, pair.theirs))]
     frame = pd.DataFrame(rows(results, run), columns=COLUMNS)
@@ -65,7 +65,7 @@ def collate(results: Path, pairs: Iterable[Comparison] | None = None) -> str:
 
 
 def rows(results: Path, pairs: Iterable[Comparison]) -> Iterator[dict[str, Any]]:
-    """COLUMNS of each pair; where a trial failed, its error is the verdict."""
+    """Yield COLUMNS of each pair; where a trial failed, its error is the verdict."""
     for pair in pairs:
         ours, theirs = (Outcome.read(results, trial) for trial in (pair.ours, pair.theirs))
         errors = [outcome.facts["error"] for outcome in (ours, theirs) if "error" in outcome.facts]
@@ -82,7 +82,7 @@ def rows(results: Path, pairs: Iterable[Comparison]) -> Iterator[dict[str, Any]]
 
 
 def perplexity_ratio(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> Estimate:
-    """Perplexity, ours / theirs, with a paired t interval on the mean losses of blocks of about BLOCK tokens.
+    """Return perplexity, ours / theirs, with a paired t interval on mean losses of blocks of about BLOCK tokens.
 
     Raises ValueError where the two are not losses of the same tokens.
     """
@@ -93,7 +93,10 @@ def perplexity_ratio(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float
 
 
 def verdict(estimate: Estimate) -> str:
-    """Within MARGIN two agree; beyond it they differ if the interval leaves 1 out. Perplexity: less is better."""
+    """Judge a ratio of perplexities, of which less is better.
+
+    Within MARGIN two agree; beyond it they differ if the interval leaves 1 out.
+    """
     if abs(estimate.value - 1) <= MARGIN:
         return f"within {100 * MARGIN:g} %"
     if estimate.low is None or estimate.high is None or estimate.low <= 1 <= estimate.high:

@@ -1,4 +1,4 @@
-"""SignRound by auto-round: roundings and ranges learned by signed gradient descent, block by block."""
+"""Quantize by SignRound with auto-round: learn roundings and ranges by signed gradient descent, block by block."""
 
 from __future__ import annotations
 

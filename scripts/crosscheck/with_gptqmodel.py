@@ -1,4 +1,4 @@
-"""GPTQ by gptqmodel."""
+"""Quantize by GPTQ with gptqmodel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from scripts.crosscheck.prepare import Inputs
 
 
 def quantize(inputs: Inputs, bits: int, group_size: int, symmetric: bool, **form: Any) -> Any:
-    """form: fields of the library's QuantizeConfig; what is not given is the library's default."""
+    """Return gptqmodel's quantized model.
+
+    form: fields of the library's QuantizeConfig; what is not given is the library's default.
+    """
     config = QuantizeConfig(
         bits=bits, group_size=group_size, sym=symmetric, device="cpu", offload_to_disk=False, **form
     )
@@ -24,6 +27,6 @@ def quantize(inputs: Inputs, bits: int, group_size: int, symmetric: bool, **form
 
 
 def ready(quantized: Any, folder: Path) -> nn.Module:
-    """As loaded from disk: only then does it hold the layers that run."""
+    """Return the model as loaded from disk: only then does it hold the layers that run."""
     quantized.save(str(folder))
     return GPTQModel.load(str(folder), backend=BACKEND.AUTO, device="cpu", dtype=torch.bfloat16).model

@@ -1,4 +1,4 @@
-"""HQQ by its authors' library."""
+"""Quantize by HQQ with its authors' library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scripts.crosscheck.prepare import Inputs
 
 
 def quantize(inputs: Inputs, bits: int, group_size: int) -> nn.Module:
-    """Groups of neighbours in an output row (the library's axis 1), as in squeeze."""
+    """Quantize groups of neighbours in an output row (the library's axis 1), as in squeeze."""
     model = inputs.model()
     config = BaseQuantizeConfig(nbits=bits, group_size=group_size, axis=1)
     AutoHQQHFModel.quantize_model(model, config, compute_dtype=torch.bfloat16, device="cpu")

@@ -1,4 +1,4 @@
-"""GPTQ, AWQ and SmoothQuant by llm-compressor, scored with the layers that it leaves in memory."""
+"""Quantize by GPTQ, AWQ and SmoothQuant with llm-compressor; what is scored are the layers that it leaves in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ if not torch.accelerator.is_available():  # AWQModifier pins memory for one all 
 
 
 def quantize(inputs: Inputs, method: str, samples: int | None = None, **options: Any) -> nn.Module:
-    """method: gptq or awq (bits, group_size, symmetric, and fields of the modifier), or smoothquant (alpha).
+    """Return the model that llm-compressor quantizes in memory.
+
+    method: gptq or awq (bits, group_size, symmetric, and fields of the modifier), or smoothquant (alpha).
 
     samples: how many windows of calibration, the first ones; None: all.
     """

@@ -1,4 +1,4 @@
-"""Rounding to nearest by torchao, in its layouts for CPUs."""
+"""Round to nearest with torchao, in its layouts for CPUs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scripts.crosscheck.prepare import Inputs
 
 
 def quantize(inputs: Inputs, bits: int, group_size: int | None = None) -> nn.Module:
-    """8 bits: symmetric, one scale per output row; 4 bits: groups with a scale and a real minimum."""
+    """Quantize to 8 bits, symmetric, one scale per output row; or to 4, in groups with a scale and a real minimum."""
     model = inputs.model()
     config: Any = Int8WeightOnlyConfig() if bits == 8 else PrototypeInt4WeightOnlyConfig(group_size=group_size)
     quantize_(model.model, config)  # the blocks; the head is not below

@@ -1,1 +1,1 @@
-"""The compressed model as a folder: built, keyed, saved, loaded, exported."""
+"""Build, key, save, load and export the compressed model as a folder."""

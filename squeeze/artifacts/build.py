@@ -1,4 +1,4 @@
-"""Building an artifact: load the baseline, apply the technique's steps, save. Runs in the limited build process."""
+"""Build an artifact: load the baseline, apply the technique's steps, save. Runs in the limited build process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Meter = Callable[[Callable[[], Grid | None], str], tuple[Grid | None, "Usage"]]
 
 
 class Usage(Protocol):
-    """Memory of one call: the peak of the process and, on a GPU, what was allocated there, in bytes."""
+    """Hold the memory of one call: the peak of the process and, on a GPU, what was allocated there, in bytes."""
 
     @property
     def peak(self) -> int: ...  # noqa: D102 - see above
@@ -92,7 +92,7 @@ def build(cell: Cell, folder: Path, measured: Meter) -> None:
 
 
 def calibration(request: Mapping[str, Any], subject: Subject, device: str, shared: StatisticsCache) -> CalibrationText:
-    """The windows of text that a cell's calibration names; none when its technique reads no data."""
+    """Return the windows of text that a cell's calibration names; none when its technique reads no data."""
     if not request:
         return CalibrationText.empty()
     tokens = calibration_tokens(request, subject.tokenizer)
@@ -100,7 +100,7 @@ def calibration(request: Mapping[str, Any], subject: Subject, device: str, share
 
 
 def _workplaces(cell: Cell) -> list[Workplace]:
-    """Where each step's training keeps its checkpoints: whoever comes to build the same artifact finds them."""
+    """Return where each step's training keeps its checkpoints: whoever comes to build the same artifact finds them."""
     if not cell.calibration:
         return [Workplace(None) for _ in cell.technique["steps"]]
     folder = cache_root() / "training" / artifact_key(cell)

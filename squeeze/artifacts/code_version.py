@@ -84,7 +84,7 @@ def _top(name: str) -> str:
 
 
 def _module(name: str, packages: Mapping[str, Path]) -> str:
-    """The module that a dotted name denotes, or in which it is defined."""
+    """Return the module that a dotted name denotes, or in which it is defined."""
     try:
         source_file(name, packages)
     except FileNotFoundError:

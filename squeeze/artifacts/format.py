@@ -1,4 +1,4 @@
-"""Artifact: a folder that really is what it claims to be. Subject -> safetensors and JSON, and back.
+"""Save a subject as an artifact, a folder that really is what it claims to be: safetensors and JSON; load it back.
 
     model.safetensors   every stored tensor, packed as the layers hold it; tied tensors once
     artifact.json       format, architecture, dtype, parameter count, compressed layers, a cache of its own, claims
@@ -74,7 +74,7 @@ def save(subject: Subject, folder: Path) -> None:
 
 
 def load(folder: Path, device: str = "cpu", *, prepare: bool = True) -> Subject:
-    """The subject that ``save`` wrote, ready to run; with ``prepare=False``, as stored (for inspection).
+    """Load the subject that ``save`` wrote, ready to run; with ``prepare=False``, as stored (for inspection).
 
     Weights are copied out of the file, so that memory figures of all formats compare.
     Raises IntegrityError for a folder that is no artifact, or is truncated.
@@ -112,7 +112,7 @@ def skeleton(folder: Path) -> PreTrainedModel:
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """What ``artifact.json`` says.
+    """Return what ``artifact.json`` says.
 
     Raises IntegrityError where it is absent, torn, or of another format.
     """
@@ -126,7 +126,7 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def content_hash(folder: Path) -> str:
-    """sha256 over names and bytes of all files that make the artifact; timings are not among them."""
+    """Return the sha256 over names and bytes of all files that make the artifact; timings are not among them."""
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in UNHASHED):
         with path.open("rb") as file:
@@ -136,7 +136,7 @@ def content_hash(folder: Path) -> str:
 
 
 def _distinct_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The state dict without its aliases, and the aliases: name -> the name under which the tensor is stored."""
+    """Return the state dict without its aliases, and the aliases: name -> the name under which the tensor is stored."""
     first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
     tensors: dict[str, torch.Tensor] = {}
     tied: dict[str, str] = {}
@@ -151,7 +151,7 @@ def _distinct_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[s
 
 
 def _library_header(model: nn.Module) -> dict[str, str]:
-    """Entries of the weight file's header by which a library knows the layers that are stored in its format."""
+    """Return the weight file's header entries by which a library knows the layers stored in its format."""
     kinds = {type(module) for module in model.modules() if is_compressed(module)}
     describers = [describe for kind in kinds if (describe := getattr(kind, "header", None))]
     return {name: entry for describe in describers for name, entry in describe(model).items()}

@@ -1,4 +1,4 @@
-"""Hashes by which built things are found again. No torch: ``squeeze list`` computes them for every cell."""
+"""Compute hashes by which built things are found again. No torch: ``squeeze list`` computes them for every cell."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Are the records what they say? Verified, recomputed, measured again."""
+"""Check whether the records are what they say: verify them, recompute them, measure them again."""

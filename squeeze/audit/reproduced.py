@@ -41,7 +41,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Verdict:
-    """On one field: its value as recorded and now, in words, one of the four verdicts, and what it rests on."""
+    """Hold the verdict on a field: its value as recorded and now, in words, one of four verdicts, what it rests on."""
 
     field: str
     recorded: str

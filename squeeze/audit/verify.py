@@ -55,7 +55,7 @@ def verify(results: Path, deep: bool = False) -> int:
 
 @dataclass
 class _Folder:
-    """A results folder under verification, and what is remembered of the records seen so far."""
+    """Verify a results folder, and remember what is needed of the records seen so far."""
 
     store: RecordStore
     deep: bool

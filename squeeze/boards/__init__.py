@@ -1,1 +1,1 @@
-"""Records -> what people read."""
+"""Turn records into what people read."""

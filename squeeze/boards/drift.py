@@ -28,7 +28,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Drift:
-    """How one baseline's time moved on one machine: ``change`` from first to last run, ``spread`` about that trend.
+    """Hold how one baseline's time moved on one machine: ``change``, first to last run, ``spread`` about that trend.
 
     Both are relative (0.01: one per cent slower). The interval of ``change`` is that of a straight line's slope, with
     the runs taken for independent; ``spread`` is the standard deviation of the log times.

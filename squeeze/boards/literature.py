@@ -31,7 +31,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Published:
-    """A perplexity that others have published.
+    """Hold a perplexity that others have published.
 
     model: where it comes from (``hf:facebook/opt-125m``). tolerance: share of the value by which a measured one may
     differ. What was published of how it came about: step, fields of the technique's step; protocol, fields of the
@@ -60,7 +60,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Measured:
-    """A perplexity of ours: its cell, and the versions of the libraries that it was scored with."""
+    """Hold a perplexity of ours: its cell, and the versions of the libraries that it was scored with."""
 
     cell: Cell
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A measured perplexity beside a published one. unstated: settings that were not published, so not compared."""
+    """Set a measured perplexity beside a published one. unstated: settings not published, so not compared."""
 
     cell: Cell
     measured: float
@@ -103,7 +103,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Joined:
-    """comparisons: in the order of the board. alone: rows without a counterpart, and why. unmeasured: numbers so."""
+    """Hold comparisons, in the board's order; alone: rows without a counterpart, and why; unmeasured: numbers so."""
 
     comparisons: list[Comparison]
     alone: list[tuple[Cell, str]]

@@ -32,7 +32,7 @@ NORMAL = 1.96  # standard errors of a 95 % interval
 
 @dataclass(frozen=True)
 class Bound:
-    """A column and the most (or, with ``least``, the least) that a row may have of it."""
+    """Bound a column: the most (or, with ``least``, the least) that a row may have of it."""
 
     column: str
     value: float

@@ -44,7 +44,7 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Panel:
-    """What lies on the x axis: ``column`` in units of ``unit``, and the boolean that says whether it is real."""
+    """Define the x axis: ``column`` in units of ``unit``, and the boolean that says whether it is real."""
 
     column: str
     unit: float

@@ -27,7 +27,7 @@ REALITIES = {"B": "bytes_real", "M": "memory_real", "C": "compute_real"}
 
 @dataclass(frozen=True)
 class Column:
-    """A column for people.
+    """Define a column for people.
 
     text: of an ok row; empty where the row has no such figure. where: the table's column without which it is left out,
     as it always is where there is little room; "": always shown.

@@ -1,1 +1,1 @@
-"""What knows nothing of models: errors, hashes, whole files, the cache, this machine."""
+"""Define what knows nothing of models: errors, hashes, whole files, the cache, this machine."""

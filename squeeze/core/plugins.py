@@ -32,7 +32,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {  # folder -> where in squeeze its files
 
 @dataclass(frozen=True)
 class Plugin:
-    """A package that offers things by name.
+    """Describe a package that offers things by name.
 
     name: what is written before the colon; empty for squeeze. package: its top-level name. folder: where it lies.
     version: of its distribution, such as ``"squeeze-svd 1.0"``.
@@ -46,7 +46,7 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Named:
-    """A class that a name stands for: ``FILE.CLASS`` of squeeze, ``PLUGIN:FILE.CLASS`` of a plugin.
+    """Describe a class that a name stands for: ``FILE.CLASS`` of squeeze, ``PLUGIN:FILE.CLASS`` of a plugin.
 
     file: the source of ``module``, where ``attribute`` should be defined; whether it is, is for the reader to see.
     """
@@ -157,7 +157,7 @@ def _plugins(node: Any) -> Iterator[str]:
 
 @lru_cache(maxsize=8)
 def _installed(_path: tuple[str, ...]) -> Mapping[str, Plugin]:
-    """The plugins on this ``sys.path``: looking through all distributions takes a tenth of a second."""
+    """Return the plugins on this ``sys.path``, cached: looking through all distributions takes a tenth of a second."""
     found: dict[str, Plugin] = {}
     for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: point.name):
         plugin = _plugin(point)

@@ -1,1 +1,1 @@
-"""How compressed weights are stored and multiplied; ``contract.py`` says what a layer owes."""
+"""Store compressed weights and multiply with them; ``contract.py`` says what a layer must provide."""

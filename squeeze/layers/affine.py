@@ -1,4 +1,4 @@
-"""The affine map between real weights and integer codes, with one scale and zero point per group of weights.
+"""Map real weights to integer codes and back, with one scale and zero point per group of weights.
 
     q = round(r / s) + z,    r = s * (q - z)              (Jacob et al. 2018, arXiv:1712.05877, eq. 1)
 
@@ -37,7 +37,7 @@ SHARES = tuple(1 - i / 40 for i in range(25))  # of a group's range that may be 
 
 @dataclass(frozen=True)
 class AffineGrid:
-    """A scale and a zero point per group: r = s (q - z).
+    """Hold a scale and a zero point per group: r = s (q - z).
 
     scales: (out_features, groups), 16-bit floats. zeros: of the same shape, uint8, or floats of the scales' type where
     they lie between codes; None: 2^(bits-1) for all.
@@ -48,14 +48,14 @@ class AffineGrid:
     zeros: torch.Tensor | None
 
     def quantize(self, weight: torch.Tensor) -> torch.Tensor:
-        """The nearest codes: (out_features, in_features) floats -> uint8 of the same shape."""
+        """Return the nearest codes: (out_features, in_features) floats -> uint8 of the same shape."""
         scaled = _grouped(weight.float(), self.scales) / self.scales.float().unsqueeze(-1)
         zeros = self._zeros(torch.float32)
         codes = scaled.add_(zeros).round_() if self.zeros_are_real else scaled.round_().add_(zeros)
         return codes.clamp_(0, 2**self.bits - 1).to(torch.uint8).flatten(-2)
 
     def dequantize(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Values s * (q - z): (out_features, in_features) uint8 -> ``dtype``, each product rounded once.
+        """Return values s * (q - z): (out_features, in_features) uint8 -> ``dtype``, each product rounded once.
 
         Differences of 8-bit codes are exact in every float type, so no wider temporary is needed. (From a real zero
         point the difference is rounded too.)
@@ -65,7 +65,7 @@ class AffineGrid:
 
     @property
     def zeros_are_real(self) -> bool:
-        """Whether zero points lie between codes."""
+        """Tell whether zero points lie between codes."""
         return self.zeros is not None and self.zeros.is_floating_point()
 
     def _zeros(self, dtype: torch.dtype) -> torch.Tensor | int:
@@ -73,7 +73,7 @@ class AffineGrid:
 
 
 def check(technique: str, bits: int, group_size: int | None, layers: Iterable[nn.Module], grid: str = GRIDS[0]) -> None:
-    """Refuse what has no codes, and groups that do not fill every row of the linear layers.
+    """Refuse bits and grids that there are none of, and groups that do not fill every row of the linear layers.
 
     technique: the name that the message begins with. group_size: None means one group per output row, which always
     fits. Raises Unsupported with the bits and grids that work, or see ``check_group_size``.
@@ -85,7 +85,7 @@ def check(technique: str, bits: int, group_size: int | None, layers: Iterable[nn
 
 
 def check_bits(technique: str, bits: int) -> None:
-    """Raise Unsupported, with the bits that work, for other bits a code than those."""
+    """Raise Unsupported, with the numbers of bits that work, unless codes of so many bits are among them."""
     if bits not in BITS:
         raise Unsupported(f"{technique} has no {bits}-bit codes; bits that work: {', '.join(map(str, BITS))}")
 
@@ -126,12 +126,12 @@ def search(weight: torch.Tensor, bits: int, group_size: int, symmetric: bool, gr
 
 
 def scale_dtype(dtype: torch.dtype) -> torch.dtype:
-    """How scales of a model in ``dtype`` are stored: 16 bits that the model's own arithmetic holds exactly."""
+    """Return the dtype of a model's stored scales: 16 bits that its own arithmetic, in ``dtype``, holds exactly."""
     return torch.float16 if dtype == torch.float16 else torch.bfloat16
 
 
 def check_group_size(group_size: int | None, in_features: Sequence[int]) -> None:
-    """See that groups fill every row; None (one group per output row) always does.
+    """Check that groups fill every row; None (one group per output row) always does.
 
     Raises Unsupported with the width that is not a multiple, and the group sizes that would divide all.
     """
@@ -152,6 +152,6 @@ def _grouped(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def stored_scales(scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Scales as they are stored; a group of zeros (or too small for 16 bits) gets 1 and so codes of exact zeros."""
+    """Return scales as they are stored; a group of zeros (or too small for 16 bits) gets 1 and so codes of exact 0."""
     stored = scales.to(scale_dtype(dtype))
     return torch.where(stored == 0, torch.ones_like(stored), stored)

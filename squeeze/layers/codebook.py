@@ -1,4 +1,4 @@
-"""A linear layer whose weights are indices into a small table of shared values."""
+"""Store a linear layer's weights as indices into a small table of shared values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from squeeze.layers.packing import pack, packed_bytes, unpack
 
 
 class CodebookLinear(nn.Module):
-    """y = x W^T + b with W_ij = codebooks[i // rows, codes_ij], codes packed without a wasted bit.
+    """Multiply as y = x W^T + b, W_ij = codebooks[i // rows, codes_ij], with codes packed without a wasted bit.
 
     bits: of a code; a codebook has 2^bits values. rows: output rows that share a codebook, a divisor of out_features.
     dtype: of inputs, bias and outputs ("bfloat16").
@@ -42,7 +42,7 @@ class CodebookLinear(nn.Module):
     def of(
         cls, codes: torch.Tensor, codebooks: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
     ) -> CodebookLinear:
-        """The layer of codes (out_features, in_features) uint8 and codebooks (out_features / rows, 2^bits), 16-bit."""
+        """Make the layer of codes (out_features, in_features) uint8, codebooks (out_features / rows, 2^bits) 16-bit."""
         out_features, in_features = codes.shape
         bits, rows = codebooks.shape[1].bit_length() - 1, out_features // len(codebooks)
         with torch.device("meta"):  # the tensors that follow take the place of the constructor's
@@ -64,7 +64,7 @@ class CodebookLinear(nn.Module):
         """Do nothing: it runs as it is stored."""
 
     def dequantize(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Output rows ``start`` to ``stop`` as floats: (rows, in_features)."""
+        """Return output rows ``start`` to ``stop`` as floats: (rows, in_features)."""
         stop = self.out_features if stop is None else stop
         codes = unpack(self.codes[start:stop], self.bits, self.in_features).to(torch.int32)
         first = torch.arange(start, stop, dtype=torch.int32, device=codes.device) // self.rows * 2**self.bits
@@ -77,7 +77,7 @@ class CodebookLinear(nn.Module):
         return {}
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Return the layer's outputs: (..., in_features) -> (..., out_features)."""
         rows = inputs.reshape(-1, self.in_features)
         outputs = product_by_parts(rows, self.dequantize, self.out_features, self.bias)
         return outputs.reshape(*inputs.shape[:-1], self.out_features)

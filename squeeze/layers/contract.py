@@ -1,4 +1,4 @@
-"""What a compressed layer owes, and what can be done with any layer that keeps it.
+"""Define what a compressed layer must provide, and what can be done with any layer that provides it.
 
 Finding such layers in a model, describing and making them, laying them out to run, and making them dense again.
 """
@@ -18,7 +18,7 @@ from squeeze.models import architecture
 
 
 class CompressedLayer(Protocol):
-    """Stands for a dense matrix of (out_features, in_features), stored in fewer bytes.
+    """Stand for a dense matrix of (out_features, in_features), stored in fewer bytes.
 
     Each argument of its constructor is an attribute of the same name (``bias``: whether there is one; ``dtype``: its
     name), so that ``spec`` can describe it and ``of_spec`` make it again, empty.

@@ -1,4 +1,4 @@
-"""A linear layer that PyTorch's own int8 kernels run, activations quantized at each call."""
+"""Run a linear layer with PyTorch's own int8 kernels, activations quantized at each call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from squeeze.layers.contract import linear
 
 
 class DynamicInt8Linear(nn.Module):
-    """y = s_x s_w (q_x - z_x) q_w^T + b in integers; s_x and z_x from the range of each call's input.
+    """Multiply as y = s_x s_w (q_x - z_x) q_w^T + b in integers; s_x and z_x from the range of each call's input.
 
     per_channel: one scale per output row, else one in all. activation_bits: of q_x, 7 or 8.
 
@@ -46,7 +46,7 @@ class DynamicInt8Linear(nn.Module):
 
     @classmethod
     def of(cls, weight: torch.Tensor, bias: torch.Tensor | None, activation_bits: int) -> DynamicInt8Linear:
-        """The layer of a qint8 tensor (out_features, in_features) whose zero points are 0: a ``quantized_weight``."""
+        """Make the layer of a ``quantized_weight``: a qint8 tensor (out_features, in_features), zero points 0."""
         out_features, in_features = weight.shape
         per_channel = weight.qscheme() == torch.per_channel_affine
         scales = weight.q_per_channel_scales() if per_channel else torch.tensor([weight.q_scale()])
@@ -62,7 +62,7 @@ class DynamicInt8Linear(nn.Module):
 
     @property
     def opaque_bytes(self) -> int:
-        """Bytes of the kernel's own copy of the codes, which no buffer shows."""
+        """Count the bytes of the kernel's own copy of the codes, which no buffer shows."""
         return 0 if self.packed is None else self.in_features * self.out_features
 
     def prepare(self) -> None:
@@ -75,7 +75,7 @@ class DynamicInt8Linear(nn.Module):
         self.codes = None
 
     def dequantize(self) -> torch.Tensor:
-        """The float weight, (out_features, in_features)."""
+        """Return the float weight, (out_features, in_features)."""
         with _quiet():
             return self._weight().dequantize()
 
@@ -85,7 +85,7 @@ class DynamicInt8Linear(nn.Module):
         return {}
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) float32 -> (..., out_features) float32."""
+        """Return the layer's outputs: (..., in_features) float32 -> (..., out_features) float32."""
         packed = self._pack() if self.packed is None else self.packed
         return _multiply(inputs, packed, self.activation_bits)
 
@@ -104,7 +104,7 @@ class DynamicInt8Linear(nn.Module):
 
 
 def quantized_weight(layer: nn.Linear, per_channel: bool) -> torch.Tensor:
-    """The qint8 weight that ``quantize_dynamic`` gives a float32 layer."""
+    """Return the qint8 weight that ``quantize_dynamic`` gives a float32 layer."""
     with _quiet():
         from torch.ao import quantization
 
@@ -126,7 +126,7 @@ def _check_activation_bits(bits: int) -> None:
 
 @cache
 def _overflows() -> bool:
-    """Whether products of full-range codes saturate, as sums of two 16-bit products do before VNNI."""
+    """Tell whether products of full-range codes saturate, as sums of two 16-bit products do before VNNI."""
     weight = torch.ones(16, 64)
     with _quiet():
         packed = torch.ops.quantized.linear_prepack(quantized_weight(linear(weight, None), per_channel=False), None)
@@ -136,7 +136,7 @@ def _overflows() -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """PyTorch announces, at each call, that quantized tensors will move to another package."""
+    """Silence PyTorch, which announces at each call that quantized tensors will move to another package."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""A linear layer of integers: int8 activations times int8 weights, summed in int32 and scaled once."""
+"""Run a linear layer in integers: int8 activations times int8 weights, summed in int32 and scaled once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LARGEST = 127  # of a symmetric int8 code; -128 stays unused, so that codes may 
 
 
 class Int8Linear(nn.Module):
-    """y = s_x s_w (q_x - z_x) q_w^T + b, the products and their sum in integers (Jacob et al. 2018, eq. 4 and 7).
+    """Multiply as y = s_x s_w (q_x - z_x) q_w^T + b, summing products in integers (Jacob et al. 2018, eq. 4 and 7).
 
     Weights have one scale per output row and no zero point. Activations are quantized by themselves, symmetrically, a
     scale for each token (z_x = 0; so a result depends on nothing else in the batch), or, if ``static``, all with the
@@ -54,7 +54,7 @@ class Int8Linear(nn.Module):
         bias: torch.Tensor | None,
         input_range: tuple[float, float] | None = None,
     ) -> Int8Linear:
-        """The layer of a float weight (out_features, in_features), rounded to nearest.
+        """Return the layer of a float weight (out_features, in_features), rounded to nearest.
 
         input_range: the lowest (at most 0) and highest (at least 0) input that has a code; None: each token's own.
         Raises Unsupported off the CPU, whose integer product it uses.
@@ -89,7 +89,7 @@ class Int8Linear(nn.Module):
         self.sums = self._sums() if self.static else None
 
     def dequantize(self) -> torch.Tensor:
-        """The float weight, (out_features, in_features)."""
+        """Return the float weight, (out_features, in_features)."""
         return (self.codes * self.scales[:, None]).to(self.dtype)
 
     @staticmethod
@@ -98,7 +98,7 @@ class Int8Linear(nn.Module):
         return {}
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Return the layer's outputs: (..., in_features) -> (..., out_features)."""
         rows = inputs.reshape(-1, self.in_features)
         if self.input_scale is None or self.input_zero is None:
             codes, scales = symmetric_codes(rows)
@@ -117,7 +117,7 @@ class Int8Linear(nn.Module):
 
 
 def symmetric_codes(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes of each row by its largest magnitude: (rows, n) floats -> (rows, n) int8, and scales (rows, 1) float32."""
+    """Quantize each row by its largest magnitude: (rows, n) floats -> (rows, n) int8, and scales (rows, 1) float32."""
     values = rows.to(torch.float32, copy=True)
     scales = torch.maximum(values.amax(dim=1, keepdim=True), -values.amin(dim=1, keepdim=True)) / LARGEST
     scales = torch.where(scales == 0, 1, scales)

@@ -1,4 +1,4 @@
-"""How quantized weights lie in memory while they run, for the low-bit matrix kernels that torch has on CPUs.
+"""Lay quantized weights out in memory for the low-bit matrix kernels that torch has on CPUs.
 
 int8    one scale per output row: ``torch._weight_int8pack_mm``. It reads 16 weights and inputs at a time, from aligned
         addresses, whatever their number, and checks none of it: rows are filled up with zeros.
@@ -35,27 +35,27 @@ INT4_GROUPS = (256, 128, 64, 32)
 
 
 class Layout(Protocol):
-    """Weights (out_features, in_features) as a kernel wants them."""
+    """Hold weights (out_features, in_features) as a kernel wants them."""
 
     def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(rows, in_features) -> (rows, out_features)."""
+        """Return the inputs times W^T: (rows, in_features) -> (rows, out_features)."""
 
     def dequantize(self, start: int, stop: int) -> torch.Tensor:
-        """Output rows ``start`` (a multiple of 64) to ``stop`` as floats, equal to those of the stored codes."""
+        """Return output rows ``start`` (a multiple of 64) to ``stop`` as floats, equal to those of the stored codes."""
 
     def rows(self, numbers: torch.Tensor) -> torch.Tensor:
-        """The output rows with these numbers, (n,) int64 -> (n, in_features), equal to those of ``dequantize``."""
+        """Return the output rows with these numbers, (n,) int64 -> (n, in_features), equal to ``dequantize``'s."""
 
     @property
     def codes_bytes(self) -> int:
         """Return the bytes that the codes take, whatever width they had before they were laid out."""
 
     def tensors(self) -> list[torch.Tensor]:
-        """All that it holds in memory."""
+        """Return all tensors that it holds in memory."""
 
 
 def arrange(codes: torch.Tensor, grid: AffineGrid, dtype: torch.dtype) -> Layout | None:
-    """The layout in which these weights run fastest, or None where no kernel takes them.
+    """Return the layout in which these weights run fastest, or None where no kernel takes them.
 
     codes: (out_features, in_features) uint8. dtype: of the inputs.
     """
@@ -72,7 +72,7 @@ def arrange(codes: torch.Tensor, grid: AffineGrid, dtype: torch.dtype) -> Layout
 
 @dataclass(frozen=True)
 class Int8Layout:
-    """codes: (out_features, in_padded) int8, zeros after the last; scales: (out_features,)."""
+    """Hold codes: (out_features, in_padded) int8, zeros after the last; scales: (out_features,)."""
 
     codes: torch.Tensor
     scales: torch.Tensor
@@ -86,7 +86,7 @@ class Int8Layout:
         return cls(F.pad(signed, (0, -in_features % INT8_VECTOR)), scales, in_features)
 
     def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
-        """See ``Layout``."""
+        """Return the inputs times W^T; see ``Layout``."""
         padding = self.codes.shape[1] - self.in_features
         if padding:
             inputs = F.pad(inputs, (0, padding))
@@ -95,11 +95,11 @@ class Int8Layout:
         return torch._weight_int8pack_mm(inputs.contiguous(), self.codes, self.scales)
 
     def dequantize(self, start: int, stop: int) -> torch.Tensor:
-        """See ``Layout``."""
+        """Return a range of output rows as floats; see ``Layout``."""
         return self._values(slice(start, stop))
 
     def rows(self, numbers: torch.Tensor) -> torch.Tensor:
-        """See ``Layout``."""
+        """Return single output rows as floats; see ``Layout``."""
         return self._values(numbers)
 
     def _values(self, rows: slice | torch.Tensor) -> torch.Tensor:
@@ -107,17 +107,17 @@ class Int8Layout:
 
     @property
     def codes_bytes(self) -> int:
-        """See ``Layout``."""
+        """Return the bytes that the codes take; see ``Layout``."""
         return self.codes.nbytes
 
     def tensors(self) -> list[torch.Tensor]:
-        """See ``Layout``."""
+        """Return all tensors that it holds in memory; see ``Layout``."""
         return [self.codes, self.scales]
 
 
 @dataclass(frozen=True)
 class Int4Layout:
-    """One plane of 4-bit codes, or two for 8-bit codes: low nibbles, then high ones.
+    """Hold one plane of 4-bit codes, or two for 8-bit codes: low nibbles, then high ones.
 
     planes: each (out_padded, in_features / 2) uint8, interleaved by the kernel's own packer in blocks of output rows.
     grids: each (groups, out_padded, 2), the plane's scale and offset.
@@ -132,7 +132,7 @@ class Int4Layout:
 
     @classmethod
     def of(cls, codes: torch.Tensor, grid: AffineGrid, group_size: int) -> Int4Layout:
-        """codes: (out_features, in_features) uint8; group_size: the kernel's, a divisor of the grid's."""
+        """Lay out codes: (out_features, in_features) uint8; group_size: the kernel's, a divisor of the grid's."""
         out_features, in_features = codes.shape
         repeats = in_features // group_size // grid.scales.shape[1]
         scales = _kernel_order(grid.scales, repeats)
@@ -153,7 +153,7 @@ class Int4Layout:
         return cls(tuple(map(_interleave, planes)), tuple(grids), zeros, group_size, out_features)
 
     def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
-        """See ``Layout``."""
+        """Return the inputs times W^T; see ``Layout``."""
         multiply, inputs = torch.ops.aten._weight_int4pack_mm_for_cpu, inputs.contiguous()
         product: torch.Tensor = multiply(inputs, self.planes[0], self.group_size, self.grids[0])
         for plane, grid in zip(self.planes[1:], self.grids[1:], strict=True):
@@ -161,15 +161,15 @@ class Int4Layout:
         return product[:, : self.out_features]
 
     def dequantize(self, start: int, stop: int) -> torch.Tensor:
-        """See ``Layout``."""
+        """Return a range of output rows as floats; see ``Layout``."""
         return self._values([_deinterleave(plane, start, stop) for plane in self.planes], slice(start, stop))
 
     def rows(self, numbers: torch.Tensor) -> torch.Tensor:
-        """See ``Layout``."""
+        """Return single output rows as floats; see ``Layout``."""
         return self._values([_picked(plane, numbers) for plane in self.planes], numbers)
 
     def _values(self, planes: list[torch.Tensor], rows: slice | torch.Tensor) -> torch.Tensor:
-        """Codes of some rows, (in_features, rows) in each plane -> their values, (rows, in_features)."""
+        """Return the values of some rows, (rows, in_features), from their codes, (in_features, rows) in each plane."""
         codes, *high = planes
         for plane in high:
             codes |= plane << 4
@@ -180,16 +180,16 @@ class Int4Layout:
 
     @property
     def codes_bytes(self) -> int:
-        """See ``Layout``."""
+        """Return the bytes that the codes take; see ``Layout``."""
         return sum(plane.nbytes for plane in self.planes)
 
     def tensors(self) -> list[torch.Tensor]:
-        """See ``Layout``."""
+        """Return all tensors that it holds in memory; see ``Layout``."""
         return [*self.planes, *self.grids, *([] if isinstance(self.zeros, int) else [self.zeros])]
 
 
 def _kernel_order(values: torch.Tensor, repeats: int) -> torch.Tensor:
-    """(out_features, groups) -> (groups * repeats, out_padded): the kernel's smaller groups, rows to a whole block."""
+    """Return (out_features, groups) as (groups * repeats, out_padded): the kernel's smaller groups, whole blocks."""
     padding = -values.shape[0] % (_int4_block() or 1)
     return F.pad(values.repeat_interleave(repeats, dim=1), (0, 0, 0, padding)).T.contiguous()
 
@@ -199,7 +199,7 @@ def _kernel_grid(scales: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
 
 
 def _signed(zeros: torch.Tensor | int) -> torch.Tensor | int:
-    """Zero points that may be subtracted from: bytes would wrap around."""
+    """Return zero points that may be subtracted from: bytes would wrap around."""
     return zeros if isinstance(zeros, int) or zeros.is_floating_point() else zeros.to(torch.int16)
 
 
@@ -210,7 +210,7 @@ def _interleave(codes: torch.Tensor) -> torch.Tensor:
 
 
 def _deinterleave(packed: torch.Tensor, start: int, stop: int, block: int | None = None) -> torch.Tensor:
-    """Output rows ``start`` (of a block) to ``stop`` of packed codes, as (in_features, rows) uint8.
+    """Return output rows ``start`` (of a block) to ``stop`` of packed codes, as (in_features, rows) uint8.
 
     The packer takes the rows in blocks. For each input feature of a block there are block / 2 bytes: the first half of
     the rows in their low nibbles, the second half in the high ones.
@@ -221,7 +221,7 @@ def _deinterleave(packed: torch.Tensor, start: int, stop: int, block: int | None
 
 
 def _picked(packed: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """What ``_deinterleave`` gives of single rows: (n,) int64 -> (in_features, n) uint8."""
+    """Return what ``_deinterleave`` gives of single rows: (n,) int64 -> (in_features, n) uint8."""
     block = _int4_block() or 1
     half = block // 2
     blocks = packed.view(-1, packed.shape[1] * 2, half)
@@ -231,7 +231,7 @@ def _picked(packed: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _int4_block() -> int | None:
-    """Rows in a block of this CPU's packer (AVX-512: 64, AVX2: 32), found with a probe; None if it packs otherwise."""
+    """Probe how many rows this CPU's packer has in a block (AVX-512: 64, AVX2: 32); None if it packs otherwise."""
     probe = torch.randint(16, (64, 32), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(probe, 1)
     return next((block for block in (64, 32) if torch.equal(_deinterleave(packed, 0, 64, block).T.int(), probe)), None)
@@ -248,7 +248,7 @@ def product_by_parts(
     out_features: int,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The product inputs W^T + bias: (rows, in_features) -> (rows, out_features).
+    """Return the product inputs W^T + bias: (rows, in_features) -> (rows, out_features).
 
     dequantize: (start, stop) -> those output rows of W, (stop - start, in_features); start is a multiple of 64.
     """

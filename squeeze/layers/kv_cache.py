@@ -1,4 +1,4 @@
-"""Keys and values of earlier tokens in few bits: a cache that attention reads from."""
+"""Store keys and values of earlier tokens in few bits: a cache that attention reads from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class QuantizedCache:
 
 @dataclass(frozen=True)
 class Codes:
-    """Numbers (..., n) as codes of groups of neighbours: x = minimum + scale * q, 0 <= q < 2^bits (section 2).
+    """Store numbers (..., n) as codes of groups of neighbours: x = minimum + scale * q, 0 <= q < 2^bits (section 2).
 
     packed: (..., n * bits / 8) uint8. scales, minima: (..., groups), in the numbers' dtype: a minimum is exact.
     """
@@ -45,7 +45,7 @@ class Codes:
 
     @classmethod
     def of(cls, numbers: torch.Tensor, bits: int, group_size: int) -> Codes:
-        """The nearest codes; numbers: (..., n) floats, n a multiple of group_size."""
+        """Return the nearest codes; numbers: (..., n) floats, n a multiple of group_size."""
         groups = numbers.reshape(*numbers.shape[:-1], -1, group_size)
         minima, maxima = groups.amin(-1), groups.amax(-1)
         scales = ((maxima.float() - minima.float()) / (2**bits - 1)).to(numbers.dtype)
@@ -54,18 +54,18 @@ class Codes:
         return cls(bits, pack(codes.to(torch.uint8).flatten(-2), bits), scales, minima)
 
     def numbers(self) -> torch.Tensor:
-        """(..., n)."""
+        """Return the numbers that the codes stand for: (..., n)."""
         codes = unpack(self.packed, self.bits, self.packed.shape[-1] * 8 // self.bits)
         groups = codes.reshape(*self.scales.shape, -1).to(self.scales.dtype)
         return torch.addcmul(self.minima.unsqueeze(-1), groups, self.scales.unsqueeze(-1)).flatten(-2)
 
     def followed_by(self, other: Codes, dim: int) -> Codes:
-        """Both, one behind the other along ``dim``."""
+        """Return both, one behind the other along ``dim``."""
         pairs = ((self.packed, other.packed), (self.scales, other.scales), (self.minima, other.minima))
         return Codes(self.bits, *(torch.cat(pair, dim) for pair in pairs))
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All that is stored."""
+        """Return all tensors that are stored."""
         return self.packed, self.scales, self.minima
 
 
@@ -105,7 +105,7 @@ class QuantizedKeysAndValues(DynamicLayer):  # type: ignore[misc] # transformers
         return keys, values
 
     def get_seq_length(self) -> int:
-        """Tokens in the cache."""
+        """Count the tokens in the cache."""
         return super().get_seq_length() + self._grouped_tokens  # type: ignore[no-any-return]
 
     def reset(self) -> None:
@@ -114,7 +114,7 @@ class QuantizedKeysAndValues(DynamicLayer):  # type: ignore[misc] # transformers
         self.grouped = None
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All that is stored."""
+        """Return all tensors that are stored."""
         grouped = () if self.grouped is None else (*self.grouped[0].tensors(), *self.grouped[1].tensors())
         return (*grouped, self.keys, self.values)
 

@@ -1,4 +1,4 @@
-"""Linear layers while they are trained: a float32 master weight, multiplied with as the finished layer will have it.
+"""Train linear layers on a float32 master weight, multiplied with as the finished layer will have it.
 
 A step of training is smaller than what bfloat16 can tell apart; in the master such steps add up (Micikevicius et al.
 2017, "Mixed Precision Training", arXiv:1710.03740, section 3.1).
@@ -16,7 +16,7 @@ from squeeze.models import architecture
 
 
 class MasterLinear(nn.Module):
-    """y = x view(W)^T + b. W: (out_features, in_features) float32, trained; b stays as it is.
+    """Multiply as y = x view(W)^T + b. W: (out_features, in_features) float32, trained; b stays as it is.
 
     view: from W to what is multiplied with, of the same shape, in the model's dtype.
     """
@@ -28,22 +28,22 @@ class MasterLinear(nn.Module):
         self.view = view
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Return the layer's outputs: (..., in_features) -> (..., out_features)."""
         return F.linear(inputs, self.view(self.weight), self.bias)
 
 
 class Held(nn.Module):
-    """The master, held in ``dtype``: what training leaves when nothing is compressed."""
+    """Hold the master in ``dtype``: what training leaves when nothing is compressed."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """(out_features, in_features) float32 -> ``dtype``."""
+        """Return the master in ``dtype``: (out_features, in_features) float32 -> ``dtype``."""
         return weight.to(self.dtype)
 
 
 def same_tensors(model: nn.Module) -> nn.Module:
-    """Another model over the same parameters and buffers: layers replaced in one are kept in the other."""
+    """Return another model over the same parameters and buffers: layers replaced in one are kept in the other."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})

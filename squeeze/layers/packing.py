@@ -1,4 +1,4 @@
-"""Bit packing: codes of 1 to 8 bits, stored with no bit wasted.
+"""Pack bits: codes of 1 to 8 bits, stored with no bit wasted.
 
 A row of n codes is one little-endian bit stream: code i takes bits ``[i * bits, (i + 1) * bits)``, and the row ends at
 the next whole byte. So 8 codes of 3 bits take 3 bytes, and the bytes of 32 of them, read as three little-endian int32
@@ -17,7 +17,7 @@ WORD = {1: torch.uint8, 3: torch.int32, 5: torch.int64, 7: torch.int64}
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes that ``count`` codes of ``bits`` bits take."""
+    """Count the bytes that ``count`` codes of ``bits`` bits take."""
     return -(-count * bits // 8)
 
 
@@ -39,7 +39,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """The inverse of ``pack``: (..., packed_bytes(count, bits)) uint8 -> (..., count) uint8."""
+    """Invert ``pack``: (..., packed_bytes(count, bits)) uint8 -> (..., count) uint8."""
     run, run_bytes = _run(bits)
     runs = F.pad(packed, (0, -packed.shape[-1] % run_bytes)).reshape(*packed.shape[:-1], -1, run_bytes)
     word = runs[..., 0].to(WORD[run_bytes])
@@ -51,7 +51,7 @@ def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 
 
 def _run(bits: int) -> tuple[int, int]:
-    """(codes, bytes) of the shortest run of codes that ends at a byte."""
+    """Return (codes, bytes) of the shortest run of codes that ends at a byte."""
     if not 1 <= bits <= 8:
         raise ValueError(f"bits is {bits}, expected 1 to 8")
     run = 8 // gcd(bits, 8)

@@ -1,4 +1,4 @@
-"""A linear layer whose weights are packed codes: one layout for every method that rounds to an affine grid."""
+"""Store a linear layer's weights as packed codes: one layout for every method that rounds to an affine grid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from squeeze.models import architecture
 
 
 class QuantizedLinear(nn.Module):
-    """y = x W^T + b with W = scales * (codes - zeros), codes packed without a wasted bit.
+    """Multiply as y = x W^T + b with W = scales * (codes - zeros), codes packed without a wasted bit.
 
     Given integers it is an embedding, and gives the rows of W that they number: so one layer, stored and held once,
     serves as a model's embedding and as the head that is tied to it.
@@ -104,7 +104,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def opaque_bytes(self) -> int:
-        """Bytes in a kernel's layout, which no buffer shows."""
+        """Count the bytes in a kernel's layout, which no buffer shows."""
         return 0 if self.layout is None else sum(tensor.nbytes for tensor in self.layout.tensors())
 
     def prepare(self) -> None:
@@ -114,7 +114,7 @@ class QuantizedLinear(nn.Module):
             self.codes = self.scales = self.zeros = None
 
     def dequantize(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Output rows ``start`` (a multiple of 64) to ``stop`` as floats: (rows, in_features)."""
+        """Return output rows ``start`` (a multiple of 64) to ``stop`` as floats: (rows, in_features)."""
         stop = self.out_features if stop is None else stop
         if self.layout is not None:
             return self.layout.dequantize(start, stop)
@@ -135,7 +135,7 @@ class QuantizedLinear(nn.Module):
         return {}
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) floats -> (..., out_features); (...) integers -> (..., in_features)."""
+        """Multiply floats (..., in_features) -> (..., out_features); look up integers (...) -> (..., in_features)."""
         if not inputs.is_floating_point():
             return self.look_up(inputs)
         rows = inputs.reshape(-1, self.in_features)

@@ -1,4 +1,4 @@
-"""A linear layer that is stored without its zeros."""
+"""Store a linear layer without its zeros."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from squeeze.layers.packing import pack, packed_bytes, unpack
 
 
 class SparseLinear(nn.Module):
-    """y = x W^T + b, W stored as one bit a weight (is it other than zero?) and the values of those that are.
+    """Multiply as y = x W^T + b, W stored as one bit a weight (is it other than zero?) and the nonzero values.
 
     nonzero: number of values. dtype: of values and bias, such as "bfloat16".
 
@@ -40,7 +40,7 @@ class SparseLinear(nn.Module):
 
     @classmethod
     def of(cls, weight: torch.Tensor, bias: torch.Tensor | None) -> SparseLinear:
-        """The layer with this weight, (out_features, in_features)."""
+        """Return the layer with this weight, (out_features, in_features)."""
         out_features, in_features = weight.shape
         values = weight[weight != 0]
         name = dtype_name(weight.dtype)
@@ -52,7 +52,7 @@ class SparseLinear(nn.Module):
         return layer
 
     def stored_nonzero(self) -> int:
-        """Values that are stored."""
+        """Count the values that are stored."""
         return self.nonzero
 
     @property
@@ -72,7 +72,7 @@ class SparseLinear(nn.Module):
         self.mask = self.values = None
 
     def dequantize(self) -> torch.Tensor:
-        """The dense weight, (out_features, in_features)."""
+        """Return the dense weight, (out_features, in_features)."""
         if self.weight is not None:
             return self.weight
         assert self.mask is not None
@@ -86,5 +86,5 @@ class SparseLinear(nn.Module):
         return {}
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Return the layer's outputs: (..., in_features) -> (..., out_features)."""
         return F.linear(inputs, self.dequantize(), self.bias)

@@ -1,4 +1,4 @@
-"""Linear layers whose weights are torchao's tensors: stored in torchao's format, multiplied by torchao.
+"""Run linear layers whose weights are torchao's tensors: stored in torchao's format, multiplied by torchao.
 
 The stored parts have the names and layouts of torchao's safetensors format, and ``header`` describes them in the file
 as torchao's reader wants it, so that plain transformers loads the artifact's folder. (Not a GPT-2: torchao knows
@@ -18,7 +18,7 @@ from squeeze.layers.packing import pack, unpack
 
 
 class Int8TensorLinear(nn.Module):
-    """y = x W^T + b, W a torchao Int8Tensor. dynamic: activations are rounded to int8 too, one scale a token.
+    """Multiply as y = x W^T + b, W a torchao Int8Tensor. dynamic: round activations to int8 too, one scale a token.
 
     dtype: of inputs, bias and outputs ("bfloat16").
 
@@ -45,7 +45,7 @@ class Int8TensorLinear(nn.Module):
 
     @classmethod
     def of(cls, weight: Any, bias: torch.Tensor | None, dynamic: bool) -> Int8TensorLinear:
-        """The layer of a torchao Int8Tensor, (out_features, in_features)."""
+        """Return the layer of a torchao Int8Tensor, (out_features, in_features)."""
         out_features, in_features = weight.shape
         with torch.device("meta"):  # the tensors that follow take the place of the constructor's
             layer = cls(in_features, out_features, dynamic, bias is not None, dtype_name(weight.dtype))
@@ -68,7 +68,7 @@ class Int8TensorLinear(nn.Module):
         return self.dynamic
 
     def stored(self) -> torch.Tensor:
-        """The torchao tensor whose parts are stored."""
+        """Return the torchao tensor whose parts are stored."""
         from torchao.quantization import Int8Tensor, PerRow
         from torchao.quantization.quantize_.workflows import QuantizeTensorToInt8Kwargs
 
@@ -84,21 +84,21 @@ class Int8TensorLinear(nn.Module):
         self.tensor = self.stored()
 
     def dequantize(self) -> torch.Tensor:
-        """The float weight, (out_features, in_features)."""
+        """Return the float weight, (out_features, in_features)."""
         return self.stored().dequantize()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Return the layer's outputs: (..., in_features) -> (..., out_features)."""
         return F.linear(inputs, self.stored() if self.tensor is None else self.tensor, self.bias)
 
     @staticmethod
     def header(model: nn.Module) -> dict[str, str]:
-        """What torchao's reader wants of all such layers of a model."""
+        """Return what torchao's reader wants of all such layers of a model."""
         return _header({name: layer for name, layer in model.named_modules() if isinstance(layer, Int8TensorLinear)})
 
 
 class Int4TensorLinear(nn.Module):
-    """y = x W^T + b, W = codes * scale + zero, codes from -8 to 7. It runs as torchao's tensor for this CPU.
+    """Multiply as y = x W^T + b, W = codes * scale + zero, codes from -8 to 7; run as torchao's tensor for this CPU.
 
     Which byte holds which code in that tensor differs from CPU to CPU (AVX-512, AVX2, others), and nothing in it says
     so. What is stored is therefore torchao's plain form, an Int4Tensor, which is laid out when it has been loaded.
@@ -132,7 +132,7 @@ class Int4TensorLinear(nn.Module):
 
     @classmethod
     def of(cls, weight: Any, bias: torch.Tensor | None) -> Int4TensorLinear:
-        """The layer of a torchao Int4OpaqueTensor, (out_features, in_features)."""
+        """Return the layer of a torchao Int4OpaqueTensor, (out_features, in_features)."""
         out_features, in_features = weight.shape
         with torch.device("meta"):  # the tensors that follow take the place of the constructor's
             layer = cls(in_features, out_features, weight.block_size[1], bias is not None, dtype_name(weight.dtype))
@@ -149,11 +149,11 @@ class Int4TensorLinear(nn.Module):
 
     @property
     def opaque_bytes(self) -> int:
-        """Bytes of torchao's tensor for this CPU, which no buffer shows."""
+        """Count the bytes of torchao's tensor for this CPU, which no buffer shows."""
         return 0 if self.tensor is None else self.tensor.qdata.nbytes + self.tensor.scale_and_zero.nbytes
 
     def stored(self) -> torch.Tensor:
-        """The torchao tensor whose parts are stored."""
+        """Return the torchao tensor whose parts are stored."""
         from torchao.quantization import Int4Tensor
 
         block, shape = [1, self.group_size], torch.Size((self.out_features, self.in_features))
@@ -173,19 +173,19 @@ class Int4TensorLinear(nn.Module):
         self._weight_qdata = self._weight_scale = self._weight_zero_point = None
 
     def dequantize(self) -> torch.Tensor:
-        """The float weight, (out_features, in_features), before ``prepare``."""
+        """Return the float weight, (out_features, in_features), before ``prepare``."""
         assert self._weight_scale is not None
         assert self._weight_zero_point is not None
         groups = self._codes().to(self.dtype).reshape(self.out_features, -1, self.group_size)
         return (groups * self._weight_scale.T[:, :, None] + self._weight_zero_point.T[:, :, None]).flatten(1)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Return the layer's outputs: (..., in_features) -> (..., out_features)."""
         return F.linear(inputs, self.dequantize() if self.tensor is None else self.tensor, self.bias)
 
     @staticmethod
     def header(model: nn.Module) -> dict[str, str]:
-        """What torchao's reader wants of all such layers of a model."""
+        """Return what torchao's reader wants of all such layers of a model."""
         return _header({name: layer for name, layer in model.named_modules() if isinstance(layer, Int4TensorLinear)})
 
     def _codes(self) -> torch.Tensor:
@@ -195,7 +195,7 @@ class Int4TensorLinear(nn.Module):
 
 
 def _opaque_codes(weight: Any) -> torch.Tensor:
-    """(out_features, in_features) int8 from -8 to 7: the codes of an Int4OpaqueTensor, in whatever order they lie.
+    """Return the codes of an Int4OpaqueTensor, in whatever order they lie: (out_features, in_features) int8, -8 to 7.
 
     Its own product with unit vectors shows them, all scales set to 1 and zeros to 0.
     """
@@ -207,7 +207,7 @@ def _opaque_codes(weight: Any) -> torch.Tensor:
 
 
 def _header(layers: dict[str, Any]) -> dict[str, str]:
-    """What torchao's reader wants in the file's header: of each weight the class, its attributes and its parts."""
+    """Return what torchao's reader wants in the file's header: each weight's class, attributes and parts."""
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
     _, header = flatten_tensor_state_dict({f"{name}.weight": layer.stored() for name, layer in layers.items()})

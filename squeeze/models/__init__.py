@@ -1,1 +1,1 @@
-"""A model in memory: loaded, and how to find one's way in it."""
+"""Hold a model in memory: load it, and find its parts."""

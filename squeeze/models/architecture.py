@@ -1,4 +1,4 @@
-"""Finding one's way in a transformer: its blocks, linear layers and head, for every architecture alike."""
+"""Find the parts of a transformer: its blocks, linear layers and head, for every architecture alike."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ BLOCK_LISTS = ("layers", "h", "decoder.layers", "encoder.layer")
 
 
 def base_model(model: nn.Module) -> nn.Module:
-    """The transformer without its head (the model itself where it has none)."""
+    """Return the transformer without its head (the model itself where it has none)."""
     base = getattr(model, "base_model", model)
     return base if isinstance(base, nn.Module) else model
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks, in the order in which they run.
+    """Return the transformer blocks, in the order in which they run.
 
     Raises Unsupported for a model whose blocks lie in none of the places of ``BLOCK_LISTS``.
     """
@@ -29,7 +29,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def named_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The transformer blocks with their full names, such as ``model.layers.0``."""
+    """Return the transformer blocks with their full names, such as ``model.layers.0``."""
     names = {module: name for name, module in model.named_modules()}
     base = base_model(model)
     for path in BLOCK_LISTS:
@@ -40,12 +40,12 @@ def named_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def linears(module: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers below a module by relative name: ``nn.Linear`` and GPT-2's ``Conv1D``."""
+    """Return the linear layers below a module by relative name: ``nn.Linear`` and GPT-2's ``Conv1D``."""
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
 
 
 def block_linears(model: nn.Module) -> dict[str, nn.Module]:
-    """All linear layers within the blocks by full name; embeddings and head are not among them."""
+    """Return all linear layers within the blocks by full name; embeddings and head are not among them."""
     return {
         f"{block_name}.{name}": layer
         for block_name, block in named_blocks(model)
@@ -54,13 +54,13 @@ def block_linears(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def weight(layer: nn.Module) -> torch.Tensor:
-    """A linear layer's weight as (out_features, in_features): a view, so writing to it writes to the layer."""
+    """Return a linear layer's weight as (out_features, in_features): a view, so writing to it writes to the layer."""
     stored: torch.Tensor = layer.weight.data  # type: ignore[assignment]
     return stored.T if isinstance(layer, Conv1D) else stored
 
 
 def bias(layer: nn.Module) -> torch.Tensor | None:
-    """A linear layer's bias, (out_features,), or None."""
+    """Return a linear layer's bias, (out_features,), or None."""
     stored = getattr(layer, "bias", None)
     return None if stored is None else stored.data
 
@@ -72,7 +72,7 @@ def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def head(model: nn.Module) -> nn.Module:
-    """The output head that maps hidden states to logits.
+    """Return the output head that maps hidden states to logits.
 
     Raises Unsupported for a model that has none (an encoder without a language-modelling head).
     """
@@ -88,7 +88,7 @@ def dtype(model: nn.Module) -> torch.dtype:
 
 
 def last_hidden_state(model: nn.Module, **inputs: Any) -> torch.Tensor:
-    """(batch, tokens, hidden): what the head is applied to."""
+    """Return what the head is applied to: (batch, tokens, hidden)."""
     return base_model(model)(**inputs).last_hidden_state  # type: ignore[no-any-return]
 
 

@@ -59,7 +59,7 @@ def convert(source: Path, folder: Path) -> None:
 
 
 def repair(tokenizer: PreTrainedTokenizerBase, pre_tokenizer_name: str) -> None:
-    """Give back, in place, the pre-tokenizer that the conversion from GGUF loses (none for names not listed)."""
+    """Restore, in place, the pre-tokenizer that the conversion from GGUF loses (none for names not listed)."""
     if pre_tokenizer_name in PRE_TOKENIZERS:
         tokenizer.backend_tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre_tokenizer_name]()
 

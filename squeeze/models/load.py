@@ -1,4 +1,4 @@
-"""Loading the uncompressed model that a cell names."""
+"""Load the uncompressed model that a cell names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = {"causal_lm": AutoModelForCausalLM, "encoder": AutoModel}
 
 
 def load_baseline(model: Mapping[str, Any], device: str = "cpu") -> Subject:
-    """The model as it is before any compression, on ``device``, in its dtype, in eval mode, without gradients.
+    """Load the model as it is before any compression, on ``device``, in its dtype, in eval mode, without gradients.
 
     model: source (see squeeze.sources.fetch; or ``random:ARCHITECTURE`` with a seed), kind, dtype. A GGUF source is
     converted to float32 safetensors once and read from there ever after.
@@ -44,7 +44,7 @@ def load_baseline(model: Mapping[str, Any], device: str = "cpu") -> Subject:
 
 
 def _held_in(dtype: torch.dtype, model: PreTrainedModel) -> PreTrainedModel:
-    """The model's parameters in ``dtype``; buffers (rotary frequencies) stay as they are, as when it is loaded so."""
+    """Put a model's parameters in ``dtype``; buffers (rotary frequencies) stay as they are, as when loaded so."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
@@ -57,7 +57,7 @@ def _chosen(model: Mapping[str, Any], field: str, known: Mapping[str, Any]) -> s
 
 
 def _folder(model: Mapping[str, Any]) -> Path:
-    """A folder that ``from_pretrained`` reads."""
+    """Return a folder that ``from_pretrained`` reads."""
     if not str(model.get("member") or model["source"]).endswith(".gguf"):
         return assets.fetch(model)
     name = f"converted/{baseline_hash(model)[:16]}"

@@ -71,7 +71,7 @@ def unknown(model: nn.Module) -> Unsupported:
 
 
 class _Given:
-    """Stands for a transformer's outputs: the last hidden states, and None of all others."""
+    """Stand for a transformer's outputs: the last hidden states, and None of all others."""
 
     def __init__(self, hidden: Tensor) -> None:
         self.last_hidden_state = hidden
@@ -85,7 +85,7 @@ class _Given:
 
 
 def _transformers(model: nn.Module) -> list[nn.Module]:
-    """The modules that a forward may ask for hidden states: some pass over the base model, straight to its decoder."""
+    """Return the modules that a forward may ask for hidden states: some pass over the base model, to its decoder."""
     base = base_model(model)
     decoder = getattr(base, "decoder", None)
     return [base, decoder] if isinstance(decoder, nn.Module) else [base]
@@ -107,7 +107,7 @@ def _is_bare(model: nn.Module) -> bool:
 
 
 def _seen(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """The last hidden states, (n, hidden), and the logits, (n, vocabulary), of one forward of a few tokens."""
+    """Return the last hidden states, (n, hidden), and the logits, (n, vocabulary), of one forward of a few tokens."""
     kept: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, outputs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Weights that were quantized before squeeze saw them: found out, and the cells that they flatter."""
+"""Find weights that were quantized before squeeze saw them, and the cells that they flatter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARE = 0.99  # of the blocks that must lie on a grid; a few may be odd ones (pr
 
 @dataclass(frozen=True)
 class Grid:
-    """``levels`` values at the most in nearly every block of ``block`` weights of ``matrices`` matrices."""
+    """Hold a grid: ``levels`` values at most in nearly every block of ``block`` weights of ``matrices`` matrices."""
 
     levels: int
     block: int
@@ -27,7 +27,7 @@ class Grid:
 
 
 def find_grid(model: nn.Module) -> Grid | None:
-    """The grid on which the linear layers of the blocks lie, or None where most of them lie on none.
+    """Return the grid on which the linear layers of the blocks lie, or None where most of them lie on none.
 
     A sample of rows is read, so that a large model takes milliseconds; the dtype in which the weights are held
     does not matter.
@@ -38,7 +38,7 @@ def find_grid(model: nn.Module) -> Grid | None:
 
 
 def grid_levels(weight: torch.Tensor) -> int | None:
-    """Distinct values in nearly every block of 32 weights of an (out_features, in_features) matrix; None above 16."""
+    """Count distinct values in nearly every block of 32 weights, (out_features, in_features); None above 16."""
     rows = weight[torch.linspace(0, len(weight) - 1, min(ROWS, len(weight))).long()]
     blocks = rows[:, : rows.shape[1] // BLOCK * BLOCK].reshape(-1, BLOCK).float()
     if not len(blocks):

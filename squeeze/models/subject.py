@@ -25,7 +25,7 @@ class CacheFactory(Protocol):
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under compression. ``claims`` are the techniques' words; detectors check them against the artifact.
+    """Hold a model under compression. ``claims`` are the techniques' words; detectors check them against the artifact.
 
     cache: what it generates, and is scored, through; None: transformers' own, which keeps all as it is.
     """
@@ -36,5 +36,5 @@ class Subject:
     cache: CacheFactory | None = None
 
     def claiming(self, **claims: Any) -> Subject:
-        """The same subject with further claims, such as ``bits=4``; JSON-able values only."""
+        """Return the same subject with further claims, such as ``bits=4``; JSON-able values only."""
         return replace(self, claims={**self.claims, **claims})

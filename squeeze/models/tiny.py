@@ -1,4 +1,4 @@
-"""Random two-layer models of every architecture, with a byte-level tokenizer: built in milliseconds, without files."""
+"""Make random two-layer models of every architecture, with a byte-level tokenizer: in milliseconds, without files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def random_model(architecture: str, seed: int, kind: str) -> PreTrainedModel:
-    """A float32 model of the named architecture (a key of ``SHAPES``), the same for the same seed.
+    """Return a float32 model of the named architecture (a key of ``SHAPES``), the same for the same seed.
 
     Every parameter is random, biases and norms too, so that a technique that loses one of them is noticed.
     Torch's global generator is left as it was. Raises SqueezeError for an unknown architecture.
@@ -77,7 +77,7 @@ def random_model(architecture: str, seed: int, kind: str) -> PreTrainedModel:
 
 
 def byte_tokenizer(*, encloses: bool = False) -> PreTrainedTokenizerFast:
-    """One token a byte (ids 0-255), then ``SPECIAL_TOKENS``; saved and loaded like any fast tokenizer.
+    """Return a tokenizer of one token a byte (ids 0-255), then ``SPECIAL_TOKENS``; saved and loaded like any fast one.
 
     encloses: whether a text is enclosed in [CLS] and [SEP], as encoders expect.
     """

@@ -1,1 +1,1 @@
-"""An artifact -> samples: what one measuring process sees."""
+"""Take samples of an artifact: what one measuring process sees."""

@@ -44,7 +44,7 @@ def _inputs(layer: nn.Module, rows: int, dtype: torch.dtype, device: torch.devic
 
 
 def _shape(layer: nn.Module) -> tuple[int, int]:
-    """(out_features, in_features)."""
+    """Return (out_features, in_features)."""
     if is_compressed(layer) or isinstance(layer, nn.Linear):
         return int(layer.out_features), int(layer.in_features)
     rows, columns = architecture.weight(layer).shape

@@ -1,4 +1,4 @@
-"""How requests may be batched for a model: whether a token's score depends on what else is in the batch."""
+"""Find out how requests may be batched for a model: whether a token's score depends on what else is in the batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEARER = 0.3  # of the distance that counts as wrong; bfloat16 rounding gives 0.
 
 
 def batch_dependent(model: nn.Module) -> bool:
-    """Whether activations are quantized with scales, or sorted into outliers, that other tokens of the batch move.
+    """Tell whether activations are quantized with scales, or sorted into outliers, that other tokens of a batch move.
 
     A causal model's hidden states of a text are the same whatever follows it, bit for bit as long as the shapes are the
     same, whether it computes in float32 or bfloat16 and however its weights are stored. Where they are not, something
@@ -25,7 +25,7 @@ def batch_dependent(model: nn.Module) -> bool:
 
 
 def takes_branches(model: nn.Module) -> bool:
-    """Whether the model heeds a mask of branches and given positions: two continuations packed, as if each were alone.
+    """Tell whether the model heeds a mask of branches and given positions: packed continuations as if each were alone.
 
     That is: far nearer to what each has alone than where the second one sees the first.
     """
@@ -44,12 +44,12 @@ def _distance(states: Tensor, others: Tensor) -> float:
 
 
 def _hidden(model: nn.Module, token_ids: list[int]) -> Tensor:
-    """(tokens - 1, hidden), of a text scored from its second token on."""
+    """Return the hidden states (tokens - 1, hidden) of a text scored from its second token on."""
     return predict(model, [Row((token_ids[0],), (tuple(token_ids[1:]),), (0,))]).hidden
 
 
 def _texts(model: nn.Module, count: int) -> list[list[int]]:
-    """Random texts, each of TEXT tokens: always the same for a vocabulary."""
+    """Return random texts, each of TEXT tokens: always the same for a vocabulary."""
     generator = torch.Generator().manual_seed(0)
     vocabulary: int = model.config.vocab_size  # type: ignore[union-attr,assignment]
     return torch.randint(vocabulary, (count, TEXT), generator=generator).tolist()

@@ -25,7 +25,7 @@ SUMMED = 1e-4  # what sums in another order may make of float32
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest difference that few and many rows make to an output of a layer.
+    """Hold the largest difference that few and many rows make to an output of a layer.
 
     relative: |few - many| / (|many| + the root mean square of the token's outputs); infinite where just one of both is
     not a number. layer: the full name of the worst. bound: what rounding explains.
@@ -40,7 +40,7 @@ class Difference:
         return {"decode_difference": self.relative if math.isfinite(self.relative) else None}
 
     def mismatches(self) -> list[str]:
-        """Return what to say of it; nothing where it is rounding."""
+        """Return what to say of the difference; nothing where it is rounding."""
         if self.relative <= self.bound:
             return []
         return [
@@ -50,7 +50,7 @@ class Difference:
 
 @torch.inference_mode()
 def difference(model: nn.Module, token_ids: Tensor) -> Difference:
-    """Return the worst of all layers within the blocks, and of compressed ones without.
+    """Return the worst difference of all layers within the blocks, and of compressed ones without.
 
     token_ids: (1, tokens) int64, of real text; a layer that no token reaches is left out.
     """

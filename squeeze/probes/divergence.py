@@ -1,4 +1,4 @@
-"""How far a compressed model's predictions are from the uncompressed one's, token by token.
+"""Measure how far a compressed model's predictions are from the uncompressed one's, token by token.
 
 The baseline's final hidden states are kept, not its logits, which are eighty times as large; its head is applied to
 them anew, a few tokens at a time, and so is the candidate's to its own. Both are applied in float32: rounding logits
@@ -38,14 +38,14 @@ WIDENED_ROWS = 8192  # of a head's weights that are float32 at once
 
 @dataclass
 class HiddenWriter:
-    """Writes the hidden states of ``tokens`` tokens to a safetensors file as they come; none stay in memory."""
+    """Write the hidden states of ``tokens`` tokens to a safetensors file as they come; none stay in memory."""
 
     file: BinaryIO
     tokens: int
     written: int = 0
 
     def __call__(self, hidden: Tensor) -> None:
-        """hidden: (n, hidden), of the next n tokens."""
+        """Write hidden (n, hidden), the states of the next n tokens."""
         if self.written == 0:
             self.file.write(_header(self.tokens, hidden))
         self.file.write(hidden.contiguous().cpu().view(torch.uint8).numpy().data)
@@ -54,14 +54,14 @@ class HiddenWriter:
 
 @contextmanager
 def hidden_writer(folder: Path, tokens: int) -> Iterator[HiddenWriter]:
-    """What keeps hidden states in ``folder``, where ``Divergence`` finds them."""
+    """Open a writer that keeps hidden states in ``folder``, where ``Divergence`` finds them."""
     with (folder / FILE_NAME).open("wb") as file:
         yield HiddenWriter(file, tokens)
 
 
 @dataclass
 class Divergence:
-    """Compares predictions as their hidden states come, in the baseline's order of tokens.
+    """Compare predictions as their hidden states come, in the baseline's order of tokens.
 
     folder: of the baseline's hidden states. head: the candidate's (``wide_head``); baseline_head: the baseline's own
     (``stored_head``).
@@ -77,7 +77,7 @@ class Divergence:
 
     @torch.inference_mode()
     def __call__(self, hidden: Tensor) -> None:
-        """hidden: (n, hidden), the candidate's of the next n tokens.
+        """Compare hidden (n, hidden), the candidate's states of the next n tokens, with the baseline's.
 
         Raises IntegrityError where the baseline's are missing, SqueezeError where it has another vocabulary.
         """
@@ -93,7 +93,7 @@ class Divergence:
 
 
 def divergence(baseline: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(baseline || candidate) in nats, (n,) float32, and whether the likeliest token is the same, (n,) bool.
+    """Return KL(baseline || candidate) in nats, (n,) float32, and whether the likeliest token is the same, (n,) bool.
 
     baseline, candidate: logits, (n, vocabulary). KL(P || Q) = sum over tokens of P log(P / Q).
     Raises SqueezeError where the vocabularies differ in size.
@@ -108,7 +108,7 @@ def divergence(baseline: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class WideHead:
-    """Multiplies by a head in float32: (..., hidden) -> (..., vocabulary), whatever both are stored in.
+    """Multiply by a head in float32: (..., hidden) -> (..., vocabulary), whatever both are stored in.
 
     weight: (vocabulary, hidden), widened some rows at a time; bias: (vocabulary,) or None. Where both factors are
     bfloat16 their products are exact in float32, and are made in bfloat16, at a third of the time.
@@ -158,7 +158,7 @@ def stored_head(folder: Path, device: torch.device) -> Logits:
 
 
 def _header(tokens: int, hidden: Tensor) -> bytes:
-    """The beginning of a safetensors file: the length of its description (8 bytes), and the description."""
+    """Return the beginning of a safetensors file: the length of its description (8 bytes), and the description."""
     shape = [tokens, hidden.shape[-1]]
     end = shape[0] * shape[1] * hidden.element_size()
     text = json.dumps({TENSOR: {"dtype": DTYPES[hidden.dtype], "shape": shape, "data_offsets": [0, end]}})
@@ -167,7 +167,7 @@ def _header(tokens: int, hidden: Tensor) -> bytes:
 
 
 def _read(folder: Path, start: int, end: int) -> Tensor:
-    """(end - start, hidden): the baseline's hidden states of those tokens."""
+    """Return the baseline's hidden states of those tokens, (end - start, hidden)."""
     try:
         with safe_open(folder / FILE_NAME, framework="pt") as file:
             states: Tensor = file.get_slice(TENSOR)[start:end]

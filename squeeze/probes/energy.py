@@ -1,4 +1,4 @@
-"""Energy that this machine's own counters saw pass: RAPL of the processor packages, NVML of a CUDA device.
+"""Count the energy that this machine's own counters saw pass: RAPL of the processor packages, NVML of a CUDA device.
 
 RAPL is read from Linux's powercap files, which most systems let only root read; NVML through nvidia-ml-py (the extra
 ``energy``). Both count the whole package or board, whoever uses it: on a busy machine the figure is an upper bound.
@@ -29,7 +29,7 @@ def started(device: str) -> Callable[[], float | None]:
 
 
 def _packages() -> Iterator[Counter]:
-    """One counter for each package whose file may be read."""
+    """Yield one counter for each package whose file may be read."""
     for zone in sorted(POWERCAP.glob(PACKAGES)):
         if zone.name.count(":") == 1:  # the package; its parts (core, dram) are in it
             try:
@@ -39,7 +39,7 @@ def _packages() -> Iterator[Counter]:
 
 
 def _package(zone: Path) -> Counter:
-    """Microjoules that wrap around at the zone's range. Raises OSError when they may not be read."""
+    """Return a counter of microjoules that wrap at the zone's range. Raises OSError when they may not be read."""
     energy = zone / "energy_uj"
     span = int((zone / "max_energy_range_uj").read_text()) + 1
     before = int(energy.read_text())
@@ -54,7 +54,7 @@ def _package(zone: Path) -> Counter:
 
 
 def _gpu(device: str) -> Iterator[Counter]:
-    """Millijoules since the driver was loaded (Volta and later); nothing without nvidia-ml-py."""
+    """Yield a counter of millijoules since the driver was loaded (Volta and later); nothing without nvidia-ml-py."""
     try:
         import pynvml
     except ImportError:

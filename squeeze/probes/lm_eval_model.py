@@ -1,4 +1,4 @@
-"""Our lm-eval model: scores a model that is in memory, as lm-eval's HFLM would, in a fraction of its time."""
+"""Score a model that is in memory as lm-eval's HFLM would, in a fraction of its time: our lm-eval model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNLIMITED = 2048  # positions of a model that names no limit, as in HFLM
 
 @dataclass(frozen=True)
 class Windows:
-    """How perplexity is taken: the text's first ``tokens`` tokens, in windows of ``window``, one every ``stride``.
+    """Define how perplexity is taken: the first ``tokens`` tokens, in windows of ``window``, one every ``stride``.
 
     No BOS token is added: the first token of a window is context only. Where windows overlap, a token is scored in
     the first window that predicts it.
@@ -37,7 +37,7 @@ class Windows:
     stride: int
 
     def spans(self) -> list[tuple[int, int, int]]:
-        """(start, first scored, end) of each window, in tokens of the text."""
+        """Return (start, first scored, end) of each window, in tokens of the text."""
         spans, scored = [], 0
         for start in range(0, self.tokens, self.stride):
             end = min(start + self.window, self.tokens)
@@ -49,13 +49,13 @@ class Windows:
 
     @property
     def scored(self) -> int:
-        """How many tokens are scored."""
+        """Return how many tokens are scored."""
         return sum(end - first for _, first, end in self.spans())
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """The scored tokens of a text, in order; n of them.
+    """Hold the scored tokens of a text, in order; n of them.
 
     nll: (n,) float32, negative log-likelihood in nats; window: (n,) int32, the window that predicted it;
     text_bytes: UTF-8 bytes of the text that they stand for; tokens_sha256: of all the text's tokens, as int64.
@@ -68,18 +68,18 @@ class TokenScores:
 
     @property
     def perplexity(self) -> float:
-        """Token perplexity: exp of the mean NLL (infinite where that overflows)."""
+        """Return token perplexity: exp of the mean NLL (infinite where that overflows)."""
         with np.errstate(over="ignore"):
             return float(np.exp(self.nll.mean(dtype=np.float64)))
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable between tokenizers, which perplexity is not."""
+        """Return bits per byte of the text: comparable between tokenizers, which perplexity is not."""
         return float(self.nll.sum(dtype=np.float64) / np.log(2) / self.text_bytes)
 
 
 class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
-    """Log-likelihoods of lm-eval's requests under a subject's model, by squeeze.probes.scoring.
+    """Compute log-likelihoods of lm-eval's requests under a subject's model, by squeeze.probes.scoring.
 
     Batches depend on nothing but the requests, the tokenizer, ``token_budget`` and ``packed``, so they are the same for
     all artifacts of a model. A ``token_budget`` of 0 scores one unpadded row at a time; ``packed`` says whether the
@@ -114,23 +114,23 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
+        """Return the token that ends a text."""
         return int(self.tokenizer.eos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands for an empty context."""
+        """Return the token that stands for an empty context."""
         beginning = self.tokenizer.bos_token_id
         return self.eot_token_id if beginning is None else int(beginning)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids, with the special tokens that the tokenizer itself adds, but no second BOS."""
+        """Return token ids, with the special tokens that the tokenizer itself adds, but no second BOS."""
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(self.tokenizer.decode(self.prefix_token_id))
         return list(self._encode(string, add_special_tokens=add_special_tokens))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, whether greedy decoding gives it) for each (context, continuation)."""
+        """Return (log-likelihood in nats, whether greedy decoding gives it) for each (context, continuation)."""
         return super().loglikelihood(requests, disable_tqdm)  # type: ignore[no-any-return]
 
     def _loglikelihood_tokens(
@@ -148,7 +148,7 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         return list(zip(total.tolist(), greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: list[Instance], **_: Any) -> list[float]:
-        """The log-likelihood of the scored tokens of each text; ``scores`` keeps those of the last one."""
+        """Return the log-likelihood of the scored tokens of each text; ``scores`` keeps those of the last one."""
         return [self._rolling(*request.args) for request in requests]
 
     def _rolling(self, text: str) -> float:
@@ -170,17 +170,17 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         return -float(self.scores.nll.sum(dtype=np.float64))
 
     def _batches(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
-        """Each begins with what earlier ones freed given back: allocators hoard it, more for every new length."""
+        """Yield batches, each after freed memory was given back: allocators hoard it, more for every new length."""
         for batch in batches(rows, self.token_budget):
             trim_heap()
             yield batch
 
     def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
-        """Refused: our tasks compare log-likelihoods, none of them generates."""
+        """Refuse to generate: our tasks compare log-likelihoods, none of them generates."""
         raise SqueezeError(f"{len(requests)} requests ask for generated text; use tasks that score given text")
 
     def _truncated(self, text: tuple[str, str], context: Sequence[int], continuation: Sequence[int]) -> Request:
-        """The request within the model's positions: as HFLM does, the context loses its beginning.
+        """Return the request within the model's positions: as HFLM does, the context loses its beginning.
 
         Raises SqueezeError where the continuation alone is too long, or empty.
         """
@@ -193,7 +193,7 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
 
 
 def max_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens the model takes at once: what its configuration says, else its tokenizer."""
+    """Return how many tokens the model takes at once: what its configuration says, else its tokenizer."""
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):
         if (value := getattr(config, name, None)) is not None:
             return int(value)
@@ -203,7 +203,7 @@ def max_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
 def encode_with_ends(
     tokenizer: PreTrainedTokenizerBase, text: str, count: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The first ``count`` token ids of a text, without special tokens, and the character at which each one ends.
+    """Return a text's first ``count`` token ids, without special tokens, and the character at which each one ends.
 
     Of tokens that share a character, the first one has it. Raises SqueezeError where the text has fewer.
     """

@@ -1,4 +1,4 @@
-"""Peak memory of a call, from the kernel's own high-water mark.
+"""Measure the peak memory of a call, from the kernel's own high-water mark.
 
 VmHWM is the largest resident set since it was last reset (writing 5 to /proc/self/clear_refs resets it): it sees a peak
 of any length, where a sampler misses short ones, and it is not inherited from a parent, as ru_maxrss is. It counts
@@ -28,7 +28,7 @@ LARGE = 1 << 20  # bytes
 
 @dataclass(frozen=True)
 class Resident:
-    """Bytes of the resident set: its peak since the last reset, and its anonymous and file-backed part now."""
+    """Hold the resident set in bytes: its peak since the last reset, and its anonymous and file-backed part now."""
 
     peak: int
     anon: int
@@ -36,13 +36,13 @@ class Resident:
 
     @property
     def total(self) -> int:
-        """The resident set now."""
+        """Return the resident set now, in bytes."""
         return self.anon + self.file
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Memory of one call. before, after: resident set around it; cuda: figures of the device, empty on the CPU.
+    """Hold one call's memory. before, after: resident set around it; cuda: figures of the device, empty on the CPU.
 
     source: "VmHWM", or "rss" where the system keeps no peak that can be reset: then the peak is a lower bound, the
     larger of before and after.
@@ -55,16 +55,16 @@ class Usage:
 
     @property
     def peak(self) -> int:
-        """Largest resident set during the call, bytes."""
+        """Return the largest resident set during the call, bytes."""
         return max(self.before.total, self.after.total) if self.source == "rss" else self.after.peak
 
     @property
     def anon_bound(self) -> int:
-        """Upper bound of the anonymous memory during the call, unless it unmapped files that it mapped again."""
+        """Return an upper bound of anonymous memory during the call, unless it unmapped files that it mapped again."""
         return self.peak - min(self.before.file, self.after.file)
 
     def figures(self, stage: str) -> dict[str, Any]:
-        """Sample names and values, such as load_peak_bytes; *_rss_* are those after the call."""
+        """Return sample names and values, such as load_peak_bytes; *_rss_* are those after the call."""
         host = {
             "start_bytes": self.before.total,
             "peak_bytes": self.peak,
@@ -77,7 +77,7 @@ class Usage:
 
 
 def measured(call: Callable[[], T], device: str = "cpu") -> tuple[T, Usage]:
-    """The call's result, and the memory used while it ran.
+    """Return the call's result, and the memory used while it ran.
 
     Memory that earlier work freed is given back first, so that the figure does not depend on what ran before.
     """
@@ -92,7 +92,7 @@ def measured(call: Callable[[], T], device: str = "cpu") -> tuple[T, Usage]:
 
 
 def resident() -> Resident:
-    """The resident set of this process; all of it counted as anonymous where the system does not tell."""
+    """Return the resident set of this process; all of it counted as anonymous where the system does not tell."""
     if not STATUS.exists():
         total = psutil.Process().memory_info().rss
         return Resident(total, total, 0)
@@ -104,7 +104,7 @@ def resident() -> Resident:
 
 
 def _reset_peak() -> bool:
-    """Whether the high-water mark could be set back to the present resident set."""
+    """Set the high-water mark back to the present resident set; return whether that could be done."""
     try:
         CLEAR_REFS.write_text(RESET_PEAK)
     except OSError:
@@ -118,7 +118,7 @@ def trim_heap() -> None:
 
 
 def return_large_blocks() -> None:
-    """From now on in this process, have glibc return each freed block of 1 MiB or more at once.
+    """Have glibc return each freed block of 1 MiB or more at once, from now on in this process.
 
     Left to itself it raises that size to that of the blocks it sees freed, and small blocks between freed large ones
     keep them resident: hundreds of megabytes where the lengths of inputs differ.
@@ -132,7 +132,7 @@ def _glibc(function: str, *arguments: int) -> None:
 
 
 def _cuda_reset(device: str) -> int:
-    """Reset torch's CUDA peaks; bytes in use on the whole device, by every process."""
+    """Reset torch's CUDA peaks; return the bytes in use on the whole device, by every process."""
     if not device.startswith("cuda"):
         return 0
     torch.cuda.synchronize(device)
@@ -142,7 +142,7 @@ def _cuda_reset(device: str) -> int:
 
 
 def _cuda_figures(device: str, before: int) -> dict[str, int]:
-    """Peak of allocated bytes (the headline), of reserved ones, and the growth that the whole device shows."""
+    """Return the peaks of allocated (the headline) and reserved bytes, and the growth that the whole device shows."""
     if not device.startswith("cuda"):
         return {}
     torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Read bandwidth and matrix-product peaks of this machine: about a second in all.
+"""Measure read bandwidth and matrix-product peaks of this machine: about a second in all.
 
 `python -m squeeze.probes.peaks THREADS` prints them as JSON, for callers that do not import torch.
 """
@@ -18,7 +18,7 @@ SECONDS = 0.2  # spent on each figure; the best call counts, for a limit is what
 
 
 def measure(threads: int) -> Machine:
-    """The peaks on the CPU with that many threads; the process keeps its own number of threads afterwards."""
+    """Return the peaks of the CPU with that many threads; the process keeps its own number of threads afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -28,13 +28,13 @@ def measure(threads: int) -> Machine:
 
 
 def read_bandwidth() -> float:
-    """Bytes/s of reading a buffer that no cache can hold (a vectorised sum of it)."""
+    """Return the bytes/s of reading a buffer that no cache can hold (a vectorised sum of it)."""
     buffer = torch.ones(READ_BYTES // 4, dtype=torch.float32)
     return READ_BYTES / fastest(buffer.sum)
 
 
 def matmul_peak(dtype: str) -> float:
-    """Operations/s of a square product; int8 accumulates in int32."""
+    """Return the operations/s of a square product; int8 accumulates in int32."""
     shape = (SIDE, SIDE)
     if dtype == "int8":
         left, right = (torch.randint(-127, 128, shape, dtype=torch.int8) for _ in range(2))
@@ -44,7 +44,7 @@ def matmul_peak(dtype: str) -> float:
 
 
 def fastest(call: Callable[[], object]) -> float:
-    """Seconds of the fastest call within `SECONDS`, the first (warm-up) call left out."""
+    """Return the seconds of the fastest call within `SECONDS`, the first (warm-up) call left out."""
     call()
     best, until = float("inf"), time.perf_counter() + SECONDS
     while time.perf_counter() < until:

@@ -1,4 +1,4 @@
-"""How well a model predicts: token perplexity and tasks, through lm-eval, and how far it is from its baseline."""
+"""Measure how well a model predicts: token perplexity and tasks, by lm-eval, and how far it is from its baseline."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def measure_quality(
 
 
 def run(lm: SubjectLM, protocol: Mapping[str, Any], samples: Samples) -> dict[str, list[dict[str, Any]]]:
-    """Have lm-eval score the protocol's text and tasks; its log of every item, by task."""
+    """Have lm-eval score the protocol's text and tasks; return its log of every item, by task."""
     names = [protocol["perplexity"]["corpus"], *protocol["tasks"]]
     for name in names:
         if name not in tasks.names():
@@ -109,13 +109,13 @@ def scored_difference(engine: TorchEngine, token_ids: Tensor) -> float:
 
 
 def standard_error(correct: Sequence[float] | npt.NDArray[Any]) -> float | None:
-    """Of an accuracy p over n items: sqrt(p (1 - p) / (n - 1)); None for fewer than two."""
+    """Return the standard error of an accuracy p over n items: sqrt(p (1 - p) / (n - 1)); None for fewer than two."""
     accuracy, items = float(np.mean(correct)), len(correct)
     return math.sqrt(accuracy * (1 - accuracy) / (items - 1)) if items > 1 else None
 
 
 def _windows(text: Mapping[str, Any], subject: Subject) -> Windows:
-    """The protocol's windows; of ``tokens: null``, as many whole ones as the text has."""
+    """Return the protocol's windows; of ``tokens: null``, as many whole ones as the text has."""
     tokens = text["tokens"] or corpora.whole_windows(text["corpus"], subject.tokenizer, text["window"])
     return Windows(tokens, text["window"], text["stride"])
 
@@ -123,7 +123,7 @@ def _windows(text: Mapping[str, Any], subject: Subject) -> Windows:
 def _observer(
     subject: Subject, folder: Path, tokens: int, baseline: Path | None, baseline_artifact: Path | None
 ) -> AbstractContextManager[HiddenWriter | Divergence]:
-    """What becomes of hidden states: a baseline's are kept, a candidate's are compared with them."""
+    """Return what takes the hidden states: it keeps a baseline's, and compares a candidate's with them."""
     if baseline is None or baseline_artifact is None:
         folder.mkdir(parents=True, exist_ok=True)
         return hidden_writer(folder, tokens)

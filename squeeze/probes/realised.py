@@ -1,4 +1,4 @@
-"""What an artifact is while it runs: the memory that its weights take, and the work of a token and of a prompt."""
+"""Tell what an artifact is while it runs: the memory that its weights take, the work of a token and of a prompt."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +17,9 @@ SMALL = 0.95  # of what the uncompressed model takes in the same dtype
 
 
 def figures(engine: TorchEngine, stored_bytes: int, protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Of an artifact that is ready to run, whose weight files take `stored_bytes`; protocol: its `latency` part.
+    """Return the figures of an artifact that is ready to run, whose weight files take `stored_bytes`.
 
+    protocol: its `latency` part.
     bytes_real: stored small; memory_real: small while running; compute_real: computes in low bits or skips
     arithmetic, instead of dequantising and multiplying; arithmetic: what the blocks multiply in ("int8", or a dtype).
     running_bits: of a weight's code within the blocks, on average: kernels for 4 bits run codes of 2 and 3 bits, too.
@@ -96,21 +97,21 @@ def bits_in_memory(layer: nn.Module) -> float:
 
 
 def unread_bytes(model: nn.Module) -> int:
-    """Bytes of an embedding table that serves as input only: a decoding step reads one of its rows."""
+    """Return the bytes of an embedding table that serves as input only: a decoding step reads one of its rows."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
     table = own_bytes(embedding)
     return 0 if head is not None and own_bytes(head).keys() & table.keys() else sum(table.values())
 
 
 def own_bytes(layer: nn.Module) -> dict[int, int]:
-    """Address -> bytes of all that a layer holds."""
+    """Return address -> bytes of all that a layer holds."""
     tensors = [*layer.parameters(), *layer.buffers()]
     opaque = {id(layer): int(getattr(layer, "opaque_bytes", 0))}
     return {tensor.data_ptr(): tensor.nbytes for tensor in tensors} | opaque
 
 
 def operations(model: nn.Module, tokens: int, batch: int) -> float:
-    """Operations of one prefill, compressed layers counted as the dense ones they stand for."""
+    """Return the operations of one prefill, compressed layers counted as the dense ones they stand for."""
     config: Any = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     head = None if model.get_output_embeddings() is None else architecture.head(model)  # type: ignore[operator]

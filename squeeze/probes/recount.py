@@ -1,4 +1,4 @@
-"""What an artifact's matrices really hold. Nothing here believes a technique.
+"""Count what an artifact's matrices really hold. Nothing here believes a technique.
 
 Bits come from bytes on disk, sparsity and levels from the weights that each stored layer multiplies with.
 """
@@ -31,7 +31,7 @@ SPARSITY_TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Recount:
-    """Of all matrices within the blocks.
+    """Hold what was counted of all matrices within the blocks.
 
     weights: their logical number. effective_bits: stored bits a weight. sparsity: share of the weights that are zero.
     levels: most distinct values found among 32 neighbours. compressed_share: share of the weights whose layer is stored
@@ -47,7 +47,7 @@ class Recount:
     level_bits: float
 
     def figures(self) -> dict[str, float | int]:
-        """The sample names and values."""
+        """Return the sample names and values."""
         return {
             "block_weights": self.weights,
             "block_effective_bits": self.effective_bits,
@@ -57,7 +57,7 @@ class Recount:
         }
 
     def mismatches(self, claims: Mapping[str, Any]) -> list[str]:
-        """Claims that do not hold, with both numbers; none for an honest artifact."""
+        """Return the claims that do not hold, with both numbers; none for an honest artifact."""
         found = []
         bits, sparsity = claims.get("bits"), claims.get("sparsity")
         if bits is not None and self.effective_bits > bits + stored_beside(claims):
@@ -109,13 +109,13 @@ def recount(folder: Path, subject: Subject) -> Recount:
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers within the blocks that stand for one matrix each, by full name; their own parts are passed over."""
+    """Return the layers within the blocks that stand for one matrix each, by full name, their own parts passed over."""
     for name, block in architecture.named_blocks(model):
         yield from _matrices(name, block)
 
 
 def logical_weights(layer: nn.Module) -> int:
-    """How many weights the dense matrix has that a layer stands for."""
+    """Return how many weights the dense matrix has that a layer stands for."""
     if is_compressed(layer):
         return weight_numel(layer)
     if isinstance(layer, nn.Linear):
@@ -125,7 +125,7 @@ def logical_weights(layer: nn.Module) -> int:
 
 @torch.inference_mode()
 def dense(layer: nn.Module) -> Tensor:
-    """(out_features, columns): the matrix that a layer multiplies with; of a foreign packed layer its first columns.
+    """Return the matrix a layer multiplies with, (out_features, columns): of a foreign packed one, its first columns.
 
     Those are found by sending unit vectors through its forward, whatever the library stores.
     """
@@ -139,7 +139,7 @@ def dense(layer: nn.Module) -> Tensor:
 
 
 def most_levels(values: Tensor) -> int:
-    """The largest number of distinct values among NEIGHBOURS weights of a row, in evenly spread rows."""
+    """Return the largest number of distinct values among NEIGHBOURS weights of a row, in evenly spread rows."""
     rows = values[:: max(1, len(values) // SAMPLED_ROWS)]
     blocks = rows[:, : rows.shape[1] // NEIGHBOURS * NEIGHBOURS].reshape(-1, NEIGHBOURS)
     ordered = blocks.sort(dim=1).values
@@ -155,7 +155,7 @@ def _matrices(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _bytes_by_layer(folder: Path, layers: Collection[str]) -> Counter[str]:
-    """Stored bytes of each layer, its bias left out."""
+    """Return the stored bytes of each layer, its bias left out."""
     found = Counter[str]()
     for tensor in stored_tensors(folder):
         owner = tensor.name

@@ -1,4 +1,4 @@
-"""What one measuring process saw: scalars and lists in samples.json, arrays in samples.npz.
+"""Keep what one measuring process saw: scalars and lists in samples.json, arrays in samples.npz.
 
 The two files are the only way out of a measuring process. The arrays are written first and samples.json names
 their SHA-256, so whoever can read samples.json can trust both.
@@ -28,7 +28,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class Samples:
-    """Values of one stage of one process, collected in memory until `write`."""
+    """Collect the values of one stage of one process in memory until `write`."""
 
     folder: Path
     values: dict[str, Any] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Samples:
         self.values[name] = _jsonable(name, value)
 
     def put_all(self, values: Mapping[str, Any]) -> None:
-        """`put` each of them."""
+        """Keep each of these values, by `put`."""
         for name, value in values.items():
             self.put(name, value)
 
@@ -87,7 +87,7 @@ class Samples:
 
 
 def read(folder: Path, *, arrays: bool = True) -> Samples:
-    """The samples that `Samples.write` left in `folder`; `arrays=False` leaves samples.npz closed.
+    """Return the samples that `Samples.write` left in `folder`; `arrays=False` leaves samples.npz closed.
 
     Raises FileNotFoundError when the process wrote none, IntegrityError when a file is torn or was changed since.
     """
@@ -107,7 +107,7 @@ def read(folder: Path, *, arrays: bool = True) -> Samples:
 
 
 def _jsonable(name: str, value: Any) -> Any:
-    """`value` after a trip through JSON, so that what is read back is what was put.
+    """Return `value` after a trip through JSON, so that what is read back is what was put.
 
     NaN and infinity pass (Python's JSON writes and reads them): a diverged model's perplexity is a finding.
     """

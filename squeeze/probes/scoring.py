@@ -1,4 +1,4 @@
-"""Scoring given tokens, at the least work: the log-probability that a model gives to each of them.
+"""Score given tokens, at the least work: the log-probability that a model gives to each of them.
 
 The continuations of one context (a question's choices) lie behind it in one row, blind to one another, so that the
 context is computed once; rows of like length share a batch; the head is applied where a token is to be scored, nowhere
@@ -24,7 +24,7 @@ SOFTMAX_ROWS = 8  # of those, the positions whose float32 logits exist at once: 
 
 
 class Request(NamedTuple):
-    """Tokens to score, at least one, behind a context of at least one."""
+    """Hold tokens to score, at least one, behind a context of at least one."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -32,7 +32,7 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One context and the continuations behind it. owners: the caller's number of each continuation."""
+    """Hold one context and the continuations behind it. owners: the caller's number of each continuation."""
 
     context: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...]
@@ -40,12 +40,12 @@ class Row:
 
     @property
     def length(self) -> int:
-        """Tokens that the model sees: a continuation's last one is only predicted."""
+        """Return how many tokens the model sees: a continuation's last one is only predicted."""
         return len(self.context) + sum(len(continuation) - 1 for continuation in self.continuations)
 
 
 class Predicted(NamedTuple):
-    """What the head is applied to, in the order of rows and continuations, for the T tokens of a batch.
+    """Hold what the head is applied to, in the order of rows and continuations, for the T tokens of a batch.
 
     hidden: (T, hidden), from which the token is predicted; tokens: (T,) int64; owners: (T,) int64, on the CPU.
     """
@@ -56,7 +56,7 @@ class Predicted(NamedTuple):
 
 
 def pack(requests: Sequence[Request], limit: int) -> list[Row]:
-    """Rows in which each context stands once (as long as the row has at most ``limit`` tokens), in order of arrival."""
+    """Return rows in which each context stands once (while a row has at most ``limit`` tokens), in order of arrival."""
     open_rows: dict[tuple[int, ...], Row] = {}
     full: list[Row] = []
     for number, (context, continuation) in enumerate(requests):
@@ -69,17 +69,17 @@ def pack(requests: Sequence[Request], limit: int) -> list[Row]:
 
 
 def one_by_one(requests: Sequence[Request]) -> list[Row]:
-    """A row for each request."""
+    """Return a row for each request."""
     return [Row(context, (continuation,), (number,)) for number, (context, continuation) in enumerate(requests)]
 
 
 def by_length(rows: Sequence[Row]) -> list[Row]:
-    """Longest first, so that neighbours need little padding; ties by content, so that the order is everyone's."""
+    """Sort rows, longest first, so that neighbours need little padding; ties by content: the order is everyone's."""
     return sorted(rows, key=lambda row: (-row.length, row.context, row.continuations))
 
 
 def batches(rows: Sequence[Row], token_budget: int) -> Iterator[list[Row]]:
-    """Neighbouring rows, as many as fit ``token_budget`` tokens, padding included; at least one."""
+    """Yield neighbouring rows, as many as fit ``token_budget`` tokens, padding included; at least one."""
     batch: list[Row] = []
     for row in rows:
         longest = max(item.length for item in (*batch, row))
@@ -115,8 +115,9 @@ def predict(model: nn.Module, rows: Sequence[Row], states: Callable[..., Tensor]
 
 
 def branch_mask(branches: Tensor) -> Tensor:
-    """Who sees whom, (rows, 1, tokens, tokens) bool, from each token's branch, (rows, tokens): 0 context, -1 padding.
+    """Return who sees whom, (rows, 1, tokens, tokens) bool.
 
+    branches: that of each token, (rows, tokens); 0 is the context, -1 padding.
     A token sees earlier tokens of the context and of its own branch. (Padding sees some too: a softmax over nothing
     would be NaN. Nothing sees padding but padding.)
     """
@@ -126,7 +127,7 @@ def branch_mask(branches: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def log_probabilities(model: nn.Module, predicted: Predicted) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token in nats, (T,) float32, and whether no other was likelier, (T,) bool; on the CPU."""
+    """Return log-probabilities in nats, (T,) float32, and whether no token was likelier, (T,) bool; on the CPU."""
     output = logits_of(model)
     log_probability, greedy = [], []
     for start in range(0, len(predicted.tokens), HEAD_ROWS):
@@ -154,7 +155,7 @@ def _branches(row: Row) -> list[int]:
 
 
 def _sources(row: Row) -> list[int]:
-    """For each token to score, the place in the row from which it is predicted."""
+    """Return, for each token to score, the place in the row from which it is predicted."""
     sources, start = [], len(row.context)
     for tokens in row.continuations:
         sources += [len(row.context) - 1, *range(start, start + len(tokens) - 1)]

@@ -1,4 +1,4 @@
-"""What an artifact weighs, from the file system and the headers of its safetensors files: no tensor is read."""
+"""Weigh an artifact, from the file system and the headers of its safetensors files: no tensor is read."""
 
 import json
 import re
@@ -22,14 +22,14 @@ NORM = re.compile(r"(?i:norm)|(^|\.)ln_\w+\.")
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor in a safetensors file."""
+    """Hold the name and bytes of one tensor in a safetensors file."""
 
     name: str
     bytes: int
 
 
 def stored_tensors(folder: Path) -> list[Stored]:
-    """The tensors of all *.safetensors files in a folder, from their headers alone.
+    """Return the tensors of all *.safetensors files in a folder, from their headers alone.
 
     Raises IntegrityError when a file is shorter or longer than its header says.
     """
@@ -37,7 +37,7 @@ def stored_tensors(folder: Path) -> list[Stored]:
 
 
 def bytes_by_kind(folder: Path) -> dict[str, int]:
-    """Bytes on disk by kind; their sum is what all files of the artifact take.
+    """Return bytes on disk by kind; their sum is what all files of the artifact take.
 
     weights, metadata (scales, zeros, masks), embeddings, head, other (norms, biases), container (safetensors headers),
     tokenizer, config.
@@ -57,12 +57,12 @@ def bytes_by_kind(folder: Path) -> dict[str, int]:
 
 
 def artifact_files(folder: Path) -> list[Path]:
-    """The files that make an artifact."""
+    """Return the files that make an artifact."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in artifact.UNHASHED)
 
 
 def figures(folder: Path) -> dict[str, Any]:
-    """What the artifact in a folder weighs.
+    """Return what the artifact in a folder weighs.
 
     bytes: of the weight files; bytes_on_disk: of all files; effective_bits: stored bits per parameter, scales, masks
     and embeddings included; compression_ratio: to float32. Parameters are those of the model before any compression.
@@ -80,7 +80,7 @@ def figures(folder: Path) -> dict[str, Any]:
 
 
 def _kind(name: str) -> str:
-    """The kind of a stored tensor."""
+    """Return the kind of a stored tensor."""
     if EMBEDDING.search(name):
         return "embeddings"
     if HEAD.search(name):
@@ -91,7 +91,7 @@ def _kind(name: str) -> str:
 
 
 def _header(path: Path) -> Iterator[Stored]:
-    """The tensors of one file: 8 bytes of little-endian length, then a JSON object of that length, then the data."""
+    """Yield the tensors of one file: 8 bytes of little-endian length, a JSON object of that length, then the data."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         content = file.read(min(length, path.stat().st_size))

@@ -1,1 +1,1 @@
-"""What is kept of an attempt, and the statistics behind it."""
+"""Keep what is known of an attempt, and compute the statistics behind it."""

@@ -34,7 +34,7 @@ Estimates = dict[str, Estimate]
 
 
 def known(estimates: Estimates) -> Estimates:
-    """Return those whose value is finite, rounded to the digits that a record keeps."""
+    """Return the estimates whose value is finite, rounded to the digits that a record keeps."""
     return {name: _rounded(estimate) for name, estimate in estimates.items() if math.isfinite(estimate.value)}
 
 
@@ -61,7 +61,7 @@ def memory(processes: Sequence[Values], steps: Sequence[str] = STEPS) -> Estimat
 
 
 def speeds(rounds: Sequence[Values], baseline: Sequence[Values]) -> Estimates:
-    """ttft_ms, decode_tokens_per_s and their ratios to the baseline's; of batch sizes above 1 with the suffix _b8."""
+    """Return ttft_ms, decode_tokens_per_s, their ratios to the baseline's; of batch sizes above 1 with suffix _b8."""
     found = {}
     for batch in rounds[0].get("ttft_s", {}):
         own, other = (medians(each, "ttft_s", batch) for each in (rounds, baseline))

@@ -26,7 +26,7 @@ CELL_FIELDS = {
 
 
 class Status(StrEnum):
-    """How an attempt ended; each attempt ends in exactly one of these."""
+    """Name how an attempt ended; each attempt ends in exactly one of these."""
 
     OK = "ok"
     UNSUPPORTED = "unsupported"
@@ -38,7 +38,7 @@ class Status(StrEnum):
 
 
 class Row(NamedTuple):
-    """What a row of a board is identified by: attempts that agree in all three are attempts at one thing.
+    """Identify a row of a board: attempts that agree in all three are attempts at one thing.
 
     key: the request's; artifact_key: of what is measured; fingerprint: of where it is measured.
     """
@@ -50,7 +50,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval (or observed spread, where the field's documentation says so).
+    """Hold a figure with its 95 % interval (or observed spread, where the field's documentation says so).
 
     ``low``, ``high`` and ``p_value`` are None where the protocol's sample count cannot support them;
     ``n`` is the number of independent units (rounds, windows, items) behind the value.
@@ -69,7 +69,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Record:
-    """One attempt; the schema of ``results/records/*.json`` (docs/record.md explains each field)."""
+    """Hold one attempt: the schema of ``results/records/*.json`` (docs/record.md explains each field)."""
 
     cell: Mapping[str, Any]
     key: str
@@ -96,12 +96,12 @@ class Record:
 
     @property
     def row(self) -> Row:
-        """The row that this is an attempt at."""
+        """Return the row that this is an attempt at."""
         return Row(self.key, self.artifact_key, self.fingerprint)
 
     @property
     def precedence(self) -> tuple[bool, str, str]:
-        """Of several attempts at one row, that of the greatest counts: official before shared, then newer ones."""
+        """Return the rank among attempts at one row; the greatest counts: official before shared, then newer ones."""
         return self.isolation == PROCESS, self.finished, self.attempt
 
     def to_json(self) -> dict[str, Any]:

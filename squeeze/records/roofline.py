@@ -1,4 +1,4 @@
-"""The physical limits of a machine, and a model's speed as a share of them. No torch import.
+"""Compute the physical limits of a machine, and a model's speed as a share of them. No torch import.
 
 Decode of one sequence reads every weight once per token, so it cannot be faster than read bandwidth / bytes touched;
 prefill is bound by matrix products. The limits are measured by squeeze.probes.peaks, once per session.
@@ -11,7 +11,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Machine:
-    """read_bandwidth: bytes/s; matmul: dtype name -> operations/s (a multiply-add counts two)."""
+    """Hold a machine's limits.
+
+    read_bandwidth: bytes/s; matmul: dtype name -> operations/s (a multiply-add counts two).
+    """
 
     threads: int
     read_bandwidth: float

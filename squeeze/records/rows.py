@@ -18,14 +18,14 @@ from squeeze.request.cell import Cell
 
 @dataclass(frozen=True)
 class Side:
-    """A row: its record and the arrays of its samples file (none for an attempt that failed before it had any)."""
+    """Hold a row: its record and its samples file's arrays (none for an attempt that failed before it had any)."""
 
     record: Record
     arrays: Mapping[str, npt.NDArray[Any]]
 
     @property
     def cell(self) -> Cell:
-        """The cell that was measured."""
+        """Return the cell that was measured."""
         return Cell.from_json(self.record.cell)
 
     @classmethod

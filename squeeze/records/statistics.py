@@ -34,7 +34,7 @@ Array = npt.NDArray[np.float64]
 
 
 class Flips(TypedDict):
-    """Answers that changed against the baseline, and the exact two-sided p-value of "both ways equally likely"."""
+    """Count answers that changed against the baseline; p_value: exact, two-sided, of "both ways equally likely"."""
 
     right_to_wrong: int
     wrong_to_right: int

@@ -39,13 +39,13 @@ def warn(path: Path, why: str) -> None:
 
 @dataclass(frozen=True)
 class RecordStore:
-    """The records below a results folder."""
+    """Keep the records below a results folder."""
 
     results: Path
 
     @property
     def folder(self) -> Path:
-        """Where the records lie."""
+        """Return the folder where the records lie."""
         return self.results / "records"
 
     def prepare(self) -> None:

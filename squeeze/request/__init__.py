@@ -1,4 +1,4 @@
-"""What is asked: overrides and conf/ -> cells, checked, frozen, hashed.
+"""Turn what is asked, overrides and conf/, into cells: checked, frozen, hashed.
 
 Hydra reads the grammar of overrides and composes conf/ once a request; the points of a grid are resolved here, for two
 reasons. Speed: composing anew takes Hydra some 50 ms a point, so that listing 10,000 cells would take minutes, not

@@ -20,7 +20,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Axis:
-    """One thing that a sweep can vary.
+    """Describe one thing that a sweep can vary.
 
     help: what it means, for people. kind: of what it is a field: of a technique's step, the model, the runtime or the
     cell itself. label: what of its value stands in a cell's label, beside the values of the other axes that the cell
@@ -39,7 +39,7 @@ class Axis:
 
 
 def _group_label(group_size: Any, values: Values) -> str | None:
-    """A group is of weights that share a scale: it tells nothing where there are no bits."""
+    """Label a group of weights that share a scale; None where there are no bits: it tells nothing there."""
     if values.get("bits") is None:
         return None
     return f"g{group_size}" if group_size else "row"

@@ -26,7 +26,7 @@ UNCOMPRESSED: Mapping[str, Any] = {"name": "none", "family": "baseline", "steps"
 
 @dataclass(frozen=True)
 class Cell:
-    """model x technique x calibration x runtime x protocol, all resolved to plain JSON values.
+    """Hold model x technique x calibration x runtime x protocol, all resolved to plain JSON values.
 
     ``replicate`` tells apart deliberate repetitions of one request (an A/A sweep uses 0-11).
     """

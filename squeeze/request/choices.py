@@ -19,7 +19,7 @@ SWEEP = "sweep"
 
 @dataclass(frozen=True)
 class Choices:
-    """Folders laid out as GROUP/NAME.yaml; the first one holds config.yaml."""
+    """Find YAML files in folders laid out as GROUP/NAME.yaml; the first one holds config.yaml."""
 
     folders: tuple[Path, ...]
 

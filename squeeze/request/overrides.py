@@ -27,7 +27,7 @@ MOST_POINTS = 100_000  # of one grid: far beyond what anyone measures, and liste
 
 @dataclass(frozen=True)
 class Setting:
-    """One override. ``path`` is its dotted key, ``values`` what a grid crosses: one value unless it is swept."""
+    """Hold one override. ``path`` is its dotted key, ``values`` what a grid crosses: one value unless it is swept."""
 
     path: tuple[str, ...]
     values: tuple[Any, ...]
@@ -120,7 +120,7 @@ def _values(override: Override, choices: list[str]) -> tuple[Any, ...]:
 
 
 def _range(sweep: RangeSweep) -> Iterator[int | float]:
-    """The values from start up (or down) to stop, without stop, counted in decimals: 0.3 and no 0.30000000000000004."""
+    """Yield values from start up (or down) to stop, excluding it, in decimals: 0.3 and no 0.30000000000000004."""
     start, stop, step = (Decimal(str(bound)) for bound in (sweep.start, sweep.stop, sweep.step))
     if step == 0 or not all(bound.is_finite() for bound in (start, stop, step)):
         raise SqueezeError(

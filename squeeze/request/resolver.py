@@ -27,7 +27,7 @@ Point = Mapping[str, Any]  # key of a setting -> the one value that it has here
 
 @dataclass(frozen=True)
 class Resolver:
-    """Makes cells of points; see ``squeeze.request`` for why it is not Hydra that makes them.
+    """Make cells of points; see ``squeeze.request`` for why it is not Hydra that makes them.
 
     scalars: those of config.yaml. defaults: the choice that it makes in each group. choices: group -> name -> the data
     of that YAML file. Interpolations are unresolved in all of them.
@@ -107,7 +107,7 @@ class Resolver:
 
 
 class Template(NamedTuple):
-    """A choice with its edits, interpolations unresolved, and the names of the scalars that it reads."""
+    """Hold a choice with its edits, interpolations unresolved, and the names of the scalars that it reads."""
 
     node: Any
     reads: Sequence[str]

@@ -13,7 +13,7 @@ from squeeze.core.errors import SqueezeError
 
 @dataclass(frozen=True)
 class Rule:
-    """``allowed`` completes "expected ..."; ``holds`` tells whether a value is that."""
+    """Define allowed values: ``allowed`` completes "expected ..."; ``holds`` tells whether a value is that."""
 
     allowed: str
     holds: Callable[[Any], bool]

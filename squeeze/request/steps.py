@@ -20,7 +20,7 @@ NO_FOLDER = ("baseline", "control", "combined")  # families of choices that are 
 
 @dataclass(frozen=True)
 class Target:
-    """A technique's class, as its source declares it.
+    """Describe a technique's class, as its source declares it.
 
     found: where it lies, and the one spelling of its name that a cell holds, such as ``gptq.GPTQ``. family: the folder
     that it lies in; empty for a plugin's that lies in none. fields: name -> whether a step must give it. floats: the
@@ -104,7 +104,7 @@ def families() -> list[str]:
 
 
 def _short(path: str) -> str:
-    """``FILE.CLASS`` of a dotted path; any other name as it is."""
+    """Return ``FILE.CLASS`` of a dotted path; any other name as it is."""
     if not path.startswith(BEFORE_NAMES):
         return path
     parts = path.removeprefix(BEFORE_NAMES).split(".")

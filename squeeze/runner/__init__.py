@@ -1,1 +1,1 @@
-"""Cells -> records: what is measured with what, in which order; ``jobs/`` are the processes."""
+"""Measure cells into records: decide what is measured with what, in which order; ``jobs/`` are the processes."""

@@ -20,7 +20,7 @@ from squeeze.runner.results import Measured
 
 @dataclass(eq=False)
 class Attempt:
-    """A candidate, and the baselines that it is compared with; the runner alone fills it in, result by result.
+    """Hold a candidate and the baselines it is compared with; the runner alone fills it in, result by result.
 
     row: what it is an attempt at. place: the environment, its state as it was at the beginning. log: receives what its
     processes print. candidate: what the stages have found of it, None until it is built. quality_baseline: the
@@ -50,7 +50,7 @@ class Attempt:
 
     @property
     def built(self) -> Measured:
-        """The candidate, which has been built."""
+        """Return the candidate, which has been built."""
         assert self.candidate is not None
         return self.candidate
 

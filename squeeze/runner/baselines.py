@@ -23,7 +23,7 @@ CHOICE = "choice.json"
 
 @dataclass
 class Baselines:
-    """The baselines of one run, by cell key; of one that cannot be had, the reason."""
+    """Provide the baselines of one run, by cell key; of one that cannot be had, keep the reason."""
 
     shop: Executor
     store: RecordStore
@@ -42,7 +42,7 @@ class Baselines:
         return self._sound(baseline)
 
     def scored(self, cell: Cell, dtype: str) -> Measured:
-        """Return the same, its quality known. Raises StageError when it cannot be built or scored."""
+        """Return that model with its quality known. Raises StageError when it cannot be built or scored."""
         member = self.built(cell, dtype)
         if member.scoring is None:
             try:
@@ -69,7 +69,7 @@ class Baselines:
         return members
 
     def fastest(self, cell: Cell, fingerprint: str) -> Measured:
-        """Return the speed to beat, not timed: which dtype it is, is found by a pilot and kept; its times are not.
+        """Return the baseline to beat in speed, not timed: a pilot finds its dtype, which is kept; its times are not.
 
         Raises StageError when no baseline can be timed.
         """

@@ -32,7 +32,7 @@ STAGES: tuple[Literal["latency"], Literal["quality"]] = ("latency", "quality")
 
 @dataclass
 class InProcess:
-    """The measurements of one session. cells: those that were asked for; results: the folder for their records."""
+    """Take the measurements of one session. cells: those that were asked for; results: the folder for their records."""
 
     cells: Sequence[Cell]
     results: Path

@@ -22,7 +22,7 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact in the cache. info: its build.json; seconds: wall time of its build, 0 where the cache had it."""
+    """Hold an artifact in the cache. info: its build.json; seconds: wall time of its build, 0 if the cache had it."""
 
     folder: Path
     key: str
@@ -38,18 +38,18 @@ class Artifact:
 
     @property
     def hash(self) -> str:
-        """The hash of its content."""
+        """Return the hash of its content."""
         return str(self.info["content_hash"])
 
     @property
     def dtype(self) -> str:
-        """The dtype it computes in."""
+        """Return the dtype it computes in."""
         return str(self.info["dtype"])
 
 
 @dataclass(frozen=True)
 class Process:
-    """What one measuring process left behind, and what it took.
+    """Hold what one measuring process left behind, and what it took.
 
     values: the scalars and lists of its samples. seconds: its wall time; None for a stage that ran in the process of
     another one, which has the start-up on its account.
@@ -65,19 +65,19 @@ class Process:
 
     @cached_property
     def work(self) -> float:
-        """Seconds of model work: of all its stages but the start-up."""
+        """Return the seconds of model work: of all its stages but the start-up."""
         stages = self.values.get("stages", {})
         return float(sum(spent for name, spent in stages.items() if name not in START_UP))
 
     @property
     def overhead(self) -> float | None:
-        """The other seconds of its wall time: start, imports, collecting, writing; None where it has no wall time."""
+        """Return the rest of its wall seconds: start, imports, collecting, writing; None where it has no wall time."""
         return None if self.seconds is None else self.seconds - self.work
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """The quality of an artifact. folder: its samples; process: what scored it, None where the cache had it."""
+    """Hold the quality of an artifact. folder: its samples; process: what scored it, None where the cache had it."""
 
     folder: Path
     process: Process | None = None
@@ -85,7 +85,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Measured:
-    """A model under measurement, a candidate or a baseline, as far as the stages have come.
+    """Hold a model under measurement, a candidate or a baseline, as far as the stages have come.
 
     log: receives what its processes print. timings: its process of each round, in order.
     """
@@ -98,11 +98,11 @@ class Measured:
 
     @property
     def quality(self) -> Path:
-        """The folder of its quality samples, which ``stages.score`` has provided."""
+        """Return the folder of its quality samples, which ``stages.score`` has provided."""
         assert self.scoring is not None
         return self.scoring.folder
 
     @property
     def rounds(self) -> list[Values]:
-        """The samples of each round's process."""
+        """Return the samples of each round's process."""
         return [process.values for process in self.timings]

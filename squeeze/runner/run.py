@@ -64,7 +64,7 @@ def run(
 
 @dataclass
 class _Run:
-    """A run at work."""
+    """Take a run through its cells."""
 
     store: RecordStore
     shop: Executor
@@ -113,7 +113,7 @@ class _Run:
         attempt.candidate = replace(candidate, scoring=scoring)
 
     def _time(self, attempts: Sequence[Attempt]) -> list[Attempt]:
-        """Return time the attempts, which share a baseline process in each round; returns those that went well."""
+        """Time the attempts, which share a baseline process in each round; return those that went well."""
         if not attempts:
             return []
         alive = dict(enumerate(attempts, start=1))

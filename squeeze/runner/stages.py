@@ -84,7 +84,7 @@ def quality_key(subject: Measured, baseline: Measured | None) -> str:
 
 
 def time_rounds(shop: Executor, members: Sequence[Measured]) -> Iterator[tuple[int, Process | Failure]]:
-    """Yield time one process of each member in each round, in balanced order; the first member is the baseline.
+    """Time one process of each member in each round, in balanced order; the first member is the baseline.
 
     Yields after each process the member's position in ``members`` and what it left or, if that was its end, why: then
     it is left out of further rounds. Raises StageError when the baseline fails: nothing has anything to be compared

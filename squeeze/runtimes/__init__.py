@@ -1,1 +1,1 @@
-"""What executes an artifact, token by token; `contract.py` says what a runtime owes to those who measure it."""
+"""Execute an artifact, token by token; `contract.py` says what a runtime must provide to those who measure it."""

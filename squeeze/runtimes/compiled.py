@@ -49,7 +49,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class CompiledEngine:
-    """A subject, its decode step compiled when first called, which takes minutes. synchronize: waits for the device."""
+    """Run a subject, its decode step compiled at the first call, in minutes. synchronize: waits for the device."""
 
     subject: Subject
     synchronize: Callable[[], None]

@@ -1,4 +1,4 @@
-"""State what a runtime owes, and find the one that a cell names. Imports no torch.
+"""Define what a runtime must provide, and find the one that a cell names. Imports no torch.
 
 Probes and benches know runtimes by this file alone. What any engine can give is `Engine`; `TorchEngine` adds what
 torch sees of a model: its weights, and the hidden states from which text is scored in packed rows. An engine without
@@ -27,7 +27,7 @@ States = Callable[..., "Tensor"]  # (model, **inputs) -> (rows, tokens, hidden)
 
 
 class Generation(Protocol):
-    """One greedy generation in progress, of every row of a batch at once. Each call returns when the device is done."""
+    """Run one greedy generation, of every row of a batch at once. Each call returns when the device is done."""
 
     def prefill(self, prompt: Tensor) -> Tensor:
         """Read the prompt, (rows, tokens) int64, and return the first token of each row, (rows, 1) int64."""
@@ -44,7 +44,7 @@ class Generation(Protocol):
 
 
 class Engine(Protocol):
-    """An artifact that a runtime has loaded."""
+    """Run an artifact that a runtime has loaded."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -78,7 +78,7 @@ class Engine(Protocol):
 
 
 class TorchEngine(Engine, Protocol):
-    """An engine whose model torch can look into."""
+    """Run an artifact with a model that torch can look into."""
 
     @property
     def subject(self) -> Subject:
@@ -90,7 +90,7 @@ class TorchEngine(Engine, Protocol):
 
 
 class Runtime(Protocol):
-    """A frozen dataclass in a file of squeeze/runtimes/; its fields are the YAML's keys but ``name``.
+    """Define a runtime: a frozen dataclass in a file of squeeze/runtimes/; its fields are the YAML's keys but ``name``.
 
     device: "cpu", "cuda" or "cuda:N". threads: those that the process has been given to compute with.
     """

@@ -37,7 +37,7 @@ class Eager:
 
 @dataclass(frozen=True)
 class EagerEngine:
-    """A subject, run as it is. synchronize: waits for the device."""
+    """Run a subject as it is. synchronize: waits for the device."""
 
     subject: Subject
     synchronize: Callable[[], None]

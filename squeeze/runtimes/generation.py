@@ -23,7 +23,7 @@ Forward = Callable[..., Any]
 
 @dataclass
 class GreedyGeneration:
-    """One greedy generation in progress. tokens: those chosen so far, each (rows, 1) int64.
+    """Run one greedy generation. tokens: those chosen so far, each (rows, 1) int64.
 
     prefill_forward and decode_forward: the model, or a compiled form of it.
     """

@@ -1,1 +1,1 @@
-"""One paper a file, by family; ``contract.py`` says what a technique gets and owes."""
+"""Implement the compression techniques, one paper a file, by family; ``contract.py`` defines their interface."""

@@ -1,4 +1,4 @@
-"""Walking a model block by block with calibration text, and what the inputs of its linear layers are like.
+"""Walk a model block by block with calibration text, and collect statistics of the inputs of its linear layers.
 
 All windows' hidden states are held once, in the model's dtype, and go through one block at a time; beside them and
 the model there is never more than one block's statistics.
@@ -52,12 +52,12 @@ def walk(model: nn.Module, token_ids: torch.Tensor, *, sequential: bool = False)
 
 
 class AllSeen(Exception):  # noqa: N818 - control flow, not an error
-    """All linear layers of the block have been called; what it would still compute is not wanted."""
+    """Signal that all linear layers of the block have been called; what it would still compute is not wanted."""
 
 
 @contextmanager
 def observed_inputs(block: nn.Module, *, leave: bool = False) -> Iterator[dict[str, _Accumulator]]:
-    """While the context lasts, accumulate what the linear layers of ``block`` read, by their relative names.
+    """Accumulate, while the context lasts, what the linear layers of ``block`` read, by their relative names.
 
     leave: whether a forward raises AllSeen as soon as the last of them has its inputs, before it multiplies with them.
     """
@@ -95,7 +95,7 @@ def observed_inputs(block: nn.Module, *, leave: bool = False) -> Iterator[dict[s
 
 
 class _Accumulator:
-    """Sums over the inputs of one layer (or of several that share them)."""
+    """Accumulate sums over the inputs of one layer (or of several that share them)."""
 
     def __init__(self, features: int, device: torch.device):
         self.products = torch.zeros((features, features), device=device)
@@ -127,7 +127,7 @@ class _Accumulator:
 
 @dataclass(frozen=True)
 class _Call:
-    """What a block is called with beside the hidden states: masks, position embeddings."""
+    """Hold what a block is called with beside the hidden states: masks, position embeddings."""
 
     positional: tuple[Any, ...]
     named: Mapping[str, Any]
@@ -135,7 +135,7 @@ class _Call:
 
 @torch.no_grad()
 def _block_calls(model: nn.Module, window: torch.Tensor) -> dict[str, _Call]:
-    """How the model calls each of its blocks for one (1, window); without padding that holds for any batch."""
+    """Return how the model calls each block for one (1, window); without padding that holds for any batch."""
     calls: dict[str, _Call] = {}
 
     def note(name: str, _: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -153,7 +153,7 @@ def _block_calls(model: nn.Module, window: torch.Tensor) -> dict[str, _Call]:
 
 
 class _Reached(Exception):  # noqa: N818 - control flow, not an error
-    """The first block was reached with these hidden states."""
+    """Signal that the first block was reached with these hidden states."""
 
     def __init__(self, hidden: torch.Tensor):
         super().__init__()
@@ -162,7 +162,7 @@ class _Reached(Exception):  # noqa: N818 - control flow, not an error
 
 @torch.no_grad()
 def _before_first_block(model: nn.Module, token_ids: torch.Tensor, batch: int) -> torch.Tensor:
-    """(samples, window, hidden): what the first block reads."""
+    """Return the hidden states that the first block reads: (samples, window, hidden)."""
 
     def stop(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         raise _Reached(inputs[0])
@@ -183,7 +183,7 @@ def _before_first_block(model: nn.Module, token_ids: torch.Tensor, batch: int) -
 
 @contextmanager
 def _widened(block: nn.Module) -> Iterator[None]:
-    """While the context lasts, layers that widen their weights to multiply do so once, not at every call."""
+    """Dequantize weights once while the context lasts, for layers that would do so at every call."""
     layers: list[Any] = [m for m in block.modules() if hasattr(m, "dequantize") and not m.compute_real]
     for layer in layers:
         layer.forward = partial(F.linear, weight=layer.dequantize(), bias=layer.bias)
@@ -196,7 +196,7 @@ def _widened(block: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def _run(block: nn.Module, call: _Call, hidden: torch.Tensor, batch: int, *, keep: bool) -> None:
-    """Run a block on all hidden states, as far as it goes; with ``keep`` its outputs take their place."""
+    """Run a block on all hidden states, as far as it goes; with ``keep``, replace them with its outputs."""
     for windows in torch.split(hidden, batch):
         with suppress(AllSeen):
             output = block(windows, *call.positional, **call.named)

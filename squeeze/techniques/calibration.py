@@ -1,4 +1,4 @@
-"""Calibration text, as the build hands it to a technique: its tokens, and the walk that watches what layers read."""
+"""Give a technique the calibration text: its tokens, and statistics of what the layers read when the model reads it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from squeeze.techniques.statistics_cache import StatisticsCache
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """Keeps ``contract.Calibration``.
+    """Hold the calibration text of a build, as ``contract.Calibration`` defines it.
 
     token_ids: (samples, window) int64, windows of the calibration corpus. seed: for any choice made from it.
 
@@ -30,14 +30,14 @@ class CalibrationText:
 
     @classmethod
     def empty(cls) -> CalibrationText:
-        """For techniques that read no data."""
+        """Return a calibration text without tokens, for techniques that read no data."""
         return cls(torch.empty((0, 0), dtype=torch.int64))
 
     def input_statistics(self, model: nn.Module, *, sequential: bool = False) -> Iterator[Stop]:
-        """Walk the blocks in order: (full name, block, statistics of its linear layers' inputs by relative name).
+        """Yield (full name, block, statistics of its linear layers' inputs by relative name) for each block, in order.
 
         sequential: inputs have come through the blocks before as the consumer has left them; otherwise, through those
-        of the model as it was, and then read from the shared pass where there is one. See ``capture.walk``.
+        of the model as it was, and then read from the shared pass where there is one. See ``block_walk.walk``.
         """
         if sequential or self.shared is None:
             return walk(model, self.token_ids, sequential=sequential)

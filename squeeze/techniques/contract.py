@@ -1,4 +1,4 @@
-"""What a technique gets and owes.
+"""Define what a technique is given, and what it must return.
 
 It gets a subject and what calibration shows of it, never the machinery that reads the text: a paper that imports this
 file alone keeps its key when a progress bar is reworded.
@@ -20,7 +20,7 @@ from squeeze.models.subject import Subject
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What the inputs x of one linear layer were like over the calibration tokens.
+    """Hold statistics of the inputs x of one linear layer over the calibration tokens.
 
     hessian: (in_features, in_features) float32, the mean of x x^T. It is the Hessian of the layer's squared output
         error up to a factor, for every output row alike; the mean of ||D x||^2 is tr(D H D^T).
@@ -37,12 +37,12 @@ class InputStatistics:
 
     @property
     def max_abs(self) -> torch.Tensor:
-        """(in_features,): the largest |x| of each input channel."""
+        """Return the largest |x| of each input channel, (in_features,)."""
         return torch.maximum(self.high, -self.low)
 
     @property
     def norms(self) -> torch.Tensor:
-        """(in_features,): the l2 norm of each input channel over all tokens."""
+        """Return the l2 norm of each input channel over all tokens, (in_features,)."""
         return (self.hessian.diagonal() * self.tokens).sqrt()
 
 
@@ -50,7 +50,7 @@ Stop = tuple[str, nn.Module, Mapping[str, InputStatistics]]
 
 
 def same_inputs(statistics: Mapping[str, InputStatistics]) -> list[tuple[list[str], InputStatistics]]:
-    """The layers of a block in groups that read the same inputs, with what these inputs were like."""
+    """Group the layers of a block that read the same inputs; return each group with the statistics of these inputs."""
     groups: dict[int, tuple[list[str], InputStatistics]] = {}
     for name, inputs in statistics.items():
         groups.setdefault(id(inputs), ([], inputs))[0].append(name)
@@ -62,7 +62,7 @@ CHECKPOINT = "training.safetensors"
 
 @dataclass
 class Workplace:
-    """Where one training keeps its checkpoints. folder: for it alone; None: nothing is kept.
+    """Hold where one training keeps its checkpoints. folder: for it alone; None: nothing is kept.
 
     reused_seconds: what the steps had cost that a killed training did, and this one goes on from.
     """
@@ -72,17 +72,17 @@ class Workplace:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The file of the last checkpoint."""
+        """Return the path of the last checkpoint; None where nothing is kept."""
         return None if self.folder is None else self.folder / CHECKPOINT
 
     def clear(self) -> None:
-        """Forget all checkpoints: what was trained is safe elsewhere."""
+        """Delete all checkpoints: what was trained is safe elsewhere."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Calibration(Protocol):
-    """What a technique may know of the calibration text: its tokens, and what layers read when the model reads it."""
+    """Define what a technique may know of calibration text: its tokens, and what layers read as the model reads it."""
 
     @property
     def token_ids(self) -> torch.Tensor:
@@ -105,8 +105,8 @@ class Calibration(Protocol):
 
 
 class Technique(Protocol):
-    """A frozen dataclass in a family's folder; its fields are the keys of its YAML."""
+    """Define a technique: a frozen dataclass in a family's folder; its fields are the keys of its YAML."""
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
-        """The compressed subject. Raises Unsupported before doing any work."""
+        """Return the compressed subject. Raises Unsupported before doing any work."""
         ...

@@ -1,4 +1,4 @@
-"""Factors of a Hessian of layer inputs, and errors measured with it."""
+"""Factor the Hessian of a layer's inputs, with damping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a language model is trained to make small, token by token. The head is applied to a few positions at a time.
+"""Compute the losses of training a language model, with the head applied to a few positions at a time.
 
 Logits are eighty times as large as the hidden states that they come from. Those of a few positions are computed, turned
 into a loss and its gradient with respect to the hidden states, and forgotten; so the head itself is not trained.
@@ -21,7 +21,7 @@ POSITIONS = 256  # that the head is applied to at once
 
 
 def next_token(model: nn.Module, token_ids: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood, in nats, of each token but the first from those before it.
+    """Return the mean negative log-likelihood, in nats, of each token but the first from those before it.
 
     token_ids: (windows, window) int64, unpadded. Gradients flow into all but the head.
     """
@@ -30,7 +30,7 @@ def next_token(model: nn.Module, token_ids: torch.Tensor) -> torch.Tensor:
 
 
 def divergence(model: nn.Module, teacher: nn.Module, token_ids: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 KL(teacher || model) of the next-token distributions at temperature T, in nats, mean over all positions.
+    """Return T^2 KL(teacher || model) of the next-token distributions at temperature T, in nats, mean over positions.
 
     Distillation (Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 2): T^2 keeps gradients of one size whatever T
     is. token_ids: (windows, window) int64, unpadded; no gradient reaches the teacher.
@@ -54,7 +54,7 @@ def _kl(
 
 
 def _mean(loss: Callable[..., torch.Tensor], hidden: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """The mean over positions of a loss that sums over those of ``hidden`` (positions, hidden) and ``other``."""
+    """Return the mean over positions of a loss that sums over those of ``hidden`` (positions, hidden) and ``other``."""
     mean: torch.Tensor = _InParts.apply(loss, hidden, other)  # type: ignore[no-untyped-call]
     return mean
 

@@ -1,4 +1,4 @@
-"""The shared pass: statistics of a model's layer inputs, collected once and kept for every technique and bit-width.
+"""Collect statistics of a model's layer inputs once (the shared pass), and keep them for all techniques and bit-widths.
 
 One folder per (weights, configuration, calibration tokens), named by their hash: what lies in it can only belong to the
 model that asks. pass.json, and BLOCK.safetensors with a Hessian per distinct input (4 bytes * in_features^2).
@@ -28,7 +28,7 @@ TENSORS = ("hessian", "mean_abs", "low", "high")  # of an InputStatistics
 
 
 class StatisticsCache:
-    """Statistics kept in a folder.
+    """Keep statistics of layer inputs in a folder.
 
     reused_seconds: what collecting the statistics that were read from the folder had once cost; a build that reads them
     adds it to its own time, or it would look cheaper than it is.
@@ -39,7 +39,7 @@ class StatisticsCache:
         self.reused_seconds = 0.0
 
     def input_statistics(self, model: nn.Module, token_ids: torch.Tensor) -> Iterator[Stop]:
-        """What ``capture.walk(model, token_ids)`` yields, collected now only if it never was."""
+        """Yield what ``block_walk.walk(model, token_ids)`` yields, collected now only if it never was."""
         made_now = False
 
         def make(folder: Path) -> None:
@@ -58,7 +58,7 @@ class StatisticsCache:
 
 
 def _key(model: nn.Module, token_ids: torch.Tensor) -> str:
-    """Hash of all that the statistics depend on."""
+    """Hash all that the statistics depend on."""
     configuration = model.config.to_json_string()  # type: ignore[union-attr,operator]
     total = hashlib.sha256(f"{FORMAT} {torch.__version__} {configuration}".encode())
     for name, tensor in [*model.state_dict().items(), ("token_ids", token_ids)]:

@@ -1,4 +1,4 @@
-"""Training for a few dozen steps: deterministic, resumable, in memory that the windows of one step bound.
+"""Train for a few dozen steps: deterministic, resumable, in memory that the windows of one step bound.
 
 What is learned, and what the loss compares, is the caller's business.
 """
@@ -31,14 +31,14 @@ SAVE_EVERY = 60.0  # seconds between checkpoints: what a killed training loses a
 
 @dataclass(frozen=True)
 class Plan:
-    """steps: of the optimizer. windows: of calibration text in each. learning_rate: the highest."""
+    """Hold the plan of a training. steps: of the optimizer. windows: of text in each. learning_rate: the highest."""
 
     steps: int
     windows: int
     learning_rate: float
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         rise = (step + 1) / max(1, round(WARM_UP * self.steps))
         return self.learning_rate * min(1.0, rise) * (1 - step / self.steps)
 
@@ -92,7 +92,7 @@ def train(
 
 
 def _windows(token_ids: torch.Tensor, step: int, count: int) -> torch.Tensor:
-    """(count, window): those of one step."""
+    """Return the windows of one step, (count, window)."""
     places = torch.arange(step * count, (step + 1) * count, device=token_ids.device)
     return token_ids[places % len(token_ids)]
 
@@ -100,7 +100,7 @@ def _windows(token_ids: torch.Tensor, step: int, count: int) -> torch.Tensor:
 def _save(
     path: Path, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, progress: dict[str, Any]
 ) -> None:
-    """Write down where the training is and what that took (steps and seconds), whole or not at all."""
+    """Write the state of the training and what it took (steps and seconds) to a file, whole or not at all."""
     tensors = {f"parameter.{i}": parameter.detach() for i, parameter in enumerate(parameters)}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"state.{i}.{name}": tensor for name, tensor in state.items()}
@@ -109,7 +109,7 @@ def _save(
 
 
 def _restore(path: Path, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Put parameters and optimizer where ``_save`` saw them; the steps that had been done, and their seconds."""
+    """Restore parameters and optimizer as ``_save`` wrote them; return the steps done, and their seconds."""
     states: dict[int, dict[str, torch.Tensor]] = {i: {} for i in range(len(parameters))}
     with safe_open(path, framework="pt") as file, torch.no_grad():
         for i, parameter in enumerate(parameters):

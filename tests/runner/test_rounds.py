@@ -49,3 +49,8 @@ def test_blocks_hold_what_can_share_a_baseline() -> None:
 
 def test_blocks_are_no_larger_than_the_protocol_says() -> None:
     assert [len(block) for block in blocks(cell(f"t{number}") for number in range(9))] == [4, 4, 1]
+
+
+def test_what_calibrated_rows_alone_are_asked_parts_no_block() -> None:
+    asked_more = cell("b", protocol={**PROTOCOL, "perplexity_ood": {"corpus": "speeches"}})
+    assert blocks([cell("a"), asked_more]) == [[cell("a"), asked_more]]

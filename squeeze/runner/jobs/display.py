@@ -26,7 +26,7 @@ MEMORY = 3600  # seconds over which the speed is averaged that the remaining tim
 
 @dataclass(frozen=True)
 class LastLine:
-    """What a process has said last, such as a training's step and loss: read from its log whenever it is shown.
+    """Tell what a process has said last, such as a training's step and loss: read from its log whenever it is shown.
 
     start: where in the log the process begins, in bytes.
     """
@@ -43,7 +43,7 @@ class LastLine:
 
 
 class Display:
-    """Shows a run of ``cells`` cells, each of which takes at most ``steps`` steps (processes of its own)."""
+    """Show a run of ``cells`` cells, each of which takes at most ``steps`` steps (processes of its own)."""
 
     def __init__(self, cells: int, steps: int, console: Console | None = None):
         self.cells, self.steps, self.done = cells, steps, 0

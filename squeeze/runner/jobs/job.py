@@ -16,7 +16,7 @@ Stage = Literal["build", "latency", "machine", "quality"]
 
 @dataclass(frozen=True)
 class Job:
-    """The job file of `pytest benches --cell FILE`.
+    """Define the job file of `pytest benches --cell FILE`.
 
     artifact: folder of the artifact (the build stage makes it); out: folder for the samples, written once, at the end;
     baseline: samples folder of the baseline's quality stage, and baseline_artifact its artifact (None for a baseline).

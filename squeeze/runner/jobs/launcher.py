@@ -26,7 +26,7 @@ PATIENCE = 5.0  # seconds that a worker has for ending its job before it is kill
 
 @dataclass
 class Launcher:
-    """One worker process, started at the first job, started again should it die.
+    """Keep one worker process, started at the first job, started again should it die.
 
     command: the worker's command line. variables: environment variables of the worker and its jobs, over the runner's
     own. log: file that receives what the worker itself writes (warnings of the libraries it imports).

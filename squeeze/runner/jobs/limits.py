@@ -28,7 +28,7 @@ PRIVATE = ("RssAnon:", "RssShmem:", "VmSwap:")
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one stage: wall time in seconds, private memory in bytes."""
+    """Bound one stage: wall time in seconds, private memory in bytes."""
 
     seconds: float
     bytes: int

@@ -31,7 +31,7 @@ MIB = 1024**2
 
 @dataclass(frozen=True)
 class Exit:
-    """The end of one process.
+    """Hold how one process ended.
 
     code: exit code, negative for the signal that ended it. seconds: wall time from request to end.
     bytes: private memory last seen, descendants included. breach: the limit it was ended for ("seconds", "bytes").
@@ -47,7 +47,7 @@ class Exit:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a cell has no figures."""
+    """Hold why a cell has no figures."""
 
     status: Status
     reason: str
@@ -56,7 +56,7 @@ class Failure:
 
 
 class StageError(Exception):
-    """Ends the work on one cell; carries the `Failure` that its record will show."""
+    """End the work on one cell; carry the `Failure` that its record will show."""
 
     def __init__(self, failure: Failure):
         super().__init__(failure.reason)

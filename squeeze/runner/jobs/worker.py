@@ -129,7 +129,7 @@ def main(perform: Perform = perform, preloaded: Sequence[str] = PRELOADED) -> No
 
 
 class _FailureReporter:
-    """A pytest plugin: the first exception of a bench, a fixture or a collection is left in the output folder."""
+    """Report to the output folder the first exception of a bench, a fixture or a collection: a pytest plugin."""
 
     def __init__(self, out: Path):
         self.out = out

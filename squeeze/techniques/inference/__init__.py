@@ -1,1 +1,1 @@
-"""What changes while a model generates, its weights left alone."""
+"""Compress what a model keeps while it generates, and leave its weights alone."""

@@ -1,4 +1,4 @@
-"""KIVI: what attention keeps of earlier tokens in few bits, keys grouped per channel and values per token.
+"""Quantize the KV cache (KIVI): keep earlier tokens in few bits, keys grouped per channel and values per token.
 
 Liu, Yuan, Jin, Zhong, Xu, Braverman, Chen, Hu 2024, "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache"
 (arXiv:2402.02750). Some channels of the keys are large for all tokens, so a scale of their own keeps the others sharp;
@@ -24,7 +24,7 @@ BITS = (8, 4, 2)
 
 @dataclass(frozen=True)
 class KIVI:
-    """Keep the weights as they are; let generation, and scoring with it, go through a quantized cache.
+    """Quantize the KV cache that generation, and scoring with it, go through; keep the weights as they are.
 
     bits: 8, 4 or 2. group_size: tokens that share a scale in each channel of the keys, and channels of a token that
     share one in the values (all of a head's, where it has fewer); a multiple of 8. The paper's G is 32.
@@ -44,7 +44,7 @@ class KIVI:
     residual: int = 0
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
-        """Give the subject its cache.
+        """Return the subject with a quantized KV cache.
 
         Raises Unsupported for other bits, groups or residuals, and for a model that forgets tokens or predicts none.
         """

@@ -1,1 +1,1 @@
-"""Weights that become zeros."""
+"""Prune models: set weights to zero."""

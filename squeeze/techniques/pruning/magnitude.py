@@ -1,4 +1,4 @@
-"""Magnitude pruning: the weights nearest to zero become zeros."""
+"""Prune by magnitude: set the weights nearest to zero to zero."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Magnitude:
     sparsity: float
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
-        """Raises Unsupported for a sparsity outside [0, 1)."""
+        """Return the compressed subject. Raises Unsupported for a sparsity outside [0, 1)."""
         check_sparsity(self.sparsity)
         for name in float_linears(subject.model):
             layer = subject.model.get_submodule(name)

@@ -19,7 +19,7 @@ Prune = Callable[[torch.Tensor, InputStatistics], torch.Tensor]  # weight (out_f
 def prune_blocks(
     subject: Subject, calibration: Calibration, prune: Prune, *, sparsity: float, run: int | None, sequential: bool
 ) -> None:
-    """Put what ``prune`` makes of each linear layer of the blocks in its place, stored sparsely.
+    """Replace each linear layer of the blocks with what ``prune`` makes of it, stored sparsely.
 
     sequential: whether a block's inputs have gone through pruned predecessors, or come from the float model.
     Raises Unsupported for a sparsity outside [0, 1), and where runs do not fit; see ``check_sparsity``.
@@ -36,7 +36,7 @@ def prune_blocks(
 
 
 def check_sparsity(sparsity: float, run: int | None = None, in_features: Collection[int] = ()) -> None:
-    """See that a share of each run of neighbours can become zero; a run of None stands for any weights.
+    """Check that a share of each run of neighbours can become zero; a run of None stands for any weights.
 
     Raises Unsupported for a sparsity outside [0, 1), for a run that does not divide a row, and where the share of it is
     no whole number of weights.
@@ -52,7 +52,7 @@ def check_sparsity(sparsity: float, run: int | None = None, in_features: Collect
 
 
 def lowest(scores: torch.Tensor, share: float) -> torch.Tensor:
-    """Where the lowest scores of the last dimension lie: a mask with exactly round(share * n) True of every n.
+    """Return a mask of the lowest scores along the last dimension, with exactly round(share * n) True of every n.
 
     Among equal scores the first ones are taken.
     """

@@ -1,4 +1,4 @@
-"""SparseGPT: prune column after column, and let the columns still to come make up for what was taken away.
+"""Prune column by column, and update the columns still to come so that they make up for each error (SparseGPT).
 
 Frantar & Alistarh 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot" (arXiv:2301.00774).
 The sibling of GPTQ, with zero in the place of the nearest code.
@@ -37,7 +37,10 @@ class SparseGPT:
     damping_of: str = "own"
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
-        """Raises Unsupported for a sparsity outside [0, 1), and where runs do not fit; see ``check_sparsity``."""
+        """Return the compressed subject.
+
+        Raises Unsupported for a sparsity outside [0, 1), and where runs do not fit; see ``check_sparsity``.
+        """
         check_damping_of("sparsegpt", self.damping_of)
         prune_blocks(
             subject,
@@ -50,7 +53,7 @@ class SparseGPT:
         return subject.claiming(sparsity=self.sparsity, hessian="sequential" if self.sequential else "shared")
 
     def prune(self, weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
-        """Algorithm 1: the pruned and updated weight, (out_features, in_features) as the one given.
+        """Return the pruned and updated weight (Algorithm 1), (out_features, in_features) as the one given.
 
         hessian: (in_features, in_features) float32, X X^T up to a factor.
         """
@@ -74,7 +77,10 @@ class SparseGPT:
         return w.T.to(weight.dtype).contiguous()
 
     def _chosen(self, scores: torch.Tensor) -> torch.Tensor:
-        """Which of some columns' weights become zero, those of least w^2 / U_ii^2; scores: (columns, out), w / U_ii."""
+        """Return which weights of some columns become zero: those of least w^2 / U_ii^2.
+
+        scores: (columns, out), w / U_ii.
+        """
         scores = scores.abs()
         if self.run:
             return lowest(scores.T, self.sparsity).T

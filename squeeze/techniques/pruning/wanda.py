@@ -1,4 +1,4 @@
-"""Wanda: prune the weights that are small for the inputs they meet.
+"""Prune by weight and activation (Wanda): zero the weights that are small for the inputs that they multiply.
 
 Sun, Liu, Bair, Kolter 2023, "A Simple and Effective Pruning Approach for Large Language Models" (arXiv:2306.11695).
 """
@@ -16,7 +16,7 @@ from squeeze.techniques.pruning.selection import lowest, prune_blocks
 
 @dataclass(frozen=True)
 class Wanda:
-    """In each output row, zero the share of weights that is lowest in |W_ij| * ||X_j||_2 (eq. 1); no weight is updated.
+    """Zero the share of each output row's weights that is lowest in |W_ij| * ||X_j||_2 (eq. 1); no weight is updated.
 
     sparsity: share of the weights that become zero in every linear layer of the blocks, in [0, 1).
     run: weights of a row that are compared with each other: None, all of them; 4 with sparsity 0.5, the 2:4 pattern.
@@ -28,7 +28,10 @@ class Wanda:
     sequential: bool
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
-        """Raises Unsupported for a sparsity outside [0, 1), and where runs do not fit; see ``check_sparsity``."""
+        """Return the compressed subject.
+
+        Raises Unsupported for a sparsity outside [0, 1), and where runs do not fit; see ``check_sparsity``.
+        """
 
         def prune(weight: torch.Tensor, inputs: InputStatistics) -> torch.Tensor:
             score = weight.float().abs() * inputs.norms

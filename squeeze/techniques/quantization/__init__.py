@@ -1,1 +1,1 @@
-"""Fewer bits for weights and activations."""
+"""Quantize models: store weights and activations in fewer bits."""

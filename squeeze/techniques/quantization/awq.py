@@ -1,4 +1,4 @@
-"""AWQ: scale up the weights that meet large activations before rounding, and clip the range of each group.
+"""Scale up the weights that meet large activations before rounding, and clip the range of each group (AWQ).
 
 Lin, Tang, Tang, Yang, Chen, Wang, Xiao, Dang, Gan, Han 2023, "AWQ: Activation-aware Weight Quantization for LLM
 Compression and Acceleration" (arXiv:2306.00978).
@@ -46,7 +46,10 @@ class AWQ:
     embed_bits: int | None = None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
-        """Raises Unsupported for other bits, a group size that does not fit, an architecture that cannot be folded."""
+        """Return the compressed subject.
+
+        Raises Unsupported for other bits, a group size that does not fit, an architecture that cannot be folded.
+        """
         model = subject.model
         exact = folds(model)
         affine.check("awq", self.bits, self.group_size, map(model.get_submodule, float_linears(model)))
@@ -77,7 +80,7 @@ class AWQ:
         )
 
     def scales(self, weights: Sequence[torch.Tensor], inputs: InputStatistics) -> torch.Tensor:
-        """(in_features,): s = mean|x|^alpha with the alpha that loses least (eq. 4 and 5), extremes balanced about 1.
+        """Return (in_features,): s = mean|x|^alpha, alpha of least loss (eq. 4 and 5), extremes balanced about 1.
 
         weights: (out_features, in_features) of all layers that read these inputs.
         """
@@ -87,12 +90,12 @@ class AWQ:
         return candidates[losses.index(min(losses))]
 
     def _loss(self, weight: torch.Tensor, scales: torch.Tensor, hessian: torch.Tensor) -> float:
-        """Eq. 4: ||Q(W diag(s)) diag(s)^-1 X - W X||^2 = tr(D H D^T)."""
+        """Return the loss of eq. 4: ||Q(W diag(s)) diag(s)^-1 X - W X||^2 = tr(D H D^T)."""
         difference = self._rounded(weight * scales) / scales - weight
         return float(((difference @ hessian) * difference).sum())
 
     def clipped(self, weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
-        """The weight with each group's range cut to the share of ``SHARES`` that loses least, groups taken one by one.
+        """Return the weight with each group's range clipped, group by group, to the share of ``SHARES`` of least loss.
 
         weight: (out_features, in_features). hessian: (in_features, in_features); of it, the groups' own blocks count.
         """

@@ -1,4 +1,4 @@
-"""The bitsandbytes library: LLM.int8(), and 4-bit floats in blocks. Artifacts are in the library's own format."""
+"""Quantize by the bitsandbytes library: LLM.int8(), and 4-bit floats in blocks; artifacts are in its own format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CPU_ROWS = 32  # output rows that the library's AVX-512 kernel takes at a time
 
 @dataclass(frozen=True)
 class LLMInt8:
-    """LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339): vector-wise int8, outlier features in 16 bits.
+    """Quantize by LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339): vector-wise int8, outlier features in 16 bits.
 
     Weights have one scale per output row, activations one per token; columns of the input with a magnitude of
     ``threshold`` or more are multiplied in floating point (section 3.2); 0 switches that off.
@@ -31,7 +31,7 @@ class LLMInt8:
     threshold: float
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
-        """Raises Unsupported where bitsandbytes is not installed."""
+        """Return the compressed subject. Raises Unsupported where bitsandbytes is not installed."""
         _check_installed()
         float_linears(subject.model)
         quantized = _quantize(subject, load_in_8bit=True, llm_int8_threshold=self.threshold)
@@ -40,7 +40,7 @@ class LLMInt8:
 
 @dataclass(frozen=True)
 class Float4:
-    """4-bit floats with one scale per block of 64 weights (QLoRA, Dettmers et al. 2023, arXiv:2305.14314, section 3).
+    """Quantize to 4-bit floats, one scale per 64 weights (QLoRA, Dettmers et al. 2023, arXiv:2305.14314, section 3).
 
     quant_type: "nf4", whose 16 levels are quantiles of a normal distribution (eq. 4), or "fp4", 1 sign, 2 exponent and
         1 mantissa bits. double_quant: scales in 8 bits, in blocks of 256 (0.127 instead of 0.5 bits a weight).
@@ -52,7 +52,10 @@ class Float4:
     double_quant: bool
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
-        """Raises Unsupported where bitsandbytes is not installed, or its CPU kernel cannot take a layer's shape."""
+        """Return the compressed subject.
+
+        Raises Unsupported where bitsandbytes is not installed, or its CPU kernel cannot take a layer's shape.
+        """
         if self.quant_type not in ("nf4", "fp4"):
             raise Unsupported(f"bitsandbytes has no 4-bit type {self.quant_type!r}; expected 'nf4' or 'fp4'")
         _check_installed()

@@ -1,4 +1,4 @@
-"""GPTQ: round weights one column after the other, and let the columns still to come make up for each rounding.
+"""Round weights column by column, and update the columns still to come so that they make up for each error (GPTQ).
 
 Frantar, Ashkboos, Hoefler, Alistarh 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 Transformers" (arXiv:2210.17323). For every linear layer it looks for the grid points Q nearest to the weights W in the
@@ -62,7 +62,10 @@ class GPTQ:
     embed_bits: int | None = None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
-        """Raises Unsupported for other bits, act_order without static_groups, and a group size that does not fit."""
+        """Return the compressed subject.
+
+        Raises Unsupported for other bits, act_order without static_groups, and a group size that does not fit.
+        """
         check_damping_of("gptq", self.damping_of)
         if self.act_order and not self.static_groups:
             raise Unsupported("gptq cannot order columns across groups whose grids follow; set static_groups: true")
@@ -82,7 +85,7 @@ class GPTQ:
         )
 
     def _quantize_layers(self, model: nn.Module, names: Sequence[str], hessian: torch.Tensor) -> None:
-        """Layers that read the same inputs are solved as one: the rows of a weight do not touch each other."""
+        """Quantize layers that read the same inputs as one: the rows of a weight do not touch each other."""
         weights = [architecture.weight(model.get_submodule(name)) for name in names]
         codes, grid = self.quantize(torch.cat(weights), hessian)
         start = 0
@@ -91,7 +94,7 @@ class GPTQ:
             put(model, name, codes[rows], _rows(grid, rows))
 
     def quantize(self, weight: torch.Tensor, hessian: torch.Tensor) -> tuple[torch.Tensor, AffineGrid]:
-        """Algorithm 1: codes (out_features, in_features) uint8 and their grid, for a float weight of that shape.
+        """Return codes (out_features, in_features) uint8 and their grid, for a float weight of that shape: Algorithm 1.
 
         hessian: (in_features, in_features) float32, X X^T up to a factor. Inputs that were always zero have no say,
         and their weights are rounded to nearest.
@@ -127,7 +130,7 @@ class GPTQ:
 
 
 def _spans(columns: int, group_size: int) -> Iterator[tuple[int, int]]:
-    """Spans of at most BLOCK columns. Each group starts where one does: its grid is fitted to updated weights."""
+    """Yield spans of at most BLOCK columns. Each group starts where one does: its grid is fitted to updated weights."""
     for group in range(0, columns, group_size):
         for start in range(group, group + group_size, BLOCK):
             yield start, min(start + BLOCK, group + group_size)
@@ -138,6 +141,6 @@ def _rows(grid: AffineGrid, rows: slice) -> AffineGrid:
 
 
 def _by_group(grid: AffineGrid) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales and zero points in float32, (groups, out_features): those of one group lie contiguous."""
+    """Return scales and zero points in float32, (groups, out_features): those of one group lie contiguous."""
     zeros = torch.full_like(grid.scales, 2 ** (grid.bits - 1)) if grid.zeros is None else grid.zeros
     return grid.scales.T.float().contiguous(), zeros.T.float().contiguous()

@@ -1,4 +1,4 @@
-"""HQQ: look for zero points under which few weights are far off, by half-quadratic splitting and without data.
+"""Optimize zero points so that few weights are far off (HQQ), by half-quadratic splitting and without data.
 
 Badri & Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models" (mobiusml.github.io/hqq_blog). Errors
 are measured in an l_p norm with p < 1, which lets a few large ones be and keeps the many small.
@@ -40,7 +40,10 @@ class HQQ:
     embed_bits: int | None = None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
-        """Raises Unsupported for other bits, and for a group size that does not divide each layer's width."""
+        """Return the compressed subject.
+
+        Raises Unsupported for other bits, and for a group size that does not divide each layer's width.
+        """
         model = subject.model
         names = float_linears(model)
         affine.check("hqq", self.bits, self.group_size, map(model.get_submodule, names))
@@ -54,7 +57,7 @@ class HQQ:
 
 
 def solve(weight: torch.Tensor, bits: int, group_size: int) -> AffineGrid:
-    """The grid of each group whose real zero point z is best in sum |W - Q^-1(Q(W))|^p; weight: (out, in).
+    """Return each group's grid, its real zero point z best in sum |W - Q^-1(Q(W))|^p; weight: (out, in).
 
     Scales are those of the groups' ranges and stay. W_e, the errors that are let be, and z take turns:
         W_e = shrink(W - Q^-1(Q(W)), beta)     (sub-problem 1, its generalised soft threshold)
@@ -86,5 +89,5 @@ def solve(weight: torch.Tensor, bits: int, group_size: int) -> AffineGrid:
 
 
 def shrink(error: torch.Tensor, beta: float) -> torch.Tensor:
-    """The generalised soft threshold sign(x) max(|x| - |x|^(p-1) / beta, 0)."""
+    """Return the generalised soft threshold sign(x) max(|x| - |x|^(p-1) / beta, 0)."""
     return error.sign() * (error.abs() - error.abs().pow(P - 1) / beta).clamp(min=0)

@@ -1,4 +1,4 @@
-"""Weight sharing: cluster the weights of a layer and store, for each, the index of its cluster's centroid.
+"""Cluster the weights of a layer and store, for each, the index of its cluster's centroid (weight sharing).
 
 Han, Mao, Dally 2015, "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and Huffman
 Coding" (arXiv:1510.00149), section 3; without the retraining of centroids.
@@ -35,7 +35,10 @@ class KMeans:
     rows: int | None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
-        """Raises Unsupported for other bits, and for rows that do not divide each layer's height."""
+        """Return the compressed subject.
+
+        Raises Unsupported for other bits, and for rows that do not divide each layer's height.
+        """
         affine.check_bits("kmeans", self.bits)
         model = subject.model
         names = float_linears(model)
@@ -54,7 +57,7 @@ class KMeans:
 
 
 def cluster(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """Centroids of k-means, in rising order: (groups, n) float32 -> (groups, 2^bits) float32, each row by itself.
+    """Return k-means centroids, in rising order: (groups, n) float32 -> (groups, 2^bits) float32, each row by itself.
 
     They start evenly spread from the smallest value to the largest ("linear initialization", section 3.2), which keeps
     the few large weights represented. On a line a cluster is a run of the sorted values, so that Lloyd's algorithm
@@ -77,10 +80,10 @@ def cluster(values: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def nearest(values: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    """The index of each value's centroid: (groups, n), (groups, 2^bits) rising -> (groups, n) uint8."""
+    """Return the index of each value's centroid: (groups, n), (groups, 2^bits) rising -> (groups, n) uint8."""
     return torch.searchsorted(_borders(centroids), values, out_int32=True).to(torch.uint8)
 
 
 def _borders(centroids: torch.Tensor) -> torch.Tensor:
-    """(groups, 2^bits - 1): halfway between neighbours."""
+    """Return the midpoints between neighbouring centroids, (groups, 2^bits - 1)."""
     return (centroids[:, 1:] + centroids[:, :-1]).div_(2)

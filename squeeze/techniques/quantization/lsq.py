@@ -1,4 +1,4 @@
-"""LSQ: the step of the grid is learned with the weights, by a gradient that knows where each weight lies in its step.
+"""Learn the step of the grid with the weights, by a gradient that depends on where each weight lies in its step (LSQ).
 
 Esser, McKinstry, Bablani, Appuswamy, Modha 2019, "Learned Step Size Quantization" (arXiv:1902.08153).
 """
@@ -16,7 +16,7 @@ from squeeze.layers.affine import AffineGrid
 
 
 class LearnedStep(nn.Module):
-    """v -> v_hat = s (clip(round(v / s), -Q_N, Q_P)) (eq. 1 and 2), one step s per group.
+    """Round v -> v_hat = s (clip(round(v / s), -Q_N, Q_P)) (eq. 1 and 2), with one learned step s per group.
 
     Q_N and Q_P are what the codes leave on both sides of the zero point, which stays where it is. weight:
     (out_features, in_features), on which the first grid is fitted as ``rtn`` fits it. The paper starts from
@@ -33,11 +33,11 @@ class LearnedStep(nn.Module):
         self.gradient_scale = 1 / sqrt(group_size * levels_above)  # section 2.2
 
     def grid(self, weight: torch.Tensor) -> AffineGrid:  # noqa: ARG002 - the step has been learned
-        """The grid as it is stored."""
+        """Return the grid as it is stored."""
         return AffineGrid(self.bits, affine.stored_scales(self.step.detach(), self.dtype), self.zeros)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """(out_features, in_features) float32 -> the values on the grid, in the model's dtype."""
+        """Round (out_features, in_features) float32 -> the values on the grid, in the model's dtype."""
         values: torch.Tensor = _Rounding.apply(  # type: ignore[no-untyped-call]
             weight, self.step, self.grid(weight), self.gradient_scale, self.dtype
         )

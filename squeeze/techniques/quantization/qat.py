@@ -1,4 +1,4 @@
-"""QAT: train the weights while the forward already sees them rounded, so that they settle where rounding does no harm.
+"""Train the weights while the forward already rounds them, so that they settle where rounding does no harm (QAT).
 
 Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
 (arXiv:1712.05877), section 3: simulated quantization in the forward, float weights in the backward. Rounding has no
@@ -52,7 +52,10 @@ class QAT:
     embed_bits: int | None = None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
-        """Raises Unsupported for other bits, a group size that does not fit, and a model without a head."""
+        """Return the compressed subject.
+
+        Raises Unsupported for other bits, a group size that does not fit, and a model without a head.
+        """
         model = subject.model
         architecture.head(model)
         names = float_linears(model)
@@ -93,18 +96,18 @@ class QAT:
 
 
 class FittedStep(nn.Module):
-    """Rounding to the grid that ``rtn`` would fit to the weights as they are now; its gradient is the identity."""
+    """Round to the grid that ``rtn`` would fit to the weights as they are now; the gradient is the identity."""
 
     def __init__(self, bits: int, group_size: int, symmetric: bool, dtype: torch.dtype) -> None:
         super().__init__()
         self.bits, self.group_size, self.symmetric, self.dtype = bits, group_size, symmetric, dtype
 
     def grid(self, weight: torch.Tensor) -> AffineGrid:
-        """The grid as it is stored; weight: (out_features, in_features) float32."""
+        """Return the grid as it is stored; weight: (out_features, in_features) float32."""
         return affine.fit(weight.detach().to(self.dtype), self.bits, self.group_size, self.symmetric)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """(out_features, in_features) float32 -> the values on the grid, in the model's dtype."""
+        """Round (out_features, in_features) float32 -> the values on the grid, in the model's dtype."""
         values: torch.Tensor = _StraightThrough.apply(  # type: ignore[no-untyped-call]
             weight, self.grid(weight), self.dtype
         )

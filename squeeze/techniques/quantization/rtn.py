@@ -17,7 +17,7 @@ from squeeze.techniques.quantization.vocabulary import RANGES
 
 @dataclass(frozen=True)
 class RoundToNearest:
-    """q = round(r / s) + z (Jacob et al. 2018, arXiv:1712.05877, eq. 1); see ``squeeze.layers.affine`` for s and z.
+    """Round to q = round(r / s) + z (Jacob et al. 2018, arXiv:1712.05877, eq. 1); for s and z see ``layers.affine``.
 
     bits: 8, 4, 3 or 2. group_size: neighbours in an output row that share a scale; None: the whole row ("per channel").
     symmetric: whether zero points are fixed at the middle code. grid: where they are, "signed" or "absmax". ranges:
@@ -37,7 +37,10 @@ class RoundToNearest:
     grid: str = "signed"
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
-        """Raises Unsupported for other bits, ranges or grids, and for a group size that does not divide each width."""
+        """Return the compressed subject.
+
+        Raises Unsupported for other bits, ranges or grids, and for a group size that does not divide each width.
+        """
         model = subject.model
         for ranges in (self.ranges, self.embed_ranges):
             if ranges not in RANGES:

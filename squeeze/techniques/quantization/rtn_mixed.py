@@ -1,4 +1,4 @@
-"""Mixed precision: more bits for the layers that suffer most from few, within a budget of stored bits.
+"""Quantize in mixed precision: more bits for the layers of the largest errors, within a budget of stored bits.
 
 Dong et al. 2019, "HAWQ-V2: Hessian Aware trace-Weighted Quantization of Neural Networks" (arXiv:1911.03852), ranks
 layers by a Hessian times the squared change of their weights (section 3). Here the Hessian is that of a layer's own
@@ -47,7 +47,10 @@ class MixedRoundToNearest:
     embed_bits: int | None = None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
-        """Raises Unsupported for other bits, a group size that does not fit, a budget that the ends alone exceed."""
+        """Return the compressed subject.
+
+        Raises Unsupported for other bits, a group size that does not fit, a budget that the ends alone exceed.
+        """
         if not (self.bits in BITS and self.high_bits in BITS and self.bits < self.high_bits):
             raise Unsupported(
                 f"rtn_mixed has bits {self.bits} and {self.high_bits}; expected two of 2, 3, 4, 8, the fewer first"
@@ -75,7 +78,7 @@ class MixedRoundToNearest:
         )
 
     def chosen(self, sizes: Mapping[str, int], fixed: set[str], gains: Mapping[str, float]) -> set[str]:
-        """The layers beside ``fixed`` that get ``high_bits``: by falling gain per weight, each that still fits.
+        """Choose the layers beside ``fixed`` that get ``high_bits``: by falling gain per weight, each that still fits.
 
         sizes: weights of each layer. gains: what ``high_bits`` take away from each layer's relative error.
         """
@@ -86,7 +89,10 @@ class MixedRoundToNearest:
         return found
 
     def error(self, weight: torch.Tensor, hessian: torch.Tensor, bits: int) -> float:
-        """||D X||^2 / ||W X||^2 with D = Q(W) - W; weight: (out_features, in_features), hessian: mean x x^T."""
+        """Return ||D X||^2 / ||W X||^2 with D = Q(W) - W.
+
+        weight: (out_features, in_features), hessian: mean x x^T.
+        """
         grid = self._fit(weight, bits)
         exact = weight.float()
         difference = grid.dequantize(grid.quantize(weight), torch.float32) - exact
@@ -103,7 +109,7 @@ class MixedRoundToNearest:
         return gains
 
     def _at_the_ends(self, model: nn.Module, sizes: Mapping[str, int]) -> set[str]:
-        """Raises Unsupported where these layers alone exceed the budget."""
+        """Return the layers of the first and last ``ends`` blocks. Raises Unsupported if these alone exceed budget."""
         names = [name for name, _ in architecture.named_blocks(model)]
         ends = tuple(f"{name}." for name in {*names[: self.ends], *names[len(names) - self.ends :]})
         fixed = {name for name in sizes if name.startswith(ends)}
@@ -115,7 +121,7 @@ class MixedRoundToNearest:
         return fixed
 
     def _average(self, sizes: Mapping[str, int], high: set[str]) -> float:
-        """Bits a weight with ``high_bits`` for these layers."""
+        """Return the average bits a weight with ``high_bits`` for these layers."""
         share = sum(sizes[name] for name in high) / sum(sizes.values())
         return self.bits + (self.high_bits - self.bits) * share
 

@@ -1,4 +1,4 @@
-"""SmoothQuant: move the activations' outliers into the weights, then quantize both to int8.
+"""Move the activations' outliers into the weights, then quantize both to int8 (SmoothQuant).
 
 Xiao, Lin, Seznec, Wu, Demouth, Han 2022, "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large
 Language Models" (arXiv:2211.10438).
@@ -22,7 +22,7 @@ from squeeze.techniques.contract import Calibration
 
 @dataclass(frozen=True)
 class SmoothQuant:
-    """W8A8 of all linear layers of the blocks; embeddings, head and norms stay in floating point.
+    """Quantize all linear layers of the blocks to W8A8; embeddings, head and norms stay in floating point.
 
     alpha: the migration strength, how much of the difficulty goes from activations to weights, in [0, 1].
 
@@ -35,7 +35,10 @@ class SmoothQuant:
     alpha: float
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
-        """Raises Unsupported for an alpha outside [0, 1], an architecture that cannot be folded, and off the CPU."""
+        """Return the compressed subject.
+
+        Raises Unsupported for an alpha outside [0, 1], an architecture that cannot be folded, and off the CPU.
+        """
         if not 0 <= self.alpha <= 1:
             raise Unsupported(f"smoothquant's alpha is {self.alpha}; expected 0 to 1")
         exact = folds(subject.model)
@@ -53,7 +56,7 @@ class SmoothQuant:
         return subject.claiming(bits=8, activation_bits=8, unscaled=sorted(unscaled))
 
     def scales(self, weights: Sequence[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
-        """(in_features,): s_j = max|X_j|^alpha / max|W_j|^(1-alpha) (eq. 4); 1 for a channel of zeros.
+        """Return s_j = max|X_j|^alpha / max|W_j|^(1-alpha) (eq. 4), (in_features,); 1 for a channel of zeros.
 
         weights: (out_features, in_features) of all layers that read these inputs. inputs: (in_features,), max|X_j|.
         """

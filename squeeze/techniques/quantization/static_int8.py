@@ -1,4 +1,4 @@
-"""Static int8: ranges of the activations are measured beforehand, so that running finds no scale.
+"""Quantize to static int8: measure ranges of the activations beforehand, so that running computes no scale.
 
 Jacob, Kligys, Chen, Zhu, Tang, Howard, Adam, Kalenichenko 2018, "Quantization and Training of Neural Networks for
 Efficient Integer-Arithmetic-Only Inference" (arXiv:1712.05877), without its training: r = s (q - z) (eq. 1) for both
@@ -18,14 +18,14 @@ from squeeze.techniques.contract import Calibration
 
 @dataclass(frozen=True)
 class StaticInt8:
-    """W8A8 of all linear layers of the blocks; embeddings, head and norms stay in floating point.
+    """Quantize all linear layers of the blocks to W8A8; embeddings, head and norms stay in floating point.
 
     A layer's inputs have one scale and one zero point, from their extremes over the calibration text; weights have a
     scale per output row. Extremes, not percentiles: a language model needs its few very large activations.
     """
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
-        """Raises Unsupported off the CPU."""
+        """Return the compressed subject. Raises Unsupported off the CPU."""
         float_linears(subject.model)
         for block_name, block, inputs in calibration.input_statistics(subject.model):
             for name, statistics in inputs.items():

@@ -1,4 +1,4 @@
-"""PyTorch's dynamic quantization: int8 weights, and activations quantized anew at each call, multiplied as integers.
+"""Quantize dynamically, as PyTorch does: int8 weights, activations quantized at each call, multiplied as integers.
 
 Its loss comes from the activations, not from the weights. A call's whole input shares one scale, and in a language
 model few channels are far larger than all others (the product within a gated feed-forward layer most of all), so that
@@ -25,7 +25,7 @@ from squeeze.techniques.contract import Calibration
 
 @dataclass(frozen=True)
 class TorchDynamic:
-    """``torch.ao.quantization.quantize_dynamic`` of all linear layers in the blocks; what is left computes in float32.
+    """Quantize the blocks' linear layers by ``torch.ao.quantization.quantize_dynamic``; the rest computes in float32.
 
     per_channel: one weight scale per output row rather than one per matrix.
     activation_bits: 7, which is safe on every CPU and fixed in PyTorch's own layer, or 8, which needs a CPU whose
@@ -38,7 +38,10 @@ class TorchDynamic:
     activation_bits: int
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
-        """Raises Unsupported off the CPU, and for activation bits that this CPU cannot do."""
+        """Return the compressed subject.
+
+        Raises Unsupported off the CPU, and for activation bits that this CPU cannot do.
+        """
         device = next(subject.model.parameters()).device.type
         if device != "cpu":
             raise Unsupported(f"torch_dynamic has no kernels for {device}; use device=cpu")

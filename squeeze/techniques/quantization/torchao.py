@@ -28,7 +28,7 @@ INT4_ROWS = 16  # output rows are a multiple of it in the library's packing for 
 
 @dataclass(frozen=True)
 class Int8:
-    """8-bit weights, symmetric, one scale an output row: torchao's Int8WeightOnlyConfig.
+    """Quantize weights to 8 bits, symmetric, one scale an output row: torchao's Int8WeightOnlyConfig.
 
     dynamic: its Int8DynamicActivationInt8WeightConfig: activations too are rounded to 8 bits, with one scale a token,
         and the product is one of integers. Otherwise weights are widened, a layer at a time, and multiplied as floats.
@@ -37,7 +37,7 @@ class Int8:
     dynamic: bool
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
-        """Raises Unsupported where torchao is not installed."""
+        """Return the compressed subject. Raises Unsupported where torchao is not installed."""
         _check_installed()
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 
@@ -56,7 +56,7 @@ class Int8:
 
 @dataclass(frozen=True)
 class Int4WeightOnly:
-    """4-bit weights on a grid of 16 points between each group's least and greatest: PrototypeInt4WeightOnlyConfig.
+    """Quantize weights to 4 bits, 16 points from each group's least to its greatest: PrototypeInt4WeightOnlyConfig.
 
     That is torchao's variant for CPUs (its Int4WeightOnlyConfig needs a GPU). Weights are widened in registers and
     multiplied as floats. group_size: weights of a row that share a scale and a zero point; 32, 64 or 128.
@@ -65,7 +65,10 @@ class Int4WeightOnly:
     group_size: int | None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
-        """Raises Unsupported where torchao is not installed, off the CPU, and for shapes that its kernel lacks."""
+        """Return the compressed subject.
+
+        Raises Unsupported where torchao is not installed, off the CPU, and for shapes that its kernel lacks.
+        """
         _check_installed()
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
         from torchao.quantization import Int4WeightOnlyConfig
@@ -108,7 +111,7 @@ def _check_installed() -> None:
 
 
 def _quantized(weight: torch.Tensor, config: Any) -> Any:
-    """The tensor that torchao makes of a float weight, (out_features, in_features)."""
+    """Return the tensor that torchao makes of a float weight, (out_features, in_features)."""
     from torchao.quantization import quantize_
 
     holder = nn.Sequential(linear(weight.contiguous(), None))
@@ -117,7 +120,7 @@ def _quantized(weight: torch.Tensor, config: Any) -> Any:
 
 
 def _name_format(model: nn.Module, layers: Iterable[nn.Module], config: Any) -> None:
-    """Let the model's configuration say how its linear layers are quantized, for plain transformers."""
+    """Write into the model's configuration how its linear layers are quantized, for plain transformers."""
     from transformers import TorchAoConfig
 
     if all(isinstance(layer, nn.Linear) for layer in layers):

@@ -1,4 +1,4 @@
-"""Quantizing what is as wide as the vocabulary: the table of token embeddings, and the output head."""
+"""Quantize what is as wide as the vocabulary: the table of token embeddings, and the output head."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROBES = 4  # tokens whose embeddings are compared with the rows of the table
 
 
 def check(model: nn.Module, bits: int | None, group_size: int | None) -> None:
-    """Refuse what ``quantize`` cannot do, before any work; bits of None ask for nothing.
+    """Check, before any work, that ``quantize`` can do what is asked; bits of None ask for nothing.
 
     Raises Unsupported for other bits than 8 and 4, for groups that do not fill an embedding's row, and for a table of
     embeddings that is more than a table; see ``embedding_scale``.

@@ -1,1 +1,1 @@
-"""Weights that are trained."""
+"""Train the weights of a model."""

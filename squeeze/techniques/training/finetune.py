@@ -1,4 +1,4 @@
-"""The control of trained rows: the uncompressed model, trained on the same tokens for as many steps.
+"""Train the uncompressed model, on the same tokens for as many steps, as the control of trained rows.
 
 What a trained row gains over an untrained one may come from the text that it has seen rather than from the method. This
 row has seen the same text and compresses nothing, so what it gains is the text's.
@@ -34,7 +34,7 @@ class Finetune:
     learning_rate: float
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
-        """Raises Unsupported for a model without a head."""
+        """Return the trained subject. Raises Unsupported for a model without a head."""
         model = subject.model
         architecture.head(model)
         dtype = architecture.dtype(model)
