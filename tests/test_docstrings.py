@@ -9,8 +9,9 @@ from squeeze.core.paths import PACKAGE
 
 # With these a noun or a riddle begins, not a verb.
 NO_VERBS = frozenset(
-    "a an the what which who whose whether where how when why one all each every our no of from to in on at for with by its"
-    " it those these that this same other some any none there".split()
+    {"a", "an", "the", "what", "which", "who", "whose", "whether", "where", "how", "when", "why", "one", "all", "each"}
+    | {"every", "our", "no", "of", "from", "to", "in", "on", "at", "for", "with", "by", "its", "it", "those", "these"}
+    | {"that", "this", "same", "other", "some", "any", "none", "there"}
 )
 
 
