@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, initialization
 
+from squeeze.artifacts.safetensors_header import sort_metadata
 from squeeze.core import plugins
 from squeeze.core.errors import IntegrityError, SqueezeError
 from squeeze.layers.contract import (
@@ -54,7 +55,7 @@ def save(subject: Subject, folder: Path) -> None:
     else:
         tensors, tied = _distinct_tensors(subject.model)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", **_library_header(subject.model)})
-        _sort_header(folder / WEIGHTS)
+        sort_metadata(folder / WEIGHTS)
         subject.model.config.save_pretrained(folder)  # type: ignore[union-attr,operator]
     subject.tokenizer.save_pretrained(folder)
     description = {
@@ -155,20 +156,6 @@ def _library_header(model: nn.Module) -> dict[str, str]:
     kinds = {type(module) for module in model.modules() if is_compressed(module)}
     describers = [describe for kind in kinds if (describe := getattr(kind, "header", None))]
     return {name: entry for describe in describers for name, entry in describe(model).items()}
-
-
-def _sort_header(path: Path) -> None:
-    """Put the entries of a weight file's header in order: safetensors writes them in one that changes by the process.
-
-    The header is as long as before: a little-endian length of 8 bytes, then JSON.
-    """
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        file.seek(8)
-        file.write(content.ljust(length))
 
 
 def _own_model(folder: Path, description: dict[str, Any]) -> PreTrainedModel:

@@ -7,7 +7,6 @@ to bfloat16 moves them by 4e-4 nats, and makes another token the likeliest of 3 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from squeeze.artifacts import format as artifact
+from squeeze.artifacts import safetensors_header
 from squeeze.core.errors import IntegrityError, SqueezeError
 from squeeze.layers.contract import is_compressed
 from squeeze.models import architecture
@@ -158,12 +158,12 @@ def stored_head(folder: Path, device: torch.device) -> Logits:
 
 
 def _header(tokens: int, hidden: Tensor) -> bytes:
-    """Return the beginning of a safetensors file: the length of its description (8 bytes), and the description."""
+    """Return the beginning of the safetensors file of all hidden states."""
     shape = [tokens, hidden.shape[-1]]
     end = shape[0] * shape[1] * hidden.element_size()
-    text = json.dumps({TENSOR: {"dtype": DTYPES[hidden.dtype], "shape": shape, "data_offsets": [0, end]}})
-    padded = text.encode().ljust(-(-len(text) // 8) * 8)
-    return len(padded).to_bytes(8, "little") + padded
+    return safetensors_header.encode(
+        {TENSOR: {"dtype": DTYPES[hidden.dtype], "shape": shape, "data_offsets": [0, end]}}
+    )
 
 
 def _read(folder: Path, start: int, end: int) -> Tensor:

@@ -1,6 +1,5 @@
 """Weigh an artifact, from the file system and the headers of its safetensors files: no tensor is read."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from squeeze.artifacts import format as artifact
+from squeeze.artifacts import safetensors_header
 from squeeze.core.errors import IntegrityError
 from squeeze.core.files import total_bytes
 
@@ -33,7 +33,7 @@ def stored_tensors(folder: Path) -> list[Stored]:
 
     Raises IntegrityError when a file is shorter or longer than its header says.
     """
-    return [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _header(path)]
+    return [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _tensors(path)]
 
 
 def bytes_by_kind(folder: Path) -> dict[str, int]:
@@ -90,20 +90,17 @@ def _kind(name: str) -> str:
     return "other" if name.endswith("bias") or NORM.search(name) else "weights"
 
 
-def _header(path: Path) -> Iterator[Stored]:
-    """Yield the tensors of one file: 8 bytes of little-endian length, a JSON object of that length, then the data."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        content = file.read(min(length, path.stat().st_size))
+def _tensors(path: Path) -> Iterator[Stored]:
+    """Yield the tensors of one file."""
     try:
-        entries: dict[str, Any] = json.loads(content)
-        spans = {name: entry["data_offsets"] for name, entry in entries.items() if name != "__metadata__"}
+        entries, begin = safetensors_header.read(path)
+        spans = {name: entry["data_offsets"] for name, entry in entries.items() if name != safetensors_header.METADATA}
         tensors = [Stored(name, end - start) for name, (start, end) in spans.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"{path.name}: no readable safetensors header ({error}); build the artifact again"
         ) from error
-    expected, found = 8 + length + sum(tensor.bytes for tensor in tensors), path.stat().st_size
+    expected, found = begin + sum(tensor.bytes for tensor in tensors), path.stat().st_size
     if found != expected:
         raise IntegrityError(f"{path.name}: {found} bytes, its header says {expected}; build the artifact again")
     yield from tensors

@@ -74,7 +74,7 @@ def test_a_librarys_arithmetic_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> 
     subject = LLMInt8(6.0).apply(tiny_subject("llama"), CalibrationText.empty())
     found = realised.figures(EAGER.engine(subject), 0, PROTOCOL)
     assert (found["compute_real"], found["mismatches"]) == (True, [])
-    monkeypatch.setattr("squeeze.probes.arithmetic.INTEGER", frozenset())  # as where the library falls back
+    monkeypatch.setattr("squeeze.probes.realised.INTEGER", frozenset())  # as where the library falls back
     found = realised.figures(EAGER.engine(subject), 0, PROTOCOL)
     assert found["compute_real"] is False
     assert found["mismatches"] == ["claimed products of integers, found floating point"]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from squeeze.layers.int8 import Int8Linear
-from squeeze.probes.arithmetic import multiplies_integers, operators
+from squeeze.probes.realised import multiplies_integers, operators
 
 CPU = torch.device("cpu")
 
