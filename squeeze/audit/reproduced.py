@@ -3,13 +3,14 @@
 What follows from the artifact and the text alone must be the same to the last bit: hashes, sizes, losses, answers.
 What is timed varies, so it counts as the same unless the samples show otherwise:
 
-- Times, rates and speed-ups: Welch's t-test (1947) on the logarithms of the processes' medians, for a speed-up on
-  those of their ratios to the baseline of the same round. *Drifted* where it shows a difference at 5 %, corrected
-  (Holm) for the number of such fields; else *within the interval*.
+- Speed-ups: Welch's t-test (1947) on the logarithms of the ratios to the baseline of the same round. *Drifted* where it
+  shows a difference at 5 %, corrected (Holm) for the number of such fields; else *within the interval*.
+- Times and rates by themselves are not judged: the processes of one session share its minutes, so they are no
+  replicates of another session's. The same baseline minutes apart had p < 0.05 in 46 % of pairs.
 - Memory: *within the interval* where the spreads over rounds, widened by 2 % and 1 MiB, meet; else *drifted*.
 
-Neither is judged on another machine, other software, in a shared process; times not with fewer than five rounds or
-when flagged unsteady.
+Nothing of these is judged on another machine, other software, in a shared process; speed-ups not with fewer than five
+rounds or when flagged unsteady.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ DETERMINED = (
     *("bytes", "bytes_on_disk", "effective_bits", "block_effective_bits", "compression_ratio"),
 )
 TIMED = {"ttft_s": ("ttft_ms", "ttft_speedup"), "token_s": ("decode_tokens_per_s", "decode_speedup")}
+ABSOLUTE = "minutes differ: only ratios to a baseline of the same rounds are judged"
 MEMORY_SHARE, MEMORY_BYTES = 0.02, 2**20  # by which two processes that do the same may differ
 ABSENT = "absent"
 
@@ -140,7 +142,9 @@ def _logs(side: Side) -> dict[str, Array]:
 def _no_verdict(before: Side, after: Side, name: str, rounds: int) -> str:
     """Return why a time is not judged; empty where it is."""
     records = (before.record, after.record)
-    if "speedup" in name and len({record.realised.get("speed_baseline") for record in records}) > 1:
+    if "speedup" not in name:
+        return ABSOLUTE
+    if len({record.realised.get("speed_baseline") for record in records}) > 1:
         return "against another baseline"
     if any(UNSTEADY in record.flags for record in records):
         return UNSTEADY

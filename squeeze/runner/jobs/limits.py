@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 PATIENCE = 2.0  # seconds between SIGTERM and SIGKILL
+LOOK_EVERY = 5.0  # seconds between two looks for descendants: each reads of every process of the machine
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PRIVATE = ("RssAnon:", "RssShmem:", "VmSwap:")
@@ -56,9 +58,24 @@ def confine(limits: Limits) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (ceiling, hard))
 
 
-def private_bytes(pid: int) -> int:
-    """Return private memory in bytes of a process and its descendants; those that are gone count nothing."""
-    return sum(_private_bytes(process) for process in _family(pid))
+@dataclass
+class Watch:
+    """Watch the private memory of process ``pid`` and its descendants, without disturbing what is timed meanwhile.
+
+    The processes that are known are asked each time, which costs microseconds. Linux keeps no list of a process's
+    children: finding new ones costs milliseconds of one of the cores, so it is done every ``LOOK_EVERY`` seconds.
+    """
+
+    pid: int
+    clock: Callable[[], float] = time.monotonic
+    _family: Sequence[psutil.Process] = ()
+    _looked: float = -math.inf
+
+    def private_bytes(self) -> int:
+        """Return private memory in bytes of all that are known; those that are gone count nothing."""
+        if self.clock() - self._looked >= LOOK_EVERY:
+            self._family, self._looked = tuple(_family(self.pid)), self.clock()
+        return sum(_private_bytes(process) for process in self._family)
 
 
 def end_group(pid: int) -> int:

@@ -141,9 +141,9 @@ class _FailureReporter:
 
 def _supervise(pid: int, bounds: Limits, started: float, woken: int) -> tuple[int, int, str]:
     """Wait for child ``pid``; return its exit code, its private memory when last seen, and the limit it broke."""
-    used = 0
+    used, watch = 0, limits.Watch(pid)
     while (code := limits.exit_code(pid)) is None:
-        used = limits.private_bytes(pid) or used
+        used = watch.private_bytes() or used
         left = started + bounds.seconds - time.monotonic()
         breach = "seconds" if left <= 0 else "bytes" if used > bounds.bytes else ""
         readable, _, _ = select.select([sys.stdin, woken], [], [], 0 if breach else min(TICK, left))
