@@ -60,6 +60,12 @@ def memory(processes: Sequence[Values], steps: Sequence[str] = STEPS) -> Estimat
     return found
 
 
+def loading(rounds: Sequence[Values]) -> Estimates:
+    """Return the seconds from a process that has imported everything to a model that can be asked."""
+    seconds = [values["stages"]["load"] for values in rounds if "load" in values.get("stages", {})]
+    return {"load_seconds": _spread(seconds)} if seconds else {}
+
+
 def speeds(rounds: Sequence[Values], baseline: Sequence[Values]) -> Estimates:
     """Return ttft_ms, decode_tokens_per_s, their ratios to the baseline's; of batch sizes above 1 with suffix _b8."""
     found = {}

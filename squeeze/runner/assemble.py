@@ -68,6 +68,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
         **figures.sizes(weighed),
         **figures.memory(rounds),
         **figures.memory([scored], ("quality",)),
+        **figures.loading(rounds),
         **figures.speeds(rounds, baseline_rounds),
         **figures.energy(rounds),
         **figures.scores(scored),

@@ -56,6 +56,12 @@ def test_memory_is_the_median_over_rounds() -> None:
     assert "decode_peak_bytes" not in found
 
 
+def test_loading_is_timed_by_its_stage_and_other_stages_are_no_part_of_it() -> None:
+    rounds = [{"stages": {"load": seconds, "warmup": 9.0}} for seconds in (0.5, 0.3, 0.4)]
+    assert figures.loading(rounds) == {"load_seconds": Estimate(0.4, 0.3, 0.5, n=3)}
+    assert figures.loading([{"stages": {"warmup": 9.0}}]) == {}
+
+
 def test_on_cuda_the_headline_is_what_torch_allocated() -> None:
     rounds = [{"load_peak_bytes": 5, "load_cuda_allocated_bytes": 100, "load_cuda_reserved_bytes": 120}]
     found = figures.memory(rounds)

@@ -1,4 +1,4 @@
-"""Show a run at work: a bar with the time that is left on a terminal, one plain line a process elsewhere.
+"""Show a run at work: a bar on a terminal, one plain line a process elsewhere; both with the time that is left.
 
 On stderr, always. The bar is drawn once a second: drawing it takes processor time from what is being measured.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +45,11 @@ class LastLine:
 class Display:
     """Show a run of ``cells`` cells, each of which takes at most ``steps`` steps (processes of its own)."""
 
-    def __init__(self, cells: int, steps: int, console: Console | None = None):
+    def __init__(
+        self, cells: int, steps: int, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ):
         self.cells, self.steps, self.done = cells, steps, 0
+        self.clock, self.started = clock, clock()
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._taken: Counter[str] = Counter()
         self._bar = Progress(
@@ -74,10 +77,10 @@ class Display:
     def process(self, what: str, said: LastLine | None = None) -> Iterator[None]:
         """Show that a process runs, such as ``smollm2_135m-rtn-4: quality``, and beside it what it has ``said``."""
         self._bar.update(self._task, description=what, said=said or "")
-        start = time.monotonic()
+        start = self.clock()
         yield
         if not self.console.is_terminal:
-            self.say(f"{what}: {time.monotonic() - start:.1f} s")
+            self.say(f"{what}: {self.clock() - start:.1f} s{self._ahead()}")
 
     def step(self, key: str) -> None:
         """Count a step of the cell with this key, which has been taken or was not needed."""
@@ -90,6 +93,15 @@ class Display:
         self.done += 1
         why = f" in {record.stage}: {record.reason}" if record.reason else ""
         self.say(f"[{self.done}/{self.cells}] {label}: {record.status}{why}", STYLES.get(record.status, "red"))
+
+    def _ahead(self) -> str:
+        """Say what share of the steps is done and how long the rest takes at their pace; nothing before the first."""
+        taken, all_steps = self._bar.tasks[self._task].completed, self.cells * self.steps
+        if not taken:
+            return ""
+        seconds = (self.clock() - self.started) * (all_steps - taken) / taken
+        left = f"about {seconds / 60:.0f} min" if seconds >= 60 else "less than a minute"
+        return f" ({taken / all_steps:.0%} done, {left} left)"
 
     def say(self, line: str, style: str = "") -> None:
         """Print one line, above the bar where there is one."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from squeeze.records.record import Record, Status
 from squeeze.runner.jobs.display import Display, LastLine
 
 
@@ -39,3 +40,28 @@ def test_before_it_says_anything_and_in_a_long_log_there_is_one_line(tmp_path: P
     assert str(LastLine(log, log.stat().st_size)) == ""
     log.write_text("x" * 10_000 + "\nthe last\n")
     assert str(LastLine(log, 0)) == "the last"
+
+
+def test_where_there_is_no_terminal_the_time_that_is_left_is_told() -> None:
+    """Two cells of four steps; the first step took half a minute, then all steps of the first cell a whole one."""
+    output, now = io.StringIO(), [0.0]
+    with Display(2, 4, Console(file=output, width=200), clock=lambda: now[0]) as display:
+        with display.process("tiny-rtn-4: build"):
+            now[0] = 30.0
+        display.step("a")
+        with display.process("tiny-rtn-4: quality"):
+            now[0] = 40.0
+        display.finish("tiny-rtn-4", Record({}, "a", "", "", Status.OK, "", "", ""))
+        with display.process("tiny-rtn-3: build"):
+            now[0] = 60.0
+        for _ in range(3):
+            display.step("b")
+        with display.process("tiny-rtn-3: latency"):
+            now[0] = 61.0
+    assert output.getvalue().splitlines() == [
+        "tiny-rtn-4: build: 30.0 s",
+        "tiny-rtn-4: quality: 10.0 s (12% done, about 5 min left)",
+        "[1/2] tiny-rtn-4: ok",
+        "tiny-rtn-3: build: 20.0 s (50% done, about 1 min left)",
+        "tiny-rtn-3: latency: 1.0 s (88% done, less than a minute left)",
+    ]
