@@ -17,11 +17,10 @@ Begin = Callable[[], Generation]
 
 @pytest.fixture
 def begin(engine: Engine, cell: Cell) -> Begin:
-    if cell.model["kind"] == "encoder":
-        pytest.skip("an encoder generates nothing")
     return lambda: engine.begin(latency.positions(cell.protocol["latency"]))
 
 
+@pytest.mark.kind("causal_lm")
 def test_prefill(
     benchmark: BenchmarkFixture, begin: Begin, prompts: Tensor, cell: Cell, samples: Samples, batch: int
 ) -> None:
@@ -37,6 +36,7 @@ def test_prefill(
     keep(samples, "ttft_s", batch, benchmark, warm)
 
 
+@pytest.mark.kind("causal_lm")
 def test_decode(
     benchmark: BenchmarkFixture, begin: Begin, prompts: Tensor, cell: Cell, samples: Samples, batch: int
 ) -> None:
@@ -57,12 +57,11 @@ def test_decode(
     samples.put_entry("generated", str(batch), generation.token_ids())
 
 
+@pytest.mark.kind("encoder")
 def test_encode(
     benchmark: BenchmarkFixture, engine: Engine, prompts: Tensor, cell: Cell, samples: Samples, batch: int
 ) -> None:
     """Time an encoder's forward, all that it has: the time stands where a language model's prefill does."""
-    if cell.model["kind"] != "encoder":
-        pytest.skip("timed as prefill and decode")
     protocol, prompt = cell.protocol["latency"], prompts[:batch]
     with samples.stage("warmup"):
         warm = latency.warm_up(lambda: engine.encode(prompt), protocol["warmup_rounds"])

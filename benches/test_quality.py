@@ -14,7 +14,7 @@ COMPARED = 512  # tokens on which the timed forward and the scored one are compa
 @pytest.mark.quality
 def test_quality(job: Job, engine: TorchEngine, samples: Samples) -> None:
     if job.cell.model["kind"] == "encoder":
-        pytest.skip("an encoder predicts no next token: it has no perplexity")
+        return  # it predicts no next token: the samples of this stage are empty, and its record has no perplexity
     with samples.stage("imports"):
         from squeeze.probes import quality  # lm-eval: seconds that no other bench should wait for
 

@@ -18,10 +18,7 @@ TASKS = ("lambada", "sciq", "piqa", "arc_easy")
 TOKENS, WINDOW = 16_384, 1024
 TOKEN_BUDGET = 1024
 
-pytestmark = [
-    pytest.mark.scoring,
-    pytest.mark.skipif("'scoring' not in config.option.markexpr", reason="asked for with -m scoring"),
-]
+pytestmark = pytest.mark.scoring
 
 
 def load(dtype: str) -> Subject:

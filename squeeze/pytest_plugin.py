@@ -33,6 +33,7 @@ IN_PROCESS: pytest.StashKey[InProcess] = pytest.StashKey()
 MARKERS = (
     "quality: benches of the quality stage",
     "once: benches whose figures no round changes, done in the first one only",
+    "kind(name): benches of one kind of model, causal_lm or encoder; without it, of both",
     "scoring: our scoring against lm-eval's own, side by side; left out unless asked for",
 )
 
@@ -79,7 +80,7 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make a test per job of the stage, such as test_decode[smollm2_135m-gptq-4], and per batch size if it has any."""
-    jobs = [job for job in metafunc.config.stash[JOBS] if job.stage == _stage(metafunc.definition)]
+    jobs = [job for job in metafunc.config.stash[JOBS] if _suits(metafunc.definition, job)]
     if "job" not in metafunc.fixturenames or not jobs:
         return
     if "batch" not in metafunc.fixturenames:
@@ -92,7 +93,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the benches of other stages and rounds, and finish each job before the next begins."""
+    """Leave out the benches of other stages, kinds and rounds; finish each job before the next begins."""
     jobs = config.stash[JOBS]
     position = {id(job): index for index, job in enumerate(jobs)}
     config.hook.pytest_deselected(items=[item for item in items if not _is_wanted(item)])
@@ -175,12 +176,20 @@ def _stage(node: pytest.Item) -> str:
     return "quality" if node.get_closest_marker("quality") else "latency"
 
 
+def _suits(node: pytest.Item, job: Job) -> bool:
+    """Tell whether a bench is one of the job's stage, and of its kind of model."""
+    kind = node.get_closest_marker("kind")
+    return job.stage == _stage(node) and (kind is None or kind.args[0] == job.cell.model["kind"])
+
+
 def _job(item: pytest.Item) -> Job | None:
     callspec = getattr(item, "callspec", None)
     return None if callspec is None else callspec.params.get("job")
 
 
 def _is_wanted(item: pytest.Item) -> bool:
+    if item.get_closest_marker("scoring"):
+        return "scoring" in item.config.option.markexpr
     if "job" not in getattr(item, "fixturenames", ()):
         return True
     found = _job(item)

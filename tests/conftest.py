@@ -27,7 +27,10 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the numbers of ``@pytest.mark.promise(1)`` into the report, beside the figures."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the numbers of ``@pytest.mark.promise(1)`` into the report; leave out what only a quiet machine can show."""
+    if "promise" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("quiet")])
+        items[:] = [item for item in items if not item.get_closest_marker("quiet")]
     for item in items:
         item.user_properties += [("promise", mark.args[0]) for mark in item.iter_markers("promise")]

@@ -123,7 +123,6 @@ def test_a_repeated_run_has_nothing_to_do(results: Path) -> None:
 
 
 @pytest.mark.promise(13)
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_three_processes_give_the_same_numbers(
     results: Path, cache: Path, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:

@@ -148,11 +148,19 @@ def test_later_rounds_leave_out_what_no_round_changes(
 def test_an_encoder_is_timed_too(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, make_job: Any, tmp_path: Path
 ) -> None:
-    assert real_benches(pytester, monkeypatch, make_job("bert")).ret == 0
+    result = real_benches(pytester, monkeypatch, make_job("bert"))
+    result.assert_outcomes(passed=4)  # two batch sizes, memory, size; prefill and decode are of another kind
     values = samples.read(tmp_path / "out").values
     assert len(values["ttft_s"]["2"]) == 3
     assert "token_s" not in values
     assert values["prefill_peak_bytes"] > 0
+
+
+def test_an_encoder_has_no_quality_but_its_samples_say_so(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, make_job: Any, tmp_path: Path
+) -> None:
+    real_benches(pytester, monkeypatch, make_job("bert", stage="quality")).assert_outcomes(passed=1)
+    assert "perplexity" not in samples.read(tmp_path / "out").values
 
 
 def test_a_failed_bench_is_named_and_the_others_are_kept(

@@ -26,10 +26,7 @@ WORK = (sys.executable, str(Path(__file__).with_name("steady_work.py")))
 PAIRS = 80
 ALL_CORES = {**RUNTIME, "threads": len(os.sched_getaffinity(0))}  # no core is left over for whoever watches
 
-pytestmark = [
-    pytest.mark.promise(10),
-    pytest.mark.skipif("'promise' not in config.option.markexpr", reason="needs a quiet machine: nox -s trust"),
-]
+pytestmark = [pytest.mark.promise(10), pytest.mark.quiet]
 
 
 def test_a_process_is_as_fast_under_the_runner_as_alone(tmp_path: Path, figure: Callable[[str], None]) -> None:

@@ -62,8 +62,8 @@ def confine(limits: Limits) -> None:
 class Watch:
     """Watch the private memory of process ``pid`` and its descendants, without disturbing what is timed meanwhile.
 
-    The processes that are known are asked each time, which costs microseconds. Linux keeps no list of a process's
-    children: finding new ones costs milliseconds of one of the cores, so it is done every ``LOOK_EVERY`` seconds.
+    The processes that are known are asked each time, which costs microseconds. Few kernels are built with a list of a
+    process's children: new ones are found by reading of every process, which is done every ``LOOK_EVERY`` seconds.
     """
 
     pid: int
