@@ -13,7 +13,7 @@ import pytest
 
 from squeeze.core import environment
 from squeeze.probes.samples import Samples
-from squeeze.records.record import GRID_FLATTERED, NOT_REALISED, UNSTEADY, Record, Status
+from squeeze.records.record import GRID_FLATTERED, NOT_REALISED, UNSTEADY, Estimate, Record, Status
 from squeeze.records.roofline import Machine
 from squeeze.records.store import LARGEST_RECORD, RecordStore, encode
 from squeeze.request.cell import Cell
@@ -109,6 +109,7 @@ def test_a_complete_attempt_is_ok(attempt: Attempt) -> None:
     assert record.estimates["decode_speedup"].value == pytest.approx(2)
     assert record.estimates["decode_speedup"].low is not None
     assert record.estimates["bytes"].value == 86_123_456
+    assert record.estimates["load_seconds"] == Estimate(1.0, 1.0, 1.0, n=ROUNDS)  # lost here once, though timed
     assert record.estimates["perplexity_delta"].value > 0
     assert record.estimates["mbu"].value == pytest.approx(0.83, abs=0.05)
     assert len(record.block_nll) == 128
