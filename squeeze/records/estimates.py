@@ -61,7 +61,10 @@ def memory(processes: Sequence[Values], steps: Sequence[str] = STEPS) -> Estimat
 
 
 def loading(rounds: Sequence[Values]) -> Estimates:
-    """Return the seconds from a process that has imported everything to a model that can be asked."""
+    """Return the seconds from a process that has imported everything to a model that can be asked.
+
+    Its files were read shortly before, when quality was scored: they come from memory where it holds them, not disk.
+    """
     seconds = [values["stages"]["load"] for values in rounds if "load" in values.get("stages", {})]
     return {"load_seconds": _spread(seconds)} if seconds else {}
 

@@ -50,7 +50,8 @@ def run(
     if not wanted:
         print(f"nothing to do: all {len(cells)} cells have their record in {results}", file=sys.stderr)
         return 0
-    display = Display(len(wanted), max(2 + cell.protocol["rounds"] for cell in wanted))
+    rounds_each = max(cell.protocol["rounds"] for cell in wanted)
+    display = Display(len(wanted), {"build": 1, "quality": 1, "latency": rounds_each})
     try:
         with _ending_as_interrupts(), display, Executor(results, display, command) as shop:
             work = _Run(store, shop, place, Baselines(shop, store))
@@ -75,15 +76,15 @@ class _Run:
     def measure(self, cells: Sequence[Cell]) -> None:
         """Measure the cells of one block and write their records."""
         attempts = [Attempt.begin(cell, self.store, self.place) for cell in cells]
-        attempts = self._each(attempts, self._build)
+        attempts = self._each("build", attempts, self._build)
         with device_lock(cells[0].runtime["device"]):
-            attempts = self._each(attempts, self._score)
+            attempts = self._each("quality", attempts, self._score)
             attempts = self._time(attempts)
         for attempt in attempts:
             self._finish(attempt)
 
-    def _each(self, attempts: Sequence[Attempt], work: Callable[[Attempt], None]) -> list[Attempt]:
-        """Do the work for each attempt; one for which it fails gets its record and is left out of what is returned."""
+    def _each(self, stage: str, attempts: Sequence[Attempt], work: Callable[[Attempt], None]) -> list[Attempt]:
+        """Do the work of a stage for each attempt; return those for which it went well: the others get their record."""
         sound = []
         for attempt in attempts:
             try:
@@ -91,7 +92,7 @@ class _Run:
             except StageError as failed:
                 self._finish(attempt, failed.failure)
             else:
-                self.shop.display.step(attempt.cell.key)
+                self.shop.display.step(attempt.cell.key, stage)
                 sound.append(attempt)
         return sound
 
@@ -129,7 +130,7 @@ class _Run:
                 else:
                     attempt = alive[position]
                     attempt.candidate = _timed(attempt.built, result)
-                    self.shop.display.step(attempt.cell.key)
+                    self.shop.display.step(attempt.cell.key, "latency")
         except StageError as failed:
             for attempt in alive.values():
                 self._finish(attempt, of_baseline(failed).failure)

@@ -6,22 +6,22 @@ On stderr, always. The bar is drawn once a second: drawing it takes processor ti
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from squeeze.records.record import Record, Status
 
 STYLES = {Status.OK: "green", Status.UNSUPPORTED: "yellow"}
 LONGEST_LINE = 500  # bytes
-MEMORY = 3600  # seconds over which the speed is averaged that the remaining time is reckoned with
 
 
 @dataclass(frozen=True)
@@ -43,28 +43,37 @@ class LastLine:
 
 
 class Display:
-    """Show a run of ``cells`` cells, each of which takes at most ``steps`` steps (processes of its own)."""
+    """Show a run of ``cells`` cells, each of which takes at most so many steps of each stage.
+
+    steps: stage -> processes of its own. The time that is left is that of the steps ahead, each as long as the median
+    of its stage so far: scoring takes ten times as long as one round, and comes first.
+    """
 
     def __init__(
-        self, cells: int, steps: int, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        cells: int,
+        steps: Mapping[str, int],
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ):
-        self.cells, self.steps, self.done = cells, steps, 0
-        self.clock, self.started = clock, clock()
+        self.cells, self.steps, self.done = cells, Counter(steps), 0
+        self.clock, self._last_step = clock, clock()
+        self._ahead = Counter({stage: cells * count for stage, count in steps.items()})
+        self._seconds: defaultdict[str, list[float]] = defaultdict(list)
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-        self._taken: Counter[str] = Counter()
+        self._taken: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._bar = Progress(
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.description}"),
             TextColumn("{task.fields[said]}", style="dim", markup=False),
             console=self.console,
             refresh_per_second=1,
-            speed_estimate_period=MEMORY,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("starting", total=cells * steps, said="")
+        self._task = self._bar.add_task("starting", total=self._ahead.total(), said="", left="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -76,32 +85,37 @@ class Display:
     @contextmanager
     def process(self, what: str, said: LastLine | None = None) -> Iterator[None]:
         """Show that a process runs, such as ``smollm2_135m-rtn-4: quality``, and beside it what it has ``said``."""
-        self._bar.update(self._task, description=what, said=said or "")
+        self._bar.update(self._task, description=what, said=said or "", left=self._left())
         start = self.clock()
         yield
         if not self.console.is_terminal:
-            self.say(f"{what}: {self.clock() - start:.1f} s{self._ahead()}")
+            percentage, left = self._bar.tasks[self._task].percentage, self._left()
+            self.say(f"{what}: {self.clock() - start:.1f} s ({percentage:.0f} % done{left and ', '}{left})")
 
-    def step(self, key: str) -> None:
+    def step(self, key: str, stage: str) -> None:
         """Count a step of the cell with this key, which has been taken or was not needed."""
-        self._taken[key] += 1
-        self._bar.advance(self._task)
+        self._seconds[stage].append(self.clock() - self._last_step)
+        self._last_step = self.clock()
+        self._taken[key][stage] += 1
+        self._pass_by(Counter([stage]))
 
     def finish(self, label: str, record: Record) -> None:
         """Say that a cell has its record, which is on the disk; it takes no further steps."""
-        self._bar.advance(self._task, self.steps - self._taken.pop(record.key, 0))
+        self._pass_by(self.steps - self._taken.pop(record.key, Counter()))
         self.done += 1
         why = f" in {record.stage}: {record.reason}" if record.reason else ""
         self.say(f"[{self.done}/{self.cells}] {label}: {record.status}{why}", STYLES.get(record.status, "red"))
 
-    def _ahead(self) -> str:
-        """Say what share of the steps is done and how long the rest takes at their pace; nothing before the first."""
-        taken, all_steps = self._bar.tasks[self._task].completed, self.cells * self.steps
-        if not taken:
+    def _pass_by(self, steps: Counter[str]) -> None:
+        self._ahead -= steps
+        self._bar.advance(self._task, steps.total())
+
+    def _left(self) -> str:
+        """Say how long the steps ahead take; nothing while there is a stage of which none has been taken."""
+        if any(stage not in self._seconds for stage in self._ahead):
             return ""
-        seconds = (self.clock() - self.started) * (all_steps - taken) / taken
-        left = f"about {seconds / 60:.0f} min" if seconds >= 60 else "less than a minute"
-        return f" ({taken / all_steps:.0%} done, {left} left)"
+        seconds = sum(count * median(self._seconds[stage]) for stage, count in self._ahead.items())
+        return f"about {seconds / 60:.0f} min left" if seconds >= 60 else "less than a minute left"
 
     def say(self, line: str, style: str = "") -> None:
         """Print one line, above the bar where there is one."""

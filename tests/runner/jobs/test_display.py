@@ -10,12 +10,14 @@ from rich.console import Console
 from squeeze.records.record import Record, Status
 from squeeze.runner.jobs.display import Display, LastLine
 
+STEPS = {"build": 1, "quality": 1, "latency": 2}
+
 
 def shown(log: Path, start: int) -> str:
     """All that a terminal is sent while a process writes to its log."""
     terminal = io.StringIO()
     with (
-        Display(1, 2, Console(file=terminal, force_terminal=True, width=200)) as display,
+        Display(1, STEPS, Console(file=terminal, force_terminal=True, width=200)) as display,
         display.process("tiny-qat-3: build", LastLine(log, start)),
         log.open("a") as file,
     ):
@@ -43,25 +45,45 @@ def test_before_it_says_anything_and_in_a_long_log_there_is_one_line(tmp_path: P
 
 
 def test_where_there_is_no_terminal_the_time_that_is_left_is_told() -> None:
-    """Two cells of four steps; the first step took half a minute, then all steps of the first cell a whole one."""
+    """Scoring comes first and takes long; the rounds that follow are told by their own pace, not by that of scoring."""
     output, now = io.StringIO(), [0.0]
-    with Display(2, 4, Console(file=output, width=200), clock=lambda: now[0]) as display:
-        with display.process("tiny-rtn-4: build"):
-            now[0] = 30.0
-        display.step("a")
-        with display.process("tiny-rtn-4: quality"):
-            now[0] = 40.0
-        display.finish("tiny-rtn-4", Record({}, "a", "", "", Status.OK, "", "", ""))
-        with display.process("tiny-rtn-3: build"):
-            now[0] = 60.0
-        for _ in range(3):
-            display.step("b")
-        with display.process("tiny-rtn-3: latency"):
-            now[0] = 61.0
+
+    def taken(display: Display, key: str, stage: str, seconds: float) -> None:
+        with display.process(f"{key}: {stage}"):
+            now[0] += seconds
+        display.step(key, stage)
+
+    with Display(3, STEPS, Console(file=output, width=200), clock=lambda: now[0]) as display:
+        taken(display, "a", "build", 5.0)
+        taken(display, "a", "quality", 100.0)
+        taken(display, "a", "latency", 4.0)
+        taken(display, "a", "latency", 4.0)
+        display.finish("a", Record({}, "a", "", "", Status.OK, "", "", ""))
+        taken(display, "b", "build", 5.0)  # ahead: 1 build, 2 scorings, 4 rounds: 5 + 200 + 16 s
+        display.finish("b", Record({}, "b", "", "", Status.CRASHED, "", "", ""))  # takes its other steps along
+        taken(display, "c", "build", 5.0)
+        taken(display, "c", "quality", 40.0)
+        taken(display, "c", "latency", 4.0)
     assert output.getvalue().splitlines() == [
-        "tiny-rtn-4: build: 30.0 s",
-        "tiny-rtn-4: quality: 10.0 s (12% done, about 5 min left)",
-        "[1/2] tiny-rtn-4: ok",
-        "tiny-rtn-3: build: 20.0 s (50% done, about 1 min left)",
-        "tiny-rtn-3: latency: 1.0 s (88% done, less than a minute left)",
+        "a: build: 5.0 s (0 % done)",
+        "a: quality: 100.0 s (8 % done)",
+        "a: latency: 4.0 s (17 % done)",
+        "a: latency: 4.0 s (25 % done, about 4 min left)",
+        "[1/3] a: ok",
+        "b: build: 5.0 s (33 % done, about 4 min left)",
+        "[2/3] b: crashed",
+        "c: build: 5.0 s (67 % done, about 2 min left)",
+        "c: quality: 40.0 s (75 % done, about 2 min left)",
+        "c: latency: 4.0 s (83 % done, less than a minute left)",
     ]
+
+
+def test_on_a_terminal_the_bar_shows_it() -> None:
+    terminal, now = io.StringIO(), [0.0]
+    with Display(1, STEPS, Console(file=terminal, force_terminal=True, width=200), clock=lambda: now[0]) as display:
+        for stage in STEPS:
+            now[0] += 90.0
+            display.step("a", stage)
+        with display.process("a: latency"):
+            pass
+    assert "about 2 min left" in terminal.getvalue()
