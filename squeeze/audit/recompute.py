@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from squeeze.records import estimates as figures
 from squeeze.records.estimates import Estimates
-from squeeze.records.record import RECORD_BLOCKS, Estimate, Record, Status
+from squeeze.records.record import RECORD_BLOCKS, SCHEMA, Estimate, Record, Status
 from squeeze.records.statistics import block_means
 
 TOLERANCE = 1e-4  # relative: a record keeps six digits, its samples float32
@@ -25,14 +25,20 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 def disagreements(record: Record, arrays: Arrays) -> Iterator[str]:
     """Yield each figure that the samples do not bear out, with both values.
 
+    Of an older schema, with fewer columns and intervals by older rules, the values that a record has are compared.
     Raises ValueError, KeyError or IndexError for samples that do not fit together.
     """
     for name, found in figures.known(estimates(record, arrays)).items():
         said = record.estimates.get(name)
+        if record.schema < SCHEMA:
+            if said is None:
+                continue
+            said, found = Estimate(said.value), Estimate(found.value)
         if said is None or not _agree(said, found):
             yield f"{name} is {_words(said)}, its samples give {_words(found)}"
     if record.block_nll:
-        losses = block_means(arrays["token_nll"], RECORD_BLOCKS)
+        blocks = RECORD_BLOCKS if record.schema == SCHEMA else len(record.block_nll)
+        losses = block_means(arrays["token_nll"], blocks)
         if len(losses) != len(record.block_nll) or not np.allclose(losses, record.block_nll, rtol=TOLERANCE, atol=1e-4):
             yield "block_nll is not what its samples give"
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from squeeze.core.errors import IntegrityError
 from squeeze.request.cell import Cell
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)  # 1 had fewer columns, and intervals from shorter token blocks
 PROCESS = "process"  # the isolation of official records: each measurement in a process of its own
 RECORD_BLOCKS = 128  # of mean token losses in a record: what ranking needs of them, in a kilobyte
 UNSTEADY = "unsteady"  # flag: too many processes did not settle, so a time supports no verdict
@@ -119,12 +120,12 @@ class Record:
     def from_json(cls, data: Mapping[str, Any]) -> Record:
         """Return the record that ``to_json`` described.
 
-        Raises IntegrityError when the data is no record of this schema, its cell no cell, or its key not the cell's:
-        the caller reports the file and goes on.
+        Raises IntegrityError when the data is no record of a readable schema, its cell no cell, or its key not the
+        cell's: the caller reports the file and goes on.
         """
-        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
+        if not isinstance(data, Mapping) or data.get("schema") not in READABLE:
             found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
-            raise IntegrityError(f"not a record of schema {SCHEMA} (found {found!r})")
+            raise IntegrityError(f"not a record of schema {' or '.join(map(str, READABLE))} (found {found!r})")
         try:
             _check_cell(data["cell"], data["key"])
             return cls(

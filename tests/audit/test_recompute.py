@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from squeeze.audit.recompute import disagreements
-from squeeze.records.record import Record
+from squeeze.records.record import SCHEMA, Record
 from squeeze.records.store import RecordStore, read
 
 SMOKE = Path(__file__).parents[2] / "results" / "published" / "smoke"
@@ -22,7 +22,7 @@ ROW = next((SMOKE / "records").glob("*-rtn-4-g64-*.json"))
 def row() -> tuple[Record, dict[str, Any]]:
     record = read(ROW)
     with np.load(io.BytesIO(RecordStore(SMOKE).samples(record).read_bytes()), allow_pickle=False) as arrays:
-        return record, dict(arrays)
+        return replace(record, schema=SCHEMA), dict(arrays)
 
 
 def test_published_figures_are_what_their_samples_give(row: tuple[Record, dict[str, Any]]) -> None:
@@ -53,6 +53,15 @@ def test_changed_figures_are_found(row: tuple[Record, dict[str, Any]]) -> None:
     found = list(disagreements(changed, arrays))
     assert {what.split()[0] for what in found} == {*moved, "acc_lambada", "block_nll"}
     assert any(what.startswith("acc_lambada is missing, its samples give ") for what in found)
+
+
+def test_of_an_older_schema_the_values_that_it_has_are_compared(row: tuple[Record, dict[str, Any]]) -> None:
+    record, arrays = row
+    moved = {"perplexity_delta": replace(record.estimates["perplexity_delta"], high=9.0)}
+    older = {name: one for name, one in record.estimates.items() if name != "acc_lambada"} | moved
+    assert list(disagreements(replace(record, schema=1, estimates=older), arrays)) == []
+    older["perplexity"] = replace(older["perplexity"], value=1.001 * older["perplexity"].value)
+    assert len(list(disagreements(replace(record, schema=1, estimates=older), arrays))) == 1
 
 
 def test_intervals_are_drawn_with_the_protocols_seed(row: tuple[Record, dict[str, Any]]) -> None:

@@ -80,7 +80,7 @@ def folder_in_its_place(path: Path) -> None:
 DAMAGES = {
     "a folder": (folder_in_its_place, "Is a directory"),
     "torn": (lambda path: path.write_bytes(path.read_bytes()[:500]), "not readable as JSON"),
-    "another schema": (lambda path: change(path, schema=2), "not a record of schema 1 (found 2)"),
+    "another schema": (lambda path: change(path, schema=3), "not a record of schema 1 or 2 (found 3)"),
     "another key": (another_key, "one of them was changed"),
     "no cell": (lambda path: change(path, cell={}), "not a valid record"),
     "impossible figure": (impossible_figure, "mbu is 1.5, expected 0 to 1.05"),
