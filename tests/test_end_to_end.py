@@ -104,7 +104,7 @@ def test_speed_and_memory_were_measured(records: dict[str, Record]) -> None:
 
 
 def test_members_of_a_round_took_turns(results: Path, records: dict[str, Record]) -> None:
-    """By the real clock of each turn: there and back again, or back and there, and never two of one member in between."""
+    """By the real clock of each turn: there and back again, or back and there again."""
     record = records["rtn"]
     assert record.realised["timing"] == "interleaved"
     with np.load(RecordStore(results).samples(record)) as stored:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ from squeeze.records import estimates as figures
 from squeeze.records.estimates import Estimates
 from squeeze.records.record import RECORD_BLOCKS, SCHEMA, Estimate, Record, Status
 from squeeze.records.statistics import block_means
+from squeeze.records.turns import is_timing, processes
 
 TOLERANCE = 1e-4  # relative: a record keeps six digits, its samples float32
 P_TOLERANCE = 1e-3  # absolute: the p-value of a large effect moves by orders of magnitude with the last digit
-TIMINGS = ("ttft_s", "token_s")
 MEANS = {"kl": "kl_divergence", "top1": "top1_agreement"}
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -45,13 +45,13 @@ def disagreements(record: Record, arrays: Arrays) -> Iterator[str]:
 
 def estimates(record: Record, arrays: Arrays) -> Estimates:
     """Return what follows from samples alone: times, rates, speed-ups, perplexity, accuracies, their changes."""
-    found = figures.speeds(rounds(arrays), rounds(arrays, "baseline_"))
+    found = figures.speeds(processes(arrays), processes(arrays, "baseline_"))
     if "token_nll" in arrays:
         found["perplexity"] = Estimate(float(np.exp(arrays["token_nll"].mean(dtype=np.float64))))
     for name, column in MEANS.items():
         if name in arrays:
             found[column] = Estimate(float(arrays[name].mean(dtype=np.float64)))
-    paired = {name: array for name, array in arrays.items() if f"baseline_{name}" in arrays and not _is_timing(name)}
+    paired = {name: array for name, array in arrays.items() if f"baseline_{name}" in arrays and not is_timing(name)}
     for name, array in paired.items():
         if name.endswith("_correct"):
             found[f"acc_{name.removesuffix('_correct')}"] = Estimate(float(array.mean()))
@@ -59,27 +59,6 @@ def estimates(record: Record, arrays: Arrays) -> Estimates:
         baseline = {name: arrays[f"baseline_{name}"] for name in paired}
         found |= figures.changes(paired, baseline, record.cell["protocol"]["seed"])
     return found
-
-
-def rounds(arrays: Arrays, prefix: str = "") -> Sequence[figures.Values]:
-    """Return of each round's process its times as the latency stage gave them, and its turns."""
-    timed = [(kind, name) for kind in TIMINGS for name in arrays if name.startswith(f"{prefix}{kind}_b")]
-    count = len(arrays[timed[0][1]]) if timed else 0
-    interleaved = arrays.get(f"{prefix}interleaved", np.zeros(count, dtype=bool))  # records of schema 1 have none
-    made: list[dict[str, Any]] = [
-        {"interleaved": bool(flag), "turns": {}, **{kind: {} for kind in TIMINGS}} for flag in interleaved
-    ]
-    for kind, name in timed:
-        batch = name.rpartition("_b")[2]
-        for values, times in zip(made, arrays[name], strict=True):
-            values[kind][batch] = times.tolist()
-        for values, turns in zip(made, arrays.get(f"{prefix}turns_{kind}_b{batch}", ()), strict=False):
-            values["turns"][f"{kind}/{batch}"] = turns.tolist()
-    return made
-
-
-def _is_timing(name: str) -> bool:
-    return name.startswith((*TIMINGS, "turns_", "interleaved"))
 
 
 def _agree(said: Estimate, found: Estimate) -> bool:

@@ -10,7 +10,7 @@ What is timed varies, so it counts as the same unless the samples show otherwise
 - Memory: *within the interval* where the spreads over rounds, widened by 2 % and 1 MiB, meet; else *drifted*.
 
 Nothing of these is judged on another machine, other software, in a shared process; speed-ups not with fewer than five
-rounds or when flagged unsteady.
+rounds.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from squeeze.records.estimates import suffix
 from squeeze.records.record import PROCESS, UNSTEADY, Estimate
 from squeeze.records.rows import Side, alike
 from squeeze.records.statistics import ALPHA, FEWEST_ROUNDS, holm
+from squeeze.records.turns import is_timing, round_ratios
 
 EXACT, WITHIN, DRIFTED, NOT_JUDGED = "bit-exact", "within the interval", "drifted", "not judged"
 DETERMINED = (
@@ -34,6 +35,7 @@ DETERMINED = (
     *("bytes", "bytes_on_disk", "effective_bits", "block_effective_bits", "compression_ratio"),
 )
 TIMED = {"ttft_s": ("ttft_ms", "ttft_speedup"), "token_s": ("decode_tokens_per_s", "decode_speedup")}
+OF_TIMING = ("speed_baseline", "timing", "rounds_ended")  # what was realised, yet may be otherwise the next time
 ABSOLUTE = "minutes differ: only ratios to a baseline of the same rounds are judged"
 MEMORY_SHARE, MEMORY_BYTES = 0.02, 2**20  # by which two processes that do the same may differ
 ABSENT = "absent"
@@ -62,7 +64,7 @@ def verdicts(before: Side, after: Side) -> Iterator[Verdict]:
 
 
 def _facts(side: Side) -> dict[str, Any]:
-    """Return what must be the same to the last bit, by name; which baseline is the faster one is no such thing."""
+    """Return what must be the same to the last bit, by name."""
     record = side.record
     return {
         "status": str(record.status),
@@ -70,7 +72,7 @@ def _facts(side: Side) -> dict[str, Any]:
         "artifact_hash": record.artifact_hash,
         "flags": [flag for flag in record.flags if flag != UNSTEADY],
         **{f"claimed.{name}": value for name, value in record.claimed.items()},
-        **{f"realised.{name}": value for name, value in record.realised.items() if name != "speed_baseline"},
+        **{f"realised.{name}": value for name, value in record.realised.items() if name not in OF_TIMING},
         **{name: one for name, one in record.estimates.items() if name in DETERMINED or name.startswith("acc_")},
         "block_nll": list(record.block_nll),
     }
@@ -86,7 +88,7 @@ def _determined(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator
 def _samples(before: Mapping[str, Array], after: Mapping[str, Array]) -> Iterator[Verdict]:
     """Judge the arrays of what is not timed."""
     for name in dict.fromkeys([*before, *after]):
-        if name.removeprefix("baseline_").startswith(tuple(TIMED)):
+        if is_timing(name):
             continue
         one, other = before.get(name), after.get(name)
         differing = _differing(one, other)
@@ -133,9 +135,9 @@ def _logs(side: Side) -> dict[str, Array]:
     for kind, (figure, speedup) in TIMED.items():
         for name in sorted(name for name in side.arrays if name.startswith(f"{kind}_b")):
             ending = suffix(name.rpartition("_b")[2])
-            own, baseline = (np.log(np.median(side.arrays[each], axis=1)) for each in (name, f"baseline_{name}"))
+            own = np.log(np.median(side.arrays[name], axis=1))
             found[f"{figure}{ending}"] = own if kind == "ttft_s" else -own
-            found[f"{speedup}{ending}"] = baseline - own
+            found[f"{speedup}{ending}"] = -np.log(round_ratios(side.arrays, kind, name.rpartition("_b")[2]))
     return found
 
 
@@ -146,8 +148,6 @@ def _no_verdict(before: Side, after: Side, name: str, rounds: int) -> str:
         return ABSOLUTE
     if len({record.realised.get("speed_baseline") for record in records}) > 1:
         return "against another baseline"
-    if any(UNSTEADY in record.flags for record in records):
-        return UNSTEADY
     return f"{rounds} rounds, {FEWEST_ROUNDS} needed" if rounds < FEWEST_ROUNDS else ""
 
 

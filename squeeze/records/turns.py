@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+TIMINGS = ("ttft_s", "token_s")  # kinds of calls that are timed
+
 Values = Mapping[str, Any]
+Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 def turn_ratio(candidate: npt.ArrayLike, baseline: npt.ArrayLike, turns: int) -> float:
@@ -48,3 +51,34 @@ def how_timed(rounds: Sequence[Values], baseline: Sequence[Values]) -> str:
     """Say how the processes of the rounds were timed: interleaved, sequential, or the first in some rounds only."""
     pairs = [one.get("interleaved") and other.get("interleaved") for one, other in zip(rounds, baseline, strict=True)]
     return "interleaved" if all(pairs) else "partly interleaved" if any(pairs) else "sequential"
+
+
+def processes(arrays: Arrays, prefix: str = "") -> list[dict[str, Any]]:
+    """Return of each round's process its times and turns as the latency stage gave them, from a record's samples.
+
+    prefix: ``baseline_`` for the baseline's processes.
+    """
+    timed = [(kind, name) for kind in TIMINGS for name in arrays if name.startswith(f"{prefix}{kind}_b")]
+    count = len(arrays[timed[0][1]]) if timed else 0
+    interleaved = arrays.get(f"{prefix}interleaved", np.zeros(count, dtype=bool))  # records of schema 1 have none
+    made: list[dict[str, Any]] = [
+        {"interleaved": bool(flag), "turns": {}, **{kind: {} for kind in TIMINGS}} for flag in interleaved
+    ]
+    for kind, name in timed:
+        batch = name.rpartition("_b")[2]
+        for values, times in zip(made, arrays[name], strict=True):
+            values[kind][batch] = times.tolist()
+        for values, turns in zip(made, arrays.get(f"{prefix}turns_{kind}_b{batch}", ()), strict=False):
+            values["turns"][f"{kind}/{batch}"] = turns.tolist()
+    return made
+
+
+def round_ratios(arrays: Arrays, name: str, batch: str) -> list[float]:
+    """Return `round_ratio` of each round of a record's samples, (rounds,)."""
+    pairs = zip(processes(arrays), processes(arrays, "baseline_"), strict=True)
+    return [round_ratio(own, baseline, name, batch) for own, baseline in pairs]
+
+
+def is_timing(array: str) -> bool:
+    """Tell whether an array of a record's samples, of whichever model, is of times or turns."""
+    return array.removeprefix("baseline_").startswith((*TIMINGS, "turns_", "interleaved"))

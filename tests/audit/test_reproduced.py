@@ -86,7 +86,6 @@ def test_a_fingerprint_of_an_older_rule_does_not_stand_in_the_way() -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"flags": ("unsteady",)}, "unsteady"),
         ({"fingerprint": "0" * 64, "environment": OTHER_MACHINE}, "another machine or other software"),
         ({"fingerprint": "0" * 64, "environment": {}}, "another machine or other software"),
         ({"isolation": "shared"}, "measured in a shared process"),
