@@ -147,6 +147,8 @@ _LIMIT: Schema = {
 
 _TEXT_WINDOWS: Schema = {"corpus": NAME, "tokens": or_null(POSITIVE), "window": POSITIVE, "stride": POSITIVE}
 
+_GENERATIONS: Schema = {"prompts": POSITIVE, "tokens": POSITIVE}
+
 _PROTOCOL: Schema = {
     "name": NAME,
     "rounds": POSITIVE,
@@ -173,5 +175,5 @@ SCHEMAS: Mapping[str, tuple[Schema, Schema]] = {
     "technique": (_TECHNIQUE, {"calibrated": BOOLEAN}),
     "calibration": (_CALIBRATION, {}),
     "runtime": (_RUNTIME, {}),
-    "protocol": (_PROTOCOL, {"perplexity_ood": _TEXT_WINDOWS}),
+    "protocol": (_PROTOCOL, {"perplexity_ood": _TEXT_WINDOWS, "generations": _GENERATIONS}),
 }
