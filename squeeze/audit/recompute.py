@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 from squeeze.records import estimates as figures
 from squeeze.records.estimates import Estimates
+from squeeze.records.fidelity import fidelity, pooled
 from squeeze.records.record import RECORD_BLOCKS, SCHEMA, Estimate, Record, Status
 from squeeze.records.statistics import block_means
 from squeeze.records.turns import is_timing, processes
 
 TOLERANCE = 1e-4  # relative: a record keeps six digits, its samples float32
 P_TOLERANCE = 1e-3  # absolute: the p-value of a large effect moves by orders of magnitude with the last digit
-MEANS = {"kl": "kl_divergence", "top1": "top1_agreement"}
+BASELINE = "baseline_"
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -44,20 +45,19 @@ def disagreements(record: Record, arrays: Arrays) -> Iterator[str]:
 
 
 def estimates(record: Record, arrays: Arrays) -> Estimates:
-    """Return what follows from samples alone: times, rates, speed-ups, perplexity, accuracies, their changes."""
-    found = figures.speeds(processes(arrays), processes(arrays, "baseline_"))
+    """Return what follows from samples alone: times, rates, speed-ups, perplexity, distances, accuracies, changes."""
+    found = figures.speeds(processes(arrays), processes(arrays, BASELINE))
     if "token_nll" in arrays:
         found["perplexity"] = Estimate(float(np.exp(arrays["token_nll"].mean(dtype=np.float64))))
-    for name, column in MEANS.items():
-        if name in arrays:
-            found[column] = Estimate(float(arrays[name].mean(dtype=np.float64)))
-    paired = {name: array for name, array in arrays.items() if f"baseline_{name}" in arrays and not is_timing(name)}
+    of_baseline = {name.removeprefix(BASELINE): each for name, each in arrays.items() if name.startswith(BASELINE)}
+    found |= fidelity(arrays, of_baseline)
+    paired = {name: array for name, array in arrays.items() if name in of_baseline and not is_timing(name)}
     for name, array in paired.items():
         if name.endswith("_correct"):
             found[f"acc_{name.removesuffix('_correct')}"] = Estimate(float(array.mean()))
     if record.status is Status.OK:
-        baseline = {name: arrays[f"baseline_{name}"] for name in paired}
-        found |= figures.changes(paired, baseline, record.cell["protocol"]["seed"])
+        found |= figures.changes(paired, of_baseline, record.cell["protocol"]["seed"])
+        found |= pooled(paired, of_baseline)
     return found
 
 

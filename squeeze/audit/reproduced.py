@@ -32,8 +32,11 @@ from squeeze.records.turns import is_timing, round_ratios
 EXACT, WITHIN, DRIFTED, NOT_JUDGED = "bit-exact", "within the interval", "drifted", "not judged"
 DETERMINED = (
     *("perplexity", "perplexity_delta", "bits_per_byte", "kl_divergence", "top1_agreement"),
+    *("top1_floor", "divergent_share", "divergent_floor", "first_divergence", "repetition", "baseline_repetition"),
+    "retained_accuracy",
     *("bytes", "bytes_on_disk", "effective_bits", "block_effective_bits", "compression_ratio"),
 )
+SCORED = ("acc_", "kl_")
 TIMED = {"ttft_s": ("ttft_ms", "ttft_speedup"), "token_s": ("decode_tokens_per_s", "decode_speedup")}
 OF_TIMING = ("speed_baseline", "timing", "rounds_ended")  # what was realised, yet may be otherwise the next time
 ABSOLUTE = "minutes differ: only ratios to a baseline of the same rounds are judged"
@@ -73,7 +76,7 @@ def _facts(side: Side) -> dict[str, Any]:
         "flags": [flag for flag in record.flags if flag != UNSTEADY],
         **{f"claimed.{name}": value for name, value in record.claimed.items()},
         **{f"realised.{name}": value for name, value in record.realised.items() if name not in OF_TIMING},
-        **{name: one for name, one in record.estimates.items() if name in DETERMINED or name.startswith("acc_")},
+        **{name: one for name, one in record.estimates.items() if name in DETERMINED or name.startswith(SCORED)},
         "block_nll": list(record.block_nll),
     }
 

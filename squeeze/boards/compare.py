@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from squeeze.boards import certificate
 from squeeze.boards.table import NO_DIFFERENCE, NO_VERDICT, VERDICTS
 from squeeze.core.errors import SqueezeError
 from squeeze.records.estimates import changes
@@ -47,6 +48,9 @@ def explain(results: Path, a: str, b: str, allow_mixed: bool = False) -> None:
         return
     print(f"{_heading(first)}\nagainst {_heading(second)}")
     print("\n".join([*_speed(first, second), *_perplexity(first, second), *_answers(first, second)]))
+    for side in (first, second):
+        if found_against := certificate.lines(side.record):
+            print("\n".join([side.cell.label, *found_against]))
     print("Intervals and p-values are of this pair alone; `squeeze board` corrects its verdicts for all rows.")
 
 

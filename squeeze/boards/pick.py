@@ -25,7 +25,10 @@ from squeeze.records.store import RecordStore
 AMOUNT = re.compile(r"([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)([kMG]?)B?")
 UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 # Columns of which more is better; of all others, less is.
-MORE = re.compile(r"(acc_.*|top1_agreement|decode_tokens_per_s|\w+_speedup|compression_ratio|mbu|mfu|sparsity)(_b\d+)?")
+MORE = re.compile(
+    r"(acc_.*|top1_agreement|retained_accuracy|first_divergence|decode_tokens_per_s|\w+_speedup|compression_ratio"
+    r"|mbu|mfu|sparsity)(_b\d+)?"
+)
 TESTED = "perplexity"  # its differences are tested, paired by block of tokens
 NORMAL = 1.96  # standard errors of a 95 % interval
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,7 +65,8 @@ class Divergence:
 
     folder: of the baseline's hidden states. head: the candidate's (``wide_head``); baseline_head: the baseline's own
     (``stored_head``).
-    kl: KL(baseline || candidate) in nats; top1: whether both find the same token likeliest; (n,) tensors on the CPU.
+    kl: KL(baseline || candidate) in nats; top1: whether both find the same token likeliest; confidence: the probability
+    that the baseline gives its likeliest token; (n,) tensors on the CPU.
     """
 
     folder: Path
@@ -73,6 +74,7 @@ class Divergence:
     baseline_head: Logits
     kl: list[Tensor] = field(default_factory=list)
     top1: list[Tensor] = field(default_factory=list)
+    confidence: list[Tensor] = field(default_factory=list)
     compared: int = 0
 
     @torch.inference_mode()
@@ -86,14 +88,32 @@ class Divergence:
             part = slice(start, start + HEAD_ROWS)
             expected, found = self.baseline_head(baseline[part]), self.head(hidden[part])
             for few in zip(torch.split(expected, SOFTMAX_ROWS), torch.split(found, SOFTMAX_ROWS), strict=True):
-                kl, top1 = divergence(*few)
-                self.kl.append(kl.cpu())
-                self.top1.append(top1.cpu())
+                between = distance(*few)
+                self.kl.append(between.kl.cpu())
+                self.top1.append(between.top1.cpu())
+                self.confidence.append(between.confidence.cpu())
         self.compared += len(hidden)
+
+
+class Distance(NamedTuple):
+    """Hold, of n positions: kl, (n,) float32; top1, (n,) bool; confidence, (n,) float32; as in ``Divergence``."""
+
+    kl: Tensor
+    top1: Tensor
+    confidence: Tensor
 
 
 def divergence(baseline: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
     """Return KL(baseline || candidate) in nats, (n,) float32, and whether the likeliest token is the same, (n,) bool.
+
+    Arguments and errors are those of ``distance``.
+    """
+    kl, top1, _ = distance(baseline, candidate)
+    return kl, top1
+
+
+def distance(baseline: Tensor, candidate: Tensor) -> Distance:
+    """Return how far a candidate's predictions are from the baseline's, position by position.
 
     baseline, candidate: logits, (n, vocabulary). KL(P || Q) = sum over tokens of P log(P / Q).
     Raises SqueezeError where the vocabularies differ in size.
@@ -103,7 +123,7 @@ def divergence(baseline: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
         raise SqueezeError(f"the uncompressed model predicts {sizes}; divergence needs the same vocabulary")
     expected, found = (F.log_softmax(logits.float(), dim=-1) for logits in (baseline, candidate))
     kl = F.kl_div(found, expected, reduction="none", log_target=True).sum(-1)
-    return kl, baseline.argmax(-1) == candidate.argmax(-1)
+    return Distance(kl, baseline.argmax(-1) == candidate.argmax(-1), expected.amax(-1).exp())
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,13 @@ class Windows:
             scored = end
         return spans
 
+    def rows(self, token_ids: Sequence[int]) -> list[Row]:
+        """Return what is scored of a text of so many tokens: a row for each window, which owns its number."""
+        return [
+            Row(tuple(token_ids[start:first]), (tuple(token_ids[first:end]),), (number,))
+            for number, (start, first, end) in enumerate(self.spans())
+        ]
+
     @property
     def scored(self) -> int:
         """Return how many tokens are scored."""
@@ -153,17 +160,13 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
 
     def _rolling(self, text: str) -> float:
         token_ids, ends = encode_with_ends(self.tokenizer, text, self.windows.tokens)
-        spans = self.windows.spans()
-        rows = [
-            Row(token_ids[start:first], (token_ids[first:end],), (number,))
-            for number, (start, first, end) in enumerate(spans)
-        ]
         nll, window = [], []
-        for batch in self._batches(rows):
+        for batch in self._batches(self.windows.rows(token_ids)):
             predicted = predict(self.model, batch, self.states)
             self.observe(predicted.hidden)
             nll.append(-log_probabilities(self.model, predicted)[0].numpy())
             window.append(predicted.owners.numpy().astype(np.int32))
+        spans = self.windows.spans()
         scored_bytes = sum(len(text[ends[first - 1] : ends[end - 1]].encode()) for _, first, end in spans)
         digest = hashlib.sha256(np.array(token_ids, dtype="<i8").tobytes()).hexdigest()
         self.scores = TokenScores(np.concatenate(nll), np.concatenate(window), scored_bytes, digest)

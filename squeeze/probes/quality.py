@@ -17,7 +17,9 @@ from lm_eval.tasks import TaskManager
 from torch import Tensor
 
 from squeeze.core.errors import IntegrityError, SqueezeError, hint
+from squeeze.models import architecture
 from squeeze.models.subject import Subject
+from squeeze.probes import continuations, rounding
 from squeeze.probes import samples as stored
 from squeeze.probes.batching import batch_dependent, takes_branches
 from squeeze.probes.divergence import Divergence, HiddenWriter, hidden_writer, stored_head, wide_head
@@ -41,8 +43,11 @@ def measure_quality(
     Arrays: token_nll and window (scored tokens,); TASK_correct (items,), TASK_loglik (items, choices; NaN where an item
     has fewer). Where the protocol asks for it, perplexity_ood and token_nll_ood (scored tokens of that text,).
     baseline: samples folder of the baseline's quality, and baseline_artifact its artifact. With them come kl_divergence
-    and top1_agreement, as means and as arrays kl and top1 (scored tokens,). Without, the model is a baseline, and its
-    hidden states are kept beside the samples.
+    and top1_agreement, as means and as arrays kl, top1 and confidence (scored tokens,). Without, the model is a
+    baseline: its hidden states are kept beside the samples, and its distances from itself under another rounding in
+    floor_kl and floor_top1 (some tokens,), named by floor_rounding.
+    Where the protocol asks for generations: generated (prompts, tokens), or generated_alone (fewer prompts, tokens) of
+    a model that is scored one request at a time; a baseline has both.
     A subject with a cache of its own is scored through it.
     Raises SqueezeError for an unknown task or too short a text; IntegrityError where the baseline's files do not fit.
     """
@@ -61,7 +66,9 @@ def measure_quality(
         items = run(lm, protocol, samples)
     if isinstance(observe, Divergence):
         check_same_text(lm.scores, observe.folder)
-        _put_divergence(samples, torch.cat(observe.kl).numpy(), torch.cat(observe.top1).numpy())
+        _put_divergence(samples, observe)
+    elif not alone:
+        _put_floor(samples, subject, windows, protocol["perplexity"]["corpus"])
     _put_perplexity(samples, lm.scores, int(subject.model.config.vocab_size))  # type: ignore[union-attr,arg-type]
     if "perplexity_ood" in protocol:
         lm = SubjectLM(subject, _windows(protocol["perplexity_ood"], subject), **how)
@@ -70,6 +77,8 @@ def measure_quality(
         samples.put_array("token_nll_ood", lm.scores.nll)
     for task in protocol["tasks"]:
         _put_task(samples, task, items[task])
+    if "generations" in protocol:
+        _put_generations(samples, engine, protocol, alone=alone, both=not alone and baseline is None)
 
 
 def run(lm: SubjectLM, protocol: Mapping[str, Any], samples: Samples) -> dict[str, list[dict[str, Any]]]:
@@ -146,10 +155,37 @@ def _put_perplexity(samples: Samples, scores: TokenScores, vocabulary: int) -> N
     samples.put_array("window", scores.window)
 
 
-def _put_divergence(samples: Samples, kl: npt.NDArray[Any], top1: npt.NDArray[Any]) -> None:
+def _put_divergence(samples: Samples, found: Divergence) -> None:
+    kl, top1 = torch.cat(found.kl).numpy(), torch.cat(found.top1).numpy()
     samples.put_all({"kl_divergence": float(kl.mean(dtype=np.float64)), "top1_agreement": float(top1.mean())})
     samples.put_array("kl", kl)
     samples.put_array("top1", top1)
+    samples.put_array("confidence", torch.cat(found.confidence).half().numpy())
+
+
+def _put_floor(samples: Samples, subject: Subject, windows: Windows, corpus: str) -> None:
+    """Put how far a baseline, whose hidden states lie beside the samples, is from itself under another rounding."""
+    with samples.stage("floor"):
+        token_ids = corpora.tokens(corpus, subject.tokenizer, windows.tokens).tolist()
+        found = rounding.rounding_floor(subject.model, windows.rows(token_ids), samples.folder)
+    samples.put("floor_rounding", f"{str(architecture.dtype(subject.model)).removeprefix('torch.')} {rounding.HOW}")
+    samples.put_array("floor_kl", torch.cat(found.kl).numpy())
+    samples.put_array("floor_top1", torch.cat(found.top1).numpy())
+
+
+def _put_generations(
+    samples: Samples, engine: TorchEngine, protocol: Mapping[str, Any], *, alone: bool, both: bool
+) -> None:
+    """Put the greedy continuations of prompts: together, ``alone``, or ``both``: what rounding does to them."""
+    asked, device = protocol["generations"], next(engine.subject.model.parameters()).device
+    with samples.stage("generations"):
+        texts = continuations.prompts(protocol["perplexity"]["corpus"], engine, asked["prompts"]).to(device)
+        if not alone:
+            found = continuations.continued(engine, texts, asked["tokens"], together=continuations.ROWS)
+            samples.put_array("generated", found)
+        if alone or both:
+            found = continuations.continued(engine, continuations.few(texts), asked["tokens"], together=1)
+            samples.put_array("generated_alone", found)
 
 
 def _put_task(samples: Samples, task: str, items: Sequence[Mapping[str, Any]]) -> None:

@@ -1,6 +1,6 @@
 """Keep records: one JSON file per attempt, whole or not there, and its raw samples beside it.
 
-    records/<label>-<attempt>.json   at most 8 KB
+    records/<label>-<attempt>.json   at most 12 KB
     records/<label>-<attempt>.npz    raw samples; the record names their sha256
     logs/<label>-<attempt>.log       what the attempt's processes printed
 
@@ -27,7 +27,7 @@ from squeeze.core.hashing import sha256
 from squeeze.records.record import Record
 from squeeze.request.cell import Cell
 
-LARGEST_RECORD = 8192  # bytes: 100,000 records stay readable in seconds
+LARGEST_RECORD = 12_288  # bytes: 100,000 records stay readable in seconds
 
 Report = Callable[[Path, str], None]
 
@@ -138,7 +138,7 @@ def decode(content: bytes) -> Record:
 
 
 def encode(record: Record) -> bytes:
-    """Return the record's JSON. Raises ValueError when it is above 8 KB or holds NaN: mistakes of its author."""
+    """Return the record's JSON. Raises ValueError when it is above 12 KB or holds NaN: mistakes of its author."""
     content = json.dumps(record.to_json(), separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
     if len(content) > LARGEST_RECORD:
         raise ValueError(

@@ -148,6 +148,8 @@ _LIMIT: Schema = {
 
 _TEXT_WINDOWS: Schema = {"corpus": NAME, "tokens": or_null(POSITIVE), "window": POSITIVE, "stride": POSITIVE}
 
+_GENERATIONS: Schema = {"prompts": POSITIVE, "tokens": POSITIVE}
+
 _PROTOCOL: Schema = {
     "name": NAME,
     "rounds": EVEN,  # over pairs, the second in the opposite order of the first, drift favours nobody
@@ -175,5 +177,5 @@ SCHEMAS: Mapping[str, tuple[Schema, Schema]] = {
     "technique": (_TECHNIQUE, {"calibrated": BOOLEAN}),
     "calibration": (_CALIBRATION, {}),
     "runtime": (_RUNTIME, {}),
-    "protocol": (_PROTOCOL, {"perplexity_ood": _TEXT_WINDOWS, "most_rounds": EVEN}),
+    "protocol": (_PROTOCOL, {"perplexity_ood": _TEXT_WINDOWS, "generations": _GENERATIONS, "most_rounds": EVEN}),
 }

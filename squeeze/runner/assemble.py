@@ -14,6 +14,7 @@ import numpy.typing as npt
 from squeeze.core import environment
 from squeeze.probes import samples
 from squeeze.records import estimates as figures
+from squeeze.records.fidelity import GENERATED, fidelity, pooled
 from squeeze.records.record import (
     GRID_FLATTERED,
     NOT_REALISED,
@@ -35,6 +36,7 @@ REALISED = (
     *("scored_as", "scored_difference", "decode_difference", "running_bits", "mismatches", "gomp_spincount"),
 )
 NOT_AVAILABLE = "not available"
+FLOOR = "floor_"  # arrays of a baseline that say how far it is from itself; in its own record they stand once, too
 
 Values = dict[str, Any]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -61,7 +63,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
     assert attempt.quality_baseline is not None
     rounds, baseline_rounds = candidate.rounds, baseline.rounds
     scored, arrays = _quality(candidate)
-    _, baseline_arrays = _quality(attempt.quality_baseline)
+    of_baseline, baseline_arrays = _quality(attempt.quality_baseline)
     if candidate.quality == attempt.quality_baseline.quality:  # it is the baseline: nothing is nearer to it
         scored = {**scored, "kl_divergence": 0.0, "top1_agreement": 1.0}
     weighed = rounds[0]
@@ -73,6 +75,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
         **figures.speeds(rounds, baseline_rounds),
         **figures.energy(rounds),
         **figures.scores(scored),
+        **fidelity(arrays, baseline_arrays),
         **_building(attempt),
     }
     if attempt.machine is not None:
@@ -80,6 +83,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
     diverged = str(scored["reason"]) if scored.get("diverged") else ""
     if not diverged:
         estimates |= figures.changes(arrays, baseline_arrays, attempt.cell.protocol["seed"])
+        estimates |= pooled(arrays, baseline_arrays)
     found = {name: values[name] for values in (scored, weighed) for name in REALISED if values.get(name) is not None}
     record = replace(
         _frame(attempt, Status.DIVERGED if diverged else Status.OK),
@@ -94,6 +98,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
             "timing": how_timed(rounds, baseline_rounds),
             **({"rounds_ended": attempt.rounds_ended} if attempt.rounds_ended else {}),
             "energy": "counted" if "energy_j_per_token" in estimates else NOT_AVAILABLE,
+            **_floor(of_baseline),
         },
         block_nll=() if diverged else _block_nll(arrays),
         flags=tuple(_flags(attempt, weighed)),
@@ -183,8 +188,8 @@ def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, b
 
     interleaved: (rounds,); turns: (rounds, turns, 3), what `squeeze.probes.turns.pressure` gave as each turn began.
     """
-    raw = {name: _compact(array) for name, array in arrays.items()}
-    raw |= {f"baseline_{name}": _compact(array) for name, array in baseline_arrays.items() if _is_paired(name)}
+    raw = {name: _compact(array) for name, array in arrays.items() if not name.startswith(FLOOR)}
+    raw |= {f"baseline_{name}": _compact(array) for name, array in baseline_arrays.items() if _is_kept(name)}
     for prefix, timings in (("", rounds), ("baseline_", baseline)):
         for kind in ("ttft_s", "token_s"):
             for batch in timings[0].get(kind, {}):
@@ -196,8 +201,15 @@ def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, b
     return raw
 
 
-def _is_paired(name: str) -> bool:
-    return name in figures.TEXTS or name.endswith("_correct")
+def _is_kept(name: str) -> bool:
+    """Tell whether a baseline's array is kept in other rows' samples: what theirs are paired with, and its floor."""
+    return name in (*figures.TEXTS, *GENERATED) or name.endswith("_correct") or name.startswith(FLOOR)
+
+
+def _floor(of_baseline: Values) -> Values:
+    """Return against what the noise floor was taken, in words, where there is one."""
+    how = of_baseline.get("floor_rounding")
+    return {} if how is None else {"noise_floor": how}
 
 
 def _compact(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

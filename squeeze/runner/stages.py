@@ -23,7 +23,8 @@ from squeeze.runtimes import contract as runtimes
 from squeeze.sources import corpora, tasks, wheels
 from squeeze.sources import fetch as assets
 
-ASKED = ("perplexity", "perplexity_ood", "tasks", "items", "token_budget", "seed")  # of the quality stage
+# Of the protocol, what the quality stage reads.
+ASKED = ("perplexity", "perplexity_ood", "tasks", "items", "generations", "token_budget", "seed")
 SCORING = ("squeeze.probes.quality", "squeeze.probes.divergence", "squeeze.sources.questions")
 
 

@@ -73,6 +73,18 @@ def test_two_rows_in_words_and_figures(store, capsys):
     assert "0 answers won, 40 lost, McNemar p = 1.8e-12: different" in sciq
 
 
+def test_each_row_is_judged_against_its_own_baseline(store, capsys):
+    near = {"kl_median": Estimate(0.001), "kl_p90": Estimate(0.001), "kl_p99": Estimate(0.001)}
+    far = near | {"kl_divergence": Estimate(0.2, 0.1, 0.3, n=16), "kl_floor": Estimate(0.0006, n=5115)}
+    near |= {"kl_divergence": Estimate(0.0004, 0.0003, 0.0005, n=16), "kl_floor": Estimate(0.0006, n=5115)}
+    for bits, estimates in ((4, far), (8, near)):
+        store.write(record(subject(bits), estimates, realised={"speed_baseline": "float32"}), packed(samples(1.0, 0.0)))
+    explain(store.results, RTN4, RTN8)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index(RTN4) + 1] == "  against its own baseline: worse (KL)"
+    assert lines[lines.index(RTN8) + 1] == "  against its own baseline: equivalent"
+
+
 def test_a_trained_row_is_compared_with_an_untrained_one(store, capsys):
     """Though it is asked for more."""
     ood = {**PROTOCOL, "perplexity_ood": {"corpus": "speeches"}}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import IntegrityError, SqueezeError
 from squeeze.models.subject import Subject
-from squeeze.probes import quality, samples
+from squeeze.probes import quality, rounding, samples
 from squeeze.probes.divergence import FILE_NAME
 from squeeze.probes.quality import measure_quality, scored_difference, standard_error
 from squeeze.probes.samples import Samples
@@ -88,7 +88,10 @@ def test_a_baselines_samples_have_the_names_of_the_contract(baseline: Path) -> N
         "lambada_loglik": (3, 1),
         "sciq_correct": (3,),
         "sciq_loglik": (3, 3),
+        "floor_kl": (295,),
+        "floor_top1": (295,),
     }
+    assert found.values["floor_rounding"] == "float32 against itself, read 256 tokens at a time"
     assert (baseline / FILE_NAME).stat().st_size == pytest.approx(295 * 64 * 4, abs=200)
     assert np.isnan(found.arrays["sciq_loglik"]).tolist() == [[False] * 3, [False, False, True], [False] * 3]
 
@@ -119,11 +122,54 @@ def test_a_model_is_at_no_distance_from_itself(baseline: Path, tmp_path: Path) -
 def test_a_compressed_model_is_measured_as_it_is(baseline: Path, tmp_path: Path) -> None:
     subject = RoundToNearest(2, 32, symmetric=True).apply(tiny_subject("llama"), CalibrationText.empty())
     found = measure(subject, tmp_path / "rtn", baseline)
-    assert found.arrays["kl"].shape == found.arrays["top1"].shape == (295,)
+    assert found.arrays["kl"].shape == found.arrays["top1"].shape == found.arrays["confidence"].shape == (295,)
+    assert not [name for name in found.arrays if name.startswith("floor")]
     assert found.values["kl_divergence"] == pytest.approx(found.arrays["kl"].mean()) != 0
     assert 0 < found.values["top1_agreement"] < 1
     assert found.values["batch_dependent"] is False
     assert found.values["packed"] is True
+
+
+def test_the_baselines_confidence_is_that_in_its_likeliest_token(baseline: Path, tmp_path: Path) -> None:
+    """Whatever the candidate: 295 tokens, the first window's by hand."""
+    subject = artifact.load(tmp_path / "artifact")
+    compressed = RoundToNearest(2, 32, symmetric=True).apply(tiny_subject("llama"), CalibrationText.empty())
+    found = measure(compressed, tmp_path / "rtn", baseline).arrays["confidence"]
+    window = data.corpora.tokens("wikipedia_eval", subject.tokenizer, 64)
+    expected = subject.model(input_ids=window[None]).logits[0, :-1].softmax(-1).amax(-1)
+    assert found.dtype == np.float16
+    assert found[:63].tolist() == pytest.approx(expected.tolist(), rel=1e-3)
+
+
+def test_a_baseline_is_as_far_from_itself_as_rounding_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "PART", 4)  # of matrices as small as these, longer parts give the same bits
+    found = measure(tiny_subject("llama", "bfloat16"), tmp_path, tasks=[])
+    assert 1e-7 < found.arrays["floor_kl"].mean() < 1e-3
+    assert found.values["floor_rounding"].startswith("bfloat16 against itself")
+    exact = measure(tiny_subject("llama"), tmp_path / "float32", tasks=[])
+    assert abs(exact.arrays["floor_kl"].mean()) < 1e-7
+
+
+GENERATIONS = {"prompts": 8, "tokens": 12}
+
+
+def test_prompts_are_continued_where_the_protocol_asks_for_it(baseline: Path, tmp_path: Path) -> None:
+    """A baseline's in both ways, so that each candidate finds those made as its own are."""
+    kept = measure(artifact.load(tmp_path / "artifact"), tmp_path / "kept", generations=GENERATIONS)
+    assert (kept.arrays["generated"].shape, kept.arrays["generated_alone"].shape) == ((8, 12), (2, 12))
+    assert kept.arrays["generated"][:2].tolist() == kept.arrays["generated_alone"].tolist()
+    changes = {"generations": GENERATIONS, "tasks": []}
+    same = measure(artifact.load(tmp_path / "artifact"), tmp_path / "same", baseline, **changes)
+    assert np.array_equal(same.arrays["generated"], kept.arrays["generated"])
+    assert "generated_alone" not in same.arrays
+    subject = RoundToNearest(2, 32, symmetric=True).apply(tiny_subject("llama"), CalibrationText.empty())
+    assert (
+        measure(subject, tmp_path / "rtn", baseline, **changes).arrays["generated"] != kept.arrays["generated"]
+    ).any()
+    subject = TorchDynamic(per_channel=True, activation_bits=7).apply(tiny_subject("llama"), CalibrationText.empty())
+    dynamic = measure(subject, tmp_path / "dynamic", baseline, **changes)
+    assert "generated" not in dynamic.arrays
+    assert dynamic.arrays["generated_alone"].shape == (2, 12)
 
 
 def test_a_batch_dependent_model_is_scored_one_request_at_a_time(

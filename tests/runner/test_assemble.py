@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from squeeze.audit.recompute import disagreements
 from squeeze.core import environment
 from squeeze.probes.samples import Samples
 from squeeze.records.record import GRID_FLATTERED, NOT_REALISED, UNSTEADY, Estimate, Record, Status
@@ -26,6 +27,7 @@ from tests.faults.sweeps import PROTOCOL, cell
 ROUNDS, TOKENS = 5, 8192
 PLACE = environment.describe()
 STEPS = ("load", "prefill", "decode")
+HOW = "bfloat16 against itself, read 256 tokens at a time"
 TASKS = ("arc_easy", "lambada", "piqa", "sciq")
 
 
@@ -68,9 +70,18 @@ def quality(folder: Path, shift: float, **changes: Any) -> Path:
     samples.put_array("token_nll", nll)
     for task in TASKS:
         samples.put_array(f"{task}_correct", np.arange(100) % 3 > 0)
-        samples.put_all({f"acc_{task}": 2 / 3, f"acc_{task}_stderr": 0.0471404520791})
+        samples.put_all({f"acc_{task}": 0.66, f"acc_{task}_stderr": 0.0471404520791})
+    together = np.random.default_rng(2).integers(1000, size=(8, 32), dtype=np.int32)
+    samples.put_array("generated", together + np.int32(shift > 0) * (np.arange(32, dtype=np.int32) > 20))
+    if not shift:  # a baseline
+        samples.put_array("generated_alone", together[:2])
+        samples.put_array("floor_kl", np.random.default_rng(3).gamma(0.3, 0.001, 5115).astype(np.float32))
+        samples.put_array("floor_top1", np.arange(5115) % 100 > 0)
+        samples.put("floor_rounding", HOW)
     if shift:
-        samples.put_array("kl", np.full(TOKENS, 0.012345678))
+        samples.put_array("kl", np.random.default_rng(4).gamma(0.3, 0.04, TOKENS).astype(np.float32))
+        samples.put_array("top1", np.arange(TOKENS) % 10 > 0)
+        samples.put_array("confidence", np.random.default_rng(5).random(TOKENS).astype(np.float16))
         samples.put_all({"kl_divergence": 0.0123456789, "top1_agreement": 0.912345678})
     samples.put("perplexity", float(np.exp(nll.mean())))
     samples.put_all({"bits_per_byte": 0.812345678, "batch_dependent": False, "scored_as": "itself"})
@@ -122,6 +133,32 @@ def test_every_leaderboard_column_is_filled(attempt: Attempt) -> None:
         decode_tokens_per_s decode_speedup ttft_speedup perplexity perplexity_delta bits_per_byte kl_divergence
         top1_agreement acc_sciq acc_sciq_stderr build_seconds build_peak_bytes mbu mfu"""
     assert set(columns.split()) <= set(figures)
+
+
+def test_the_noise_floor_is_the_baselines(attempt: Attempt) -> None:
+    record = assembled(attempt)
+    floor = np.random.default_rng(3).gamma(0.3, 0.001, 5115).mean()
+    assert record.estimates["kl_floor"].value == pytest.approx(floor, rel=1e-5)
+    assert record.estimates["top1_floor"].value == pytest.approx(0.99, abs=1e-3)
+    assert record.realised["noise_floor"] == HOW
+    assert record.estimates["divergent_share"].value == pytest.approx(11 / 32, rel=1e-5)
+    assert record.estimates["divergent_floor"].value == 0
+
+
+def test_nearness_follows_from_what_is_kept(attempt: Attempt) -> None:
+    """Of the row as of its baseline: each estimate computed from samples is the record's own."""
+    for member in (attempt.candidate, attempt.quality_baseline):
+        attempt.candidate = member
+        record, raw = assemble(attempt)
+        arrays = dict(np.load(io.BytesIO(raw)))
+        assert list(disagreements(record, arrays)) == []
+        assert {"kl_floor", "divergent_share", "acc_pooled_delta"} <= record.estimates.keys()
+        assert "floor_kl" not in arrays
+        for name in ("kl_floor", "kl_p99", "kl_confident", "divergent_share", "acc_pooled_delta"):
+            if name in record.estimates:
+                value = record.estimates[name].value + 0.01
+                wrong = {**record.estimates, name: replace(record.estimates[name], value=value)}
+                assert len(list(disagreements(replace(record, estimates=wrong), arrays))) == 1, name
 
 
 def test_a_real_record_is_small(attempt: Attempt) -> None:

@@ -1,0 +1,128 @@
+"""Say in words whether a row is as good as the model that was compressed: equivalent, worse or undecided.
+
+A figure is *equivalent* where its 95 % interval lies within the margin (that is two one-sided tests at 2.5 %), *worse*
+where it lies beyond no loss and not within the margin, *undecided* otherwise. Of the divergence, no loss is the noise
+floor: how far the uncompressed model is from itself when the same mathematics is rounded otherwise. A row whose
+divergence lies below that floor is the uncompressed model, as far as the text can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from squeeze.records.record import Estimate, Record
+
+EQUIVALENT, WORSE, BETTER, UNDECIDED = "equivalent", "worse", "better", "undecided"
+NOT_MEASURED = "another rounding; not measured"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Hold what one figure says: ``verdict`` of it, in ``words``; ``settles``: alone, it makes the row equivalent."""
+
+    name: str
+    verdict: str
+    words: str
+    settles: bool = False
+
+
+def lines(record: Record, *, perplexity: float = 0.01, accuracy: float = 0.01, kl: float = 0.01) -> list[str]:
+    """Return the row's verdict against its own baseline, and what it rests on, a line each; none without a divergence.
+
+    Margins: ``perplexity`` relative, ``accuracy`` absolute and of all tasks together, ``kl`` in nats.
+    """
+    if "kl_median" not in record.estimates:  # a baseline, an encoder, or a record of before these figures
+        return []
+    findings = list(_findings(record, perplexity, accuracy, kl))
+    told = [f"    {finding.name}: {finding.words}: {finding.verdict}" for finding in findings]
+    return [f"  against its own baseline: {overall(findings)}", *told, *_details(record)]
+
+
+def overall(findings: list[Finding]) -> str:
+    """Return the verdict on the row: worse in one figure is worse, equivalent needs all or one that settles it."""
+    by_verdict = {word: [each.name for each in findings if each.verdict == word] for word in (WORSE, UNDECIDED)}
+    if by_verdict[WORSE]:
+        return f"{WORSE} ({', '.join(by_verdict[WORSE])})"
+    if by_verdict[UNDECIDED] and not any(finding.settles for finding in findings):
+        return f"{UNDECIDED} ({', '.join(by_verdict[UNDECIDED])})"
+    return EQUIVALENT
+
+
+def _findings(record: Record, perplexity: float, accuracy: float, kl: float) -> Iterator[Finding]:
+    found = record.estimates
+    yield _divergence(record, kl)
+    if {"perplexity", "perplexity_delta"} <= found.keys():
+        delta = found["perplexity_delta"]
+        before = found["perplexity"].value - delta.value
+        yield _change("perplexity", _scaled(delta, 1 / before), perplexity, " %", worse=1)
+    if "acc_pooled_delta" in found:
+        yield _change("accuracy", found["acc_pooled_delta"], accuracy, " points", worse=-1)
+
+
+def _divergence(record: Record, margin: float) -> Finding:
+    value, floor = record.estimates["kl_divergence"], record.estimates.get("kl_floor")
+    how = record.realised.get("noise_floor", NOT_MEASURED)
+    said = f"{value.value:.2g} nats{_interval(value, '.2g')}"
+    if value.low is None or value.high is None:
+        return Finding("KL", UNDECIDED, f"{said}; {value.n} blocks of text are too few for an interval")
+    if floor is None:
+        against, least = f"no noise floor ({NOT_MEASURED})", 0.0
+    else:
+        against, least = f"the noise floor {floor.value:.2g} ({how}; {floor.n:,} tokens)", floor.value
+    if floor is not None and value.high <= least:
+        return Finding("KL", EQUIVALENT, f"{said} lies below {against}: no loss shown", settles=True)
+    words = f"{said}, {against}, margin {margin:g}"
+    if value.high <= margin:
+        return Finding("KL", EQUIVALENT, words)
+    return Finding("KL", WORSE if value.low > least else UNDECIDED, words)
+
+
+def _change(name: str, change: Estimate, margin: float, unit: str, *, worse: int) -> Finding:
+    """Judge a change, as a share; ``worse`` is the sign of a loss."""
+    shown, loss = _scaled(change, 100), _scaled(change, worse)
+    said = f"{shown.value:+.2f}{_interval(shown, '+.2f')}{unit}, margin {100 * margin:g}{unit}"
+    if loss.low is None or loss.high is None:
+        return Finding(name, UNDECIDED, f"{said}; too few samples for an interval")
+    if -margin <= loss.low and loss.high <= margin:
+        return Finding(name, EQUIVALENT, said)
+    if loss.low > 0:
+        return Finding(name, WORSE, said)
+    return Finding(name, BETTER if loss.high < 0 else UNDECIDED, said)
+
+
+def _details(record: Record) -> Iterator[str]:
+    """Yield what no margin judges: the tail of the divergence, agreement, generations, retained accuracy."""
+    found = record.estimates
+    parts = [f"{name} {found[f'kl_{name}'].value:.2g}" for name in ("median", "p90", "p99")]
+    bands = (("confident", "at least 0.9"), ("likely", "0.5 to 0.9"), ("unsure", "below 0.5"))
+    sure = [f"{found[f'kl_{name}'].value:.2g} ({words})" for name, words in bands if f"kl_{name}" in found]
+    yield f"    KL {', '.join(parts)}" + (f"; by the baseline's confidence {', '.join(sure)}" if sure else "")
+    if (top1 := found.get("top1_agreement")) is not None:
+        floor = found.get("top1_floor")
+        against = "" if floor is None else f"; the baseline with itself {floor.value:.1%}"
+        shown = _scaled(top1, 100)
+        yield f"    same likeliest token: {shown.value:.1f}{_interval(shown, '.1f')} %{against}"
+    if (share := found.get("divergent_share")) is not None:
+        floor = found.get("divergent_floor")
+        against = "" if floor is None else f"; the baseline with itself {floor.value:.0%}"
+        yield (
+            f"    greedy continuations of {share.n} prompts: {share.value:.0%} of tokens differ, the first after "
+            f"{found['first_divergence'].value:g} (median){against}; repeated 4-grams "
+            f"{found['repetition'].value:.0%}, the baseline's {found['baseline_repetition'].value:.0%}"
+        )
+    if (kept := found.get("retained_accuracy")) is not None:
+        yield f"    keeps at least {kept.value:.1%} of the accuracy (one-sided 95 %, {kept.n:,} items)"
+
+
+def _scaled(estimate: Estimate, by: float) -> Estimate:
+    """Return a multiple of a change, its interval too."""
+    bounds = [None if each is None else by * each for each in (estimate.low, estimate.high)]
+    low, high = bounds if by > 0 else bounds[::-1]
+    return Estimate(by * estimate.value, low, high, n=estimate.n)
+
+
+def _interval(estimate: Estimate, digits: str) -> str:
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f" [{estimate.low:{digits}}, {estimate.high:{digits}}]"
