@@ -1,6 +1,12 @@
-"""Time how long a user waits for the first token (prefill), and from one token to the next (decode)."""
+"""Time how long a user waits for the first token (prefill), and from one token to the next (decode).
 
-from collections.abc import Callable
+Where members of a block are measured side by side, every repetition of prefill and every few tokens are a turn of this
+process, in which the others wait. What is not timed has turns of its own: loading and warming up, peak memory.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -8,11 +14,13 @@ from torch import Tensor
 
 from squeeze.probes import energy, latency
 from squeeze.probes.samples import Samples
+from squeeze.probes.turns import Turns, pressure
 from squeeze.records.statistics import steady
 from squeeze.request.cell import Cell
 from squeeze.runtimes.contract import Engine, Generation
 
 Begin = Callable[[], Generation]
+Prepare = Callable[[], object]  # called before each timed call; what it returns are the call's arguments
 
 
 @pytest.fixture
@@ -22,15 +30,16 @@ def begin(engine: Engine, cell: Cell) -> Begin:
 
 @pytest.mark.kind("causal_lm")
 def test_prefill(
-    benchmark: BenchmarkFixture, begin: Begin, prompts: Tensor, cell: Cell, samples: Samples, batch: int
+    benchmark: BenchmarkFixture, begin: Begin, prompts: Tensor, cell: Cell, samples: Samples, turns: Turns, batch: int
 ) -> None:
     protocol, prompt = cell.protocol["latency"], prompts[:batch]
+    turns.next()
     with samples.stage("warmup"):
         warm = latency.warm_up(lambda: begin().prefill(prompt), protocol["warmup_rounds"])
-    with samples.stage("timed"):
+    with timed(samples, turns, "ttft_s", batch) as in_turn:
         benchmark.pedantic(
             lambda generation, tokens: generation.prefill(tokens),
-            setup=lambda: ((begin(), prompt), {}),
+            setup=in_turn(1, lambda: ((begin(), prompt), {})),
             rounds=protocol["prefill_repeats"],
         )
     keep(samples, "ttft_s", batch, benchmark, warm)
@@ -38,36 +47,81 @@ def test_prefill(
 
 @pytest.mark.kind("causal_lm")
 def test_decode(
-    benchmark: BenchmarkFixture, begin: Begin, prompts: Tensor, cell: Cell, samples: Samples, batch: int
+    benchmark: BenchmarkFixture, begin: Begin, prompts: Tensor, cell: Cell, samples: Samples, turns: Turns, batch: int
 ) -> None:
     """Time decoding one token a round, so that every inter-token time is kept."""
     protocol, prompt = cell.protocol["latency"], prompts[:batch]
+    turns.next()
     with samples.stage("warmup"):
         generation = begin()
         generation.prefill(prompt)
         warm = latency.warm_up(generation.decode, protocol["warmup_rounds"])
         generation = begin()
         generation.prefill(prompt)
-    with samples.stage("timed"):
-        joules = energy.started(cell.runtime["device"])
-        benchmark.pedantic(generation.decode, rounds=protocol["decode_tokens"])
-        spent = joules()
-    samples.put_entry("energy_j_per_token", str(batch), spent and spent / protocol["decode_tokens"] / batch)
+    meter = energy.Meter(cell.runtime["device"])
+    with timed(samples, turns, "token_s", batch, meter) as in_turn:
+        tokens = protocol["decode_tokens"]
+        benchmark.pedantic(generation.decode, setup=in_turn(latency.turn_tokens(protocol)), rounds=tokens)
+    spent = meter.joules
+    samples.put_entry("energy_j_per_token", str(batch), spent and spent / tokens / batch)
     keep(samples, "token_s", batch, benchmark, warm)
     samples.put_entry("generated", str(batch), generation.token_ids())
 
 
 @pytest.mark.kind("encoder")
 def test_encode(
-    benchmark: BenchmarkFixture, engine: Engine, prompts: Tensor, cell: Cell, samples: Samples, batch: int
+    benchmark: BenchmarkFixture,
+    engine: Engine,
+    prompts: Tensor,
+    cell: Cell,
+    samples: Samples,
+    turns: Turns,
+    batch: int,
 ) -> None:
     """Time an encoder's forward, all that it has: the time stands where a language model's prefill does."""
     protocol, prompt = cell.protocol["latency"], prompts[:batch]
+    turns.next()
     with samples.stage("warmup"):
         warm = latency.warm_up(lambda: engine.encode(prompt), protocol["warmup_rounds"])
-    with samples.stage("timed"):
-        benchmark.pedantic(engine.encode, (prompt,), rounds=protocol["prefill_repeats"])
+    with timed(samples, turns, "ttft_s", batch) as in_turn:
+        setup = in_turn(1, lambda: ((prompt,), {}))
+        benchmark.pedantic(engine.encode, setup=setup, rounds=protocol["prefill_repeats"])
     keep(samples, "ttft_s", batch, benchmark, warm)
+
+
+@contextmanager
+def timed(
+    samples: Samples, turns: Turns, name: str, batch: int, meter: energy.Meter | None = None
+) -> Iterator[Callable[..., Prepare]]:
+    """Time in turns: yield what makes the setup of ``benchmark.pedantic`` that asks for a turn every so many calls.
+
+    When each turn began, and what pressed the machine until then, goes into the samples; a meter counts within turns.
+    """
+    began = []
+
+    def next_turn() -> None:
+        if meter is not None:
+            meter.stop()
+        turns.next()
+        began.append(pressure())
+        if meter is not None:
+            meter.start()
+
+    def in_turn(calls: int, arguments: Prepare = lambda: None) -> Prepare:
+        called = count()
+
+        def prepare() -> object:
+            if next(called) % calls == 0:
+                next_turn()
+            return arguments()
+
+        return prepare
+
+    with samples.stage("timed"):
+        yield in_turn
+        if meter is not None:
+            meter.stop()
+    samples.put_entry("turns", f"{name}/{batch}", began)
 
 
 def keep(samples: Samples, name: str, batch: int, benchmark: BenchmarkFixture, warm: bool) -> None:

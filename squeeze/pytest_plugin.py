@@ -7,6 +7,7 @@ other in this process (squeeze.runner.in_process): quick, for developing a techn
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from squeeze.core import process
 from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.probes.samples import Samples
+from squeeze.probes.turns import Turns
 from squeeze.request.cell import Cell
 from squeeze.runner.jobs.job import Job
 from squeeze.runtimes import contract as runtimes
@@ -42,6 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options that say what to measure."""
     group = parser.getgroup("squeeze")
     group.addoption("--cell", type=Path, metavar="JOB.json", help="be the measuring process of this job")
+    group.addoption("--gate", type=int, metavar="FD", help="take turns, which are given on this descriptor")
     group.addoption(
         "--squeeze",
         default="technique=none protocol=smoke",
@@ -138,10 +141,17 @@ def cell(job: Job) -> Cell:
 
 
 @pytest.fixture(scope="session")
-def samples(job: Job, pytestconfig: pytest.Config) -> Iterator[Samples]:
+def turns(pytestconfig: pytest.Config) -> Turns:
+    """Return what keeps this process to its turns, where others are measured beside it."""
+    return Turns(pytestconfig.option.gate)
+
+
+@pytest.fixture(scope="session")
+def samples(job: Job, turns: Turns, pytestconfig: pytest.Config) -> Iterator[Samples]:
     """Yield where benches put what they saw; write it when the job's last bench is done, failed ones named."""
-    collected = Samples(job.out)
-    collected.put("stages", pytestconfig.stash[STAGES])
+    collected = Samples(job.out, clock=turns.clock)
+    collected.put_all({"stages": pytestconfig.stash[STAGES], "interleaved": turns.interleaved})
+    collected.put("gomp_spincount", os.environ.get("GOMP_SPINCOUNT", "default"))
     yield collected
     failures = pytestconfig.stash[FAILURES].get(job.out, {})
     collected.put("failures", {name: f"{type(error).__name__}: {error}" for name, error in failures.items()})

@@ -23,7 +23,7 @@ from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
 from squeeze.runner.jobs.executor import worker_variables
 from squeeze.runner.jobs.job import Job
-from squeeze.runner.jobs.launcher import WORKER, Launcher
+from squeeze.runner.jobs.launcher import WORKER, Launcher, Task
 from squeeze.runner.jobs.limits import Limits
 from squeeze.runner.run import run
 from squeeze.sources.corpora import corpus_hash
@@ -138,7 +138,7 @@ def test_three_processes_give_the_same_numbers(
             for stage in ("build", "quality"):
                 job = Job(cell(RTN), artifact, stage, out)
                 (tmp_path / "job.json").write_text(json.dumps(job.to_json()))
-                end = launcher.run(tmp_path / "job.json", tmp_path / "log", Limits(**LIMIT))
+                [end] = launcher.run([Task(tmp_path / "job.json", tmp_path / "log", Limits(**LIMIT))])
                 assert end.code == 0, (tmp_path / "log").read_text()
             hashes.add(json.loads((artifact / BUILD_INFO).read_text())["content_hash"])
             losses.append(samples.read(out).arrays["token_nll"])

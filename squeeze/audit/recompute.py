@@ -62,18 +62,24 @@ def estimates(record: Record, arrays: Arrays) -> Estimates:
 
 
 def rounds(arrays: Arrays, prefix: str = "") -> Sequence[figures.Values]:
-    """Return the times of each round's process as the latency stage gave them: kind -> batch size -> seconds."""
+    """Return of each round's process its times as the latency stage gave them, and its turns."""
     timed = [(kind, name) for kind in TIMINGS for name in arrays if name.startswith(f"{prefix}{kind}_b")]
     count = len(arrays[timed[0][1]]) if timed else 0
-    made: list[dict[str, dict[str, list[float]]]] = [{kind: {} for kind in TIMINGS} for _ in range(count)]
+    interleaved = arrays.get(f"{prefix}interleaved", np.zeros(count, dtype=bool))  # records of schema 1 have none
+    made: list[dict[str, Any]] = [
+        {"interleaved": bool(flag), "turns": {}, **{kind: {} for kind in TIMINGS}} for flag in interleaved
+    ]
     for kind, name in timed:
+        batch = name.rpartition("_b")[2]
         for values, times in zip(made, arrays[name], strict=True):
-            values[kind][name.rpartition("_b")[2]] = times.tolist()
+            values[kind][batch] = times.tolist()
+        for values, turns in zip(made, arrays.get(f"{prefix}turns_{kind}_b{batch}", ()), strict=False):
+            values["turns"][f"{kind}/{batch}"] = turns.tolist()
     return made
 
 
 def _is_timing(name: str) -> bool:
-    return name.startswith(TIMINGS)
+    return name.startswith((*TIMINGS, "turns_", "interleaved"))
 
 
 def _agree(said: Estimate, found: Estimate) -> bool:

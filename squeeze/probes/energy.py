@@ -17,15 +17,29 @@ PACKAGES = "intel-rapl:[0-9]*"  # AMD's processors, too, are found under this na
 Counter = Callable[[], float]  # joules since the call before
 
 
-def started(device: str) -> Callable[[], float | None]:
-    """Begin to count; calling what is returned gives the joules since, or None where this machine counts none.
+class Meter:
+    """Count the energy between each `start` and the `stop` after it; what passes meanwhile is others' work."""
 
-    On CUDA it is the device's energy alone, else that of all processor packages.
-    """
-    counters = list(_gpu(device) if device.startswith("cuda") else _packages())
-    for counter in counters:
-        counter()
-    return lambda: sum(counter() for counter in counters) if counters else None
+    def __init__(self, device: str):
+        """Find the counters: on CUDA the device's alone, else those of all processor packages."""
+        self._counters = tuple(_gpu(device) if device.startswith("cuda") else _packages())
+        self._runs = False
+        self.joules: float | None = 0.0 if self._counters else None
+
+    def start(self) -> None:
+        """Begin to count."""
+        self._read()
+        self._runs = True
+
+    def stop(self) -> None:
+        """Add the joules since `start`; without one, nothing."""
+        spent = self._read()
+        if self._runs and self.joules is not None:
+            self.joules += spent
+        self._runs = False
+
+    def _read(self) -> float:
+        return sum(counter() for counter in self._counters)
 
 
 def _packages() -> Iterator[Counter]:

@@ -11,6 +11,11 @@ MOST_WINDOWS = 8  # of warm-up calls; after that the process is flagged
 AGREEMENT = 0.10  # two windows agree when their medians differ by less than this share
 
 
+def turn_tokens(protocol: Mapping[str, Any]) -> int:
+    """Return the tokens of a turn, which a protocol's `latency` part says; cells of older records do not."""
+    return int(protocol.get("turn_tokens", 4))
+
+
 def positions(protocol: Mapping[str, Any]) -> int:
     """Return the tokens of the longest generation, prompt included, that a protocol's `latency` part asks for."""
     decoded = max(protocol["decode_tokens"], MOST_WINDOWS * protocol["warmup_rounds"])

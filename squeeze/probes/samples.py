@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +28,15 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class Samples:
-    """Collect the values of one stage of one process in memory until `write`."""
+    """Collect the values of one stage of one process in memory until `write`.
+
+    clock: seconds of the process's own time, which need not pass while others have their turn.
+    """
 
     folder: Path
     values: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, Array] = field(default_factory=dict)
+    clock: Callable[[], float] = time.perf_counter
 
     def put(self, name: str, value: Any) -> None:
         """Keep a JSON value under a new name. Raises ValueError for a second value, TypeError when it is not JSON."""
@@ -59,12 +63,12 @@ class Samples:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the seconds that the block takes to `values["stages"][name]`, also when it fails."""
-        start = time.perf_counter()
+        start = self.clock()
         try:
             yield
         finally:
             stages = self.values.setdefault("stages", {})
-            stages[name] = stages.get(name, 0.0) + time.perf_counter() - start
+            stages[name] = stages.get(name, 0.0) + self.clock() - start
 
     def put_array(self, name: str, array: Array) -> None:
         """Keep an array under a new name. Raises ValueError for a second one, TypeError for an array of objects."""

@@ -1,7 +1,8 @@
 """Turn samples into estimates, by the names of the leaderboard's columns.
 
 A timing's unit is the process: each round gives one median, an estimate is the median over rounds with the rounds'
-least and greatest as its spread; a speed-up is paired by round. Quality is paired by token and by item.
+least and greatest as its spread; a speed-up is paired by round, and within a round by turns. Quality is paired by
+token and by item.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from squeeze.records.record import Estimate
 from squeeze.records.roofline import Machine, mbu, mfu
 from squeeze.records.statistics import mcnemar, perplexity_delta, ratio
+from squeeze.records.turns import round_ratio
 
 BLOCK = 128  # fewest tokens of a bootstrap block: further apart, token losses hardly depend on each other
 BOOTSTRAP_BLOCKS = 256  # at most: a longer text gets longer ones
@@ -73,13 +75,13 @@ def speeds(rounds: Sequence[Values], baseline: Sequence[Values]) -> Estimates:
     """Return ttft_ms, decode_tokens_per_s, their ratios to the baseline's; of batch sizes above 1 with suffix _b8."""
     found = {}
     for batch in rounds[0].get("ttft_s", {}):
-        own, other = (medians(each, "ttft_s", batch) for each in (rounds, baseline))
+        own = medians(rounds, "ttft_s", batch)
         found[f"ttft_ms{suffix(batch)}"] = _spread([1000 * seconds for seconds in own])
-        found[f"ttft_speedup{suffix(batch)}"] = ratio(_rates(own), _rates(other))
+        found[f"ttft_speedup{suffix(batch)}"] = _speed_up(rounds, baseline, "ttft_s", batch)
     for batch in rounds[0].get("token_s", {}):
-        own, other = (medians(each, "token_s", batch) for each in (rounds, baseline))
+        own = medians(rounds, "token_s", batch)
         found[f"decode_tokens_per_s{suffix(batch)}"] = _spread([int(batch) / seconds for seconds in own])
-        found[f"decode_speedup{suffix(batch)}"] = ratio(_rates(own), _rates(other))
+        found[f"decode_speedup{suffix(batch)}"] = _speed_up(rounds, baseline, "token_s", batch)
     return found
 
 
@@ -141,8 +143,12 @@ def changes(arrays: Arrays, baseline: Arrays, seed: int) -> Estimates:
     return found
 
 
-def _rates(seconds: Sequence[float]) -> list[float]:
-    return [1 / value for value in seconds]
+def _speed_up(rounds: Sequence[Values], baseline: Sequence[Values], name: str, batch: str) -> Estimate:
+    """Return how many times as fast the processes of the rounds were as the baseline's."""
+    if len(rounds) != len(baseline):
+        raise ValueError(f"rounds must be paired: {len(rounds)} of the candidate, {len(baseline)} of the baseline")
+    ratios = [round_ratio(own, other, name, batch) for own, other in zip(rounds, baseline, strict=True)]
+    return ratio([1 / each for each in ratios], [1.0] * len(ratios))
 
 
 def _spread(values: Sequence[float]) -> Estimate:

@@ -74,6 +74,7 @@ def several(allowed: str, rule: Rule, least: int = 0) -> Rule:
 
 
 POSITIVE = at_least(1)
+EVEN = Rule("a positive even integer, such as 8", lambda value: is_integer(value) and value > 0 and value % 2 == 0)
 BOOLEAN = Rule("true or false", lambda value: isinstance(value, bool))
 TEXT = Rule("a text", lambda value: isinstance(value, str) and value != "")
 SCALAR = Rule(

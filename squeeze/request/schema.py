@@ -12,6 +12,7 @@ from squeeze.request.axes import DEVICE, DTYPE, THREADS
 from squeeze.request.rules import (
     ABOVE_ZERO,
     BOOLEAN,
+    EVEN,
     NAME,
     POSITIVE,
     SCALAR,
@@ -149,7 +150,7 @@ _TEXT_WINDOWS: Schema = {"corpus": NAME, "tokens": or_null(POSITIVE), "window": 
 
 _PROTOCOL: Schema = {
     "name": NAME,
-    "rounds": POSITIVE,
+    "rounds": EVEN,  # over pairs, the second in the opposite order of the first, drift favours nobody
     "block": POSITIVE,
     "seed": at_least(0),
     "latency": {
@@ -158,6 +159,7 @@ _PROTOCOL: Schema = {
         "prefill_repeats": POSITIVE,
         "batch_sizes": several("a list of different positive integers", POSITIVE, least=1),
         "warmup_rounds": at_least(0),
+        "turn_tokens": POSITIVE,
     },
     "perplexity": _TEXT_WINDOWS,
     "tasks": several("a list of different tasks", NAME),
@@ -173,5 +175,5 @@ SCHEMAS: Mapping[str, tuple[Schema, Schema]] = {
     "technique": (_TECHNIQUE, {"calibrated": BOOLEAN}),
     "calibration": (_CALIBRATION, {}),
     "runtime": (_RUNTIME, {}),
-    "protocol": (_PROTOCOL, {"perplexity_ood": _TEXT_WINDOWS}),
+    "protocol": (_PROTOCOL, {"perplexity_ood": _TEXT_WINDOWS, "most_rounds": EVEN}),
 }

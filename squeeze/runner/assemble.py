@@ -25,13 +25,14 @@ from squeeze.records.record import (
 )
 from squeeze.records.sanitize import public
 from squeeze.records.statistics import block_means
+from squeeze.records.turns import how_timed
 from squeeze.runner.attempt import Attempt, now
 from squeeze.runner.jobs.outcome import Failure
 from squeeze.runner.results import Measured, Process
 
 REALISED = (
     *("bytes_real", "memory_real", "compute_real", "batch_dependent", "sparsity", "levels", "compressed_share"),
-    *("scored_as", "scored_difference", "decode_difference", "running_bits", "mismatches"),
+    *("scored_as", "scored_difference", "decode_difference", "running_bits", "mismatches", "gomp_spincount"),
 )
 NOT_AVAILABLE = "not available"
 
@@ -90,6 +91,8 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
             **found,
             "dtype": candidate.artifact.dtype,
             "speed_baseline": baseline.cell.model["dtype"],
+            "timing": how_timed(rounds, baseline_rounds),
+            **({"rounds_ended": attempt.rounds_ended} if attempt.rounds_ended else {}),
             "energy": "counted" if "energy_j_per_token" in estimates else NOT_AVAILABLE,
         },
         block_nll=() if diverged else _block_nll(arrays),
@@ -176,13 +179,20 @@ def _unsteady(rounds: Sequence[Values]) -> bool:
 
 
 def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, baseline_arrays: Arrays) -> Arrays:
-    """Return all samples by name: timings (rounds, n) in seconds, quality (tokens,) or (items,), the baseline's too."""
+    """Return all samples by name: timings (rounds, n) in seconds, quality (tokens,) or (items,), the baseline's too.
+
+    interleaved: (rounds,); turns: (rounds, turns, 3), what `squeeze.probes.turns.pressure` gave as each turn began.
+    """
     raw = {name: _compact(array) for name, array in arrays.items()}
     raw |= {f"baseline_{name}": _compact(array) for name, array in baseline_arrays.items() if _is_paired(name)}
     for prefix, timings in (("", rounds), ("baseline_", baseline)):
         for kind in ("ttft_s", "token_s"):
             for batch in timings[0].get(kind, {}):
                 raw[f"{prefix}{kind}_b{batch}"] = np.array([values[kind][batch] for values in timings])
+                raw[f"{prefix}turns_{kind}_b{batch}"] = np.array(
+                    [values["turns"][f"{kind}/{batch}"] for values in timings]
+                )
+        raw[f"{prefix}interleaved"] = np.array([bool(values["interleaved"]) for values in timings])
     return raw
 
 

@@ -25,8 +25,8 @@ class Attempt:
     row: what it is an attempt at. place: the environment, its state as it was at the beginning. log: receives what its
     processes print. candidate: what the stages have found of it, None until it is built. quality_baseline: the
     uncompressed model in the artifact's dtype; speed_baseline: the one that shared the candidate's rounds.
-    baseline_seconds: wall time of the baselines' processes that were started on this cell's account. machine: physical
-    limits, where they were measured.
+    rounds_ended: why no further ones were timed. baseline_seconds: wall time of the baselines' processes that were
+    started on this cell's account. machine: physical limits, where they were measured.
     """
 
     cell: Cell
@@ -38,6 +38,7 @@ class Attempt:
     candidate: Measured | None = None
     quality_baseline: Measured | None = None
     speed_baseline: Measured | None = None
+    rounds_ended: str = ""
     baseline_seconds: float = 0.0
     machine: Machine | None = None
 

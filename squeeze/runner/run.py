@@ -15,11 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from squeeze.core import environment
 from squeeze.records.roofline import Machine
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
-from squeeze.runner import rounds, stages
+from squeeze.runner import rounds, stages, timing
 from squeeze.runner.assemble import assemble
 from squeeze.runner.attempt import Attempt
 from squeeze.runner.baselines import Baselines, of_baseline
@@ -50,7 +52,7 @@ def run(
     if not wanted:
         print(f"nothing to do: all {len(cells)} cells have their record in {results}", file=sys.stderr)
         return 0
-    rounds_each = max(cell.protocol["rounds"] for cell in wanted)
+    rounds_each = max(cell.protocol.get("most_rounds", cell.protocol["rounds"]) for cell in wanted)
     display = Display(len(wanted), {"build": 1, "quality": 1, "latency": rounds_each})
     try:
         with _ending_as_interrupts(), display, Executor(results, display, command) as shop:
@@ -114,32 +116,47 @@ class _Run:
         attempt.candidate = replace(candidate, scoring=scoring)
 
     def _time(self, attempts: Sequence[Attempt]) -> list[Attempt]:
-        """Time the attempts, which share a baseline process in each round; return those that went well."""
+        """Time the attempts of a block, as many at once as memory holds; return those that went well."""
         if not attempts:
             return []
-        alive = dict(enumerate(attempts, start=1))
         try:
             with self._on_account_of(attempts[0]):
                 baseline = self.baselines.fastest(attempts[0].cell, attempts[0].row.fingerprint)
-            members = [baseline, *(attempt.built for attempt in attempts)]
-            for position, result in stages.time_rounds(self.shop, members):
-                if isinstance(result, Failure):
-                    self._finish(alive.pop(position), result)
-                elif position == 0:
-                    baseline = _timed(baseline, result)
-                else:
-                    attempt = alive[position]
-                    attempt.candidate = _timed(attempt.built, result)
-                    self.shop.display.step(attempt.cell.key, "latency")
         except StageError as failed:
-            for attempt in alive.values():
-                self._finish(attempt, of_baseline(failed).failure)
-            return []
+            return self._give_up(attempts, failed)
+        needs = [timing.need(member) for member in (baseline, *(attempt.built for attempt in attempts))]
+        groups = rounds.companies(needs, psutil.virtual_memory().available)
+        return [one for group in groups for one in self._time_group(baseline, [attempts[at - 1] for at in group])]
+
+    def _time_group(self, baseline: Measured, attempts: Sequence[Attempt]) -> list[Attempt]:
+        """Time attempts that share a baseline process in each round; return those that went well."""
+        alive = dict(enumerate(attempts, start=1))
+        times: list[Process] = []
+        try:
+            for position, result in timing.time_rounds(self.shop, [baseline, *(one.built for one in attempts)]):
+                if position == 0:
+                    assert isinstance(result, Process)
+                    times.append(result)
+                elif isinstance(result, Failure):
+                    self._finish(alive.pop(position), result)
+                elif isinstance(result, str):
+                    alive[position].rounds_ended = result
+                else:
+                    alive[position].candidate = _timed(alive[position].built, result)
+                    self.shop.display.step(alive[position].cell.key, "latency")
+        except StageError as failed:
+            return self._give_up(list(alive.values()), of_baseline(failed))
         for attempt in alive.values():
             attempt.machine = self._machine(attempt)
-            attempt.speed_baseline = baseline
-            attempt.baseline_seconds += sum(process.seconds or 0.0 for process in baseline.timings) / len(alive)
+            attempt.speed_baseline = replace(baseline, timings=tuple(times[: len(attempt.built.timings)]))
+            attempt.baseline_seconds += sum(process.seconds or 0.0 for process in times) / len(alive)
         return list(alive.values())
+
+    def _give_up(self, attempts: Sequence[Attempt], failed: StageError) -> list[Attempt]:
+        """Write the records of attempts whose baseline failed; none goes on."""
+        for attempt in attempts:
+            self._finish(attempt, failed.failure)
+        return []
 
     def _machine(self, attempt: Attempt) -> Machine | None:
         """Return the physical limits of this machine with the cell's threads, measured once per run."""

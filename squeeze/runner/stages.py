@@ -1,13 +1,11 @@
-"""Take a model through its stages: build, quality, and one process in each latency round.
+"""Take a model through the stages whose results do not depend on the moment: build and quality.
 
-What does not depend on the moment (artifacts, quality) is kept in the cache under what it depends on; a timing is not.
+They are kept in the cache under what they depend on. Timing is in `squeeze.runner.timing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import median
 
 from squeeze.artifacts import keys
 from squeeze.core.cache import sealed
@@ -17,11 +15,10 @@ from squeeze.core.paths import benches
 from squeeze.records.record import Status
 from squeeze.records.sanitize import public
 from squeeze.request.cell import Cell
-from squeeze.runner import rounds
 from squeeze.runner.jobs.executor import Executor
 from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, StageError
-from squeeze.runner.results import Artifact, Measured, Process, Scoring, Values
+from squeeze.runner.results import Artifact, Measured, Process, Scoring
 from squeeze.runtimes import contract as runtimes
 from squeeze.sources import corpora, tasks, wheels
 from squeeze.sources import fetch as assets
@@ -81,59 +78,6 @@ def quality_key(subject: Measured, baseline: Measured | None) -> str:
             "libraries": keys.library_versions(SCORING),
         }
     )
-
-
-def time_rounds(shop: Executor, members: Sequence[Measured]) -> Iterator[tuple[int, Process | Failure]]:
-    """Time one process of each member in each round, in balanced order; the first member is the baseline.
-
-    Yields after each process the member's position in ``members`` and what it left or, if that was its end, why: then
-    it is left out of further rounds. Raises StageError when the baseline fails: nothing has anything to be compared
-    with any more.
-    """
-    alive = list(range(len(members)))
-    for number in range(members[0].cell.protocol["rounds"]):
-        for position in rounds.order(alive, number):
-            try:
-                process = _time(shop, members[position], number, f"latency, round {number + 1}")
-            except StageError as failed:
-                if position == 0:
-                    raise
-                alive.remove(position)
-                yield position, failed.failure
-            else:
-                yield position, process
-        if alive == [0]:
-            return
-
-
-def faster(shop: Executor, members: Sequence[Measured]) -> Measured:
-    """Return the member that decodes (an encoder: encodes) fastest in two short rounds, AB BA; a failure is slowest.
-
-    Raises StageError when all fail.
-    """
-    times: dict[str, list[float]] = {member.cell.label: [] for member in members}
-    failures: dict[str, StageError] = {}
-    for number in (1, 2):  # not round 0, in which figures are taken that no round changes
-        for member in rounds.order(members, number):
-            try:
-                times[member.cell.label].append(seconds_per_step(_time(shop, member, number, "pilot").values))
-            except StageError as failed:
-                failures[member.cell.label] = failed
-    sound = [member for member in members if member.cell.label not in failures]
-    if not sound:
-        raise failures[members[0].cell.label]
-    return min(sound, key=lambda member: median(times[member.cell.label]))
-
-
-def seconds_per_step(values: Values) -> float:
-    """Return the median seconds of a decoded token, or of an encoder's forward, at a process's smallest batch size."""
-    steps = values.get("token_s") or values["ttft_s"]
-    return float(median(steps[min(steps, key=int)]))
-
-
-def _time(shop: Executor, member: Measured, number: int, what: str) -> Process:
-    job = Job(member.cell, member.artifact.folder, "latency", shop.folder(), round=number)
-    return shop.measure(job, member.log, what)
 
 
 def _fetch(cell: Cell) -> None:

@@ -23,7 +23,7 @@ STEPS, SIZE = 200, 512
 FILE = "steps.json"
 
 
-def perform(path: Path) -> int:
+def perform(path: Path, gate: int | None) -> int:
     job = Job.read(path)
     factor, product = np.ones((2, SIZE, SIZE), np.float32)
     times = []
@@ -38,7 +38,7 @@ def perform(path: Path) -> int:
 
 def alone(path: Path) -> int:
     if (child := os.fork()) == 0:
-        os._exit(perform(path))
+        os._exit(perform(path, None))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

@@ -21,20 +21,22 @@ import numpy as np
 
 from squeeze.core.errors import Unsupported
 from squeeze.probes.samples import Samples
+from squeeze.probes.turns import Turns
 from squeeze.records.roofline import Machine
 from squeeze.runner.jobs import worker
 from squeeze.runner.jobs.job import MACHINE, Job
 
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 TOKENS = 4096
+TURNS = 4  # of each kind of call
 
 
 class OutOfMemoryError(RuntimeError):
     """Called as torch's own is."""
 
 
-def perform(path: Path) -> int:
-    job = Job.read(path)
+def perform(path: Path, gate: int | None) -> int:
+    job, turns = Job.read(path), Turns(gate)
     _count(job)
     name = job.cell.technique["name"] if job.cell.technique["steps"] else job.cell.model["name"]
     fault, _, stage = name.partition("@")
@@ -43,7 +45,10 @@ def perform(path: Path) -> int:
             return 0
         if fault in FAULTS:
             FAULTS[fault]()
-    {"build": _build, "quality": _score, "latency": _time, "machine": _peaks}[job.stage](job)
+    if job.stage == "latency":
+        _time(job, turns)
+    else:
+        {"build": _build, "quality": _score, "machine": _peaks}[job.stage](job)
     if (fault, stage) == ("truncated", job.stage):
         samples = job.out / "samples.npz"
         samples.write_bytes(samples.read_bytes()[:10])
@@ -83,14 +88,17 @@ def _score(job: Job) -> None:
     samples.write()
 
 
-def _time(job: Job) -> None:
+def _time(job: Job, turns: Turns) -> None:
     latency = job.cell.protocol["latency"]
     pace = 0.010 if job.cell.model["dtype"] == "float32" else 0.008
     pace *= 1.0 if not job.cell.technique["steps"] else 0.5
     samples = Samples(job.out)
     for name, count in (("ttft_s", latency["prefill_repeats"]), ("token_s", latency["decode_tokens"])):
+        for _ in range(TURNS):
+            turns.next()
+        samples.put_entry("turns", f"{name}/1", [[0.0, 0.0, 0.0]] * TURNS)
         samples.put(name, {"1": (pace * (1 + 0.001 * job.round + 0.0001 * np.arange(count))).tolist()})
-    samples.put("unsteady", False)
+    samples.put_all({"unsteady": False, "interleaved": turns.interleaved})
     for step in ("load", "prefill", "decode"):
         samples.put(f"{step}_peak_bytes", 2**20 + job.round)
     if job.round == 0:

@@ -31,25 +31,47 @@ def powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_packages_add_up_and_their_parts_do_not_count_twice(powercap: Path) -> None:
     one, other = package(powercap, "intel-rapl:0", 5_000_000), package(powercap, "intel-rapl:1", 0)
     core = package(powercap, "intel-rapl:0:0", 0)
-    joules = energy.started("cpu")
+    meter = running("cpu")
     for file, value in ((one, 7_500_000), (other, 1_000_000), (core, 2_000_000)):
         file.write_text(str(value))
-    assert joules() == pytest.approx(3.5)
+    meter.stop()
+    assert meter.joules == pytest.approx(3.5)
+
+
+def test_what_passes_between_two_turns_does_not_count(powercap: Path) -> None:
+    file = package(powercap, "intel-rapl:0", 0)
+    meter = energy.Meter("cpu")
+    meter.stop()
+    for before, after in ((1_000_000, 3_000_000), (8_000_000, 9_000_000)):
+        file.write_text(str(before))
+        meter.start()
+        file.write_text(str(after))
+        meter.stop()
+    assert meter.joules == 3.0
 
 
 def test_a_counter_that_wraps_around_goes_on(powercap: Path) -> None:
     file = package(powercap, "intel-rapl:0", SPAN - 1_000_000)
-    joules = energy.started("cpu")
+    meter = running("cpu")
     file.write_text("999999")
-    assert joules() == 2.0  # to the microjoule: the counter goes from its range to 0
+    meter.stop()
+    assert meter.joules == 2.0  # to the microjoule: the counter goes from its range to 0
+    meter.start()
     file.write_text("1999999")
-    assert joules() == 1.0
+    meter.stop()
+    assert meter.joules == 3.0
 
 
 def test_a_machine_that_does_not_count_says_so(powercap: Path) -> None:
-    assert energy.started("cpu")() is None
+    assert energy.Meter("cpu").joules is None
     (package(powercap, "intel-rapl:0", 0)).unlink()
-    assert energy.started("cpu")() is None
+    assert energy.Meter("cpu").joules is None
+
+
+def running(device: str) -> energy.Meter:
+    meter = energy.Meter(device)
+    meter.start()
+    return meter
 
 
 class NoSuchDeviceError(Exception):
@@ -73,10 +95,11 @@ def test_on_cuda_the_device_alone_is_counted(powercap: Path, monkeypatch: pytest
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(uuid="abc"))
-    joules = energy.started("cuda:0")
-    assert (joules(), joules()) == (1.5, 0.25)
+    meter = running("cuda:0")
+    meter.stop()
+    assert meter.joules == 1.5  # the counter began when it was found
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(uuid="gone"))
-    assert energy.started("cuda")() is None
+    assert energy.Meter("cuda").joules is None
 
 
 def test_rounds_that_were_all_counted_make_a_figure() -> None:

@@ -91,7 +91,8 @@ def timing(pace: float, *, first: bool) -> dict[str, Any]:
         values |= {"bytes_real": True, "memory_real": True, "compute_real": True, "arithmetic": "bfloat16"}
         values["prefill_operations"] = {"1": 3.2e10}
         values |= {"sparsity": 0.012345678, "levels": 16, "compressed_share": 1.0}
-    return {**values, "unsteady": False, "stages": {"imports": 0.5, "load": 1.0, "timed": 3.0}}
+    values["turns"] = {"token_s/1": [[0.0, 0.0, 0.0]] * 8, "ttft_s/1": [[0.0, 0.0, 0.0]] * 5}
+    return {**values, "unsteady": False, "interleaved": True, "stages": {"imports": 0.5, "load": 1.0, "timed": 3.0}}
 
 
 def assembled(attempt: Attempt) -> Record:
@@ -131,6 +132,8 @@ def test_raw_samples_are_kept(attempt: Attempt) -> None:
     raw = np.load(io.BytesIO(assemble(attempt)[1]))
     assert raw["token_s_b1"].shape == raw["baseline_token_s_b1"].shape == (ROUNDS, 32)
     assert raw["ttft_s_b1"].shape == (ROUNDS, 5)
+    assert raw["turns_token_s_b1"].shape == raw["baseline_turns_token_s_b1"].shape == (ROUNDS, 8, 3)
+    assert raw["interleaved"].tolist() == raw["baseline_interleaved"].tolist() == [True] * ROUNDS
     assert raw["token_nll"].shape == raw["baseline_token_nll"].shape == (TOKENS,)
     assert raw["baseline_sciq_correct"].dtype == bool
     assert raw["token_s_b1"].dtype == np.float64

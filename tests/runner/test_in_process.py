@@ -28,6 +28,8 @@ def measure(job: Job, seconds: float) -> None:
     collected.put("stages", {"start": 1.0, "load": 0.5, "timed": 2.0})
     if job.stage == "latency":
         collected.put_all({"ttft_s": {"1": [2 * seconds] * 5}, "token_s": {"1": [seconds] * 8}, "unsteady": False})
+        none = [0.0, 0.0, 0.0]
+        collected.put_all({"interleaved": False, "turns": {"ttft_s/1": [none] * 5, "token_s/1": [none] * 2}})
         collected.put_all({"bytes": 1000, "effective_bits": 4.5, "load_peak_bytes": 5000})
     else:
         collected.put_all({"perplexity": 100.0, "bits_per_byte": 1.0, "kl_divergence": 0.1, "top1_agreement": 0.9})

@@ -17,6 +17,7 @@ from squeeze.records.store import RecordStore
 from squeeze.runner.jobs.executor import device_lock
 from squeeze.runner.jobs.launcher import environment_with
 from squeeze.runner.run import run
+from squeeze.runner.timing import PILOT_ROUNDS
 from tests.faults.conftest import own_places  # noqa: F401 - a fixture
 from tests.faults.sweeps import (
     JOBS,
@@ -31,6 +32,7 @@ from tests.faults.sweeps import (
 )
 
 ROUNDS = PROTOCOL["rounds"]
+PILOT = PILOT_ROUNDS[0]  # processes of each dtype
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -61,13 +63,13 @@ def test_rounds_alternate_and_share_the_baseline(tmp_path: Path) -> None:
 
 
 def test_the_faster_dtype_is_the_one_to_beat_and_only_that_choice_is_kept(tmp_path: Path) -> None:
-    """The made-up float32 model is slower. The pilot takes two processes of each, once."""
+    """The made-up float32 model is slower. The pilot takes six processes of each, once."""
     first = run_made_up([cell("a")], tmp_path / "results")["a"]
     assert first.realised["speed_baseline"] == "bfloat16"
     timed = Counter(label for stage, label, _, _ in log() if stage == "latency")
     assert timed == {
-        "tiny-none-float32": 2,
-        "tiny-none-bfloat16": 2 + ROUNDS,
+        "tiny-none-float32": PILOT,
+        "tiny-none-bfloat16": PILOT + ROUNDS,
         "tiny-a-4": ROUNDS,
     }
     run_made_up([cell("b")], tmp_path / "results")
@@ -77,7 +79,7 @@ def test_the_faster_dtype_is_the_one_to_beat_and_only_that_choice_is_kept(tmp_pa
 
 def test_a_block_has_at_most_four_candidates_and_a_baseline_of_its_own(tmp_path: Path) -> None:
     run_made_up([cell(f"t{number}") for number in range(5)], tmp_path / "results")
-    assert sum(label == "tiny-none-bfloat16" for stage, label, _, _ in log() if stage == "latency") == 2 + 2 * ROUNDS
+    assert sum(label == "tiny-none-bfloat16" for stage, label, _, _ in log() if stage == "latency") == PILOT + 2 * ROUNDS
     assert jobs()["build"] == 5 + 2
 
 
@@ -109,7 +111,7 @@ def test_an_uncompressed_cell_is_timed_against_itself(tmp_path: Path) -> None:
     uncompressed = cell().baseline("bfloat16")
     run([uncompressed], tmp_path / "results", command=WORKER)
     counts = Counter(stage for stage, _, _, _ in log())
-    assert (counts["quality"], counts["latency"]) == (1, 4 + 2 * ROUNDS)
+    assert (counts["quality"], counts["latency"]) == (1, 2 * PILOT + 2 * ROUNDS)
 
 
 def test_one_that_fails_is_left_out_of_further_rounds(tmp_path: Path) -> None:
@@ -153,7 +155,7 @@ def test_every_stage_is_told_in_a_plain_line(tmp_path: Path, capsys: pytest.Capt
     told = capsys.readouterr()
     assert told.out == ""
     assert "tiny-a-4: build: 0." in told.err
-    assert "tiny-a-4: latency, round 2: 0." in told.err
+    assert "2 models side by side: latency, round 2: 0." in told.err
     assert "tiny-unsupported@build-4: unsupported in build: Unsupported: group size 128 does not" in told.err
     assert "[2/2] tiny-a-4: ok\n" in told.err
 

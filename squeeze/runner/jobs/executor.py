@@ -1,8 +1,10 @@
-"""Start a run's processes, one at a time, each with its job file, log and limits."""
+"""Start a run's processes, each with its job file, log and limits: one at a time, or a group that works in turns."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,10 +28,22 @@ from squeeze.request.cell import Cell
 from squeeze.runner.jobs import outcome
 from squeeze.runner.jobs.display import Display, LastLine
 from squeeze.runner.jobs.job import MACHINE, Job
-from squeeze.runner.jobs.launcher import WORKER, Launcher
+from squeeze.runner.jobs.launcher import WORKER, Launcher, Task
 from squeeze.runner.jobs.limits import Limits
-from squeeze.runner.jobs.outcome import Failure, StageError
+from squeeze.runner.jobs.outcome import Exit, Failure, StageError
 from squeeze.runner.results import Process
+
+SPINS = "10000"  # turns of libgomp's waiting loop, some tens of microseconds
+
+
+@dataclass(frozen=True)
+class _End:
+    """Hold how a job's process ended. start: where in the log it began, in bytes."""
+
+    job: Job
+    log: Path
+    start: int
+    exit: Exit
 
 
 @dataclass
@@ -37,7 +51,7 @@ class Executor:
     """Run jobs, and keep their scratch files, which vanish with it.
 
     results: the results folder (the worker's own log lies there). command: the worker's command line.
-    seconds: wall time of all processes so far.
+    seconds: wall time of all processes so far, each one's own turns.
     """
 
     results: Path
@@ -63,34 +77,50 @@ class Executor:
 
         Raises StageError when it ends in any other way than well, SqueezeError when no process can be started.
         """
-        path = self.folder() / "job.json"
-        path.write_text(json.dumps(job.to_json()))
-        limits = Limits(**job.cell.protocol["limits"]["latency" if job.stage == "machine" else job.stage])
-        with log.open("ab") as file:
-            file.write(f"=== {job.cell.label}: {what}\n".encode())
-            start = file.tell()
-        said = LastLine(log, start) if job.stage == "build" else None  # reading it would disturb what is measured
+        said = LastLine(log, _size(log)) if job.stage == "build" else None  # reading would disturb what is measured
         with self.display.process(f"{job.cell.label}: {what}", said):
-            end = self._launcher_for(job.cell.runtime).run(path, log, limits)
-        self.seconds += end.seconds
-        failure = outcome.judge(end, job.out, limits, job.stage)
-        if failure is not None:
-            raise StageError(replace(failure, log_tail=outcome.tail(_read_from(log, start))))
-        return end.seconds
+            [end] = self._run([(job, log)], what)
+        return _sound(end)
 
     def measure(self, job: Job, log: Path, what: str) -> Process:
         """Run one measuring job and return what its process left and took.
 
         Raises StageError as `run` does, and as invalid when the process ended well without leaving sound samples.
         """
-        seconds = self.run(job, log, what)
+        return _left_by(job, self.run(job, log, what))
+
+    def measure_side_by_side(self, jobs: Sequence[tuple[Job, Path]], what: str) -> list[Process | StageError]:
+        """Run measuring jobs, each with its log, that work in turns; return what each left, or how it failed.
+
+        One that was killed from outside, with the memory of all to blame perhaps or with a worker that died, is run
+        once more by itself. Raises SqueezeError when no process can be started.
+        """
+        with self.display.process(f"{len(jobs)} models side by side: {what}"):
+            ends = self._run(jobs, what)
+        return [self._left(job, log, end, what) for (job, log), end in zip(jobs, ends, strict=True)]
+
+    def _left(self, job: Job, log: Path, end: _End, what: str) -> Process | StageError:
         try:
-            process = Process.read(job.out, seconds)
-            with ZipFile(job.out / samples.ARRAYS_NAME):  # whole, but for what is in its entries
-                return process
-        except (OSError, BadZipFile, IntegrityError) as error:
-            reason = public(f"the process ended well, but its samples cannot be read: {error}")
-            raise StageError(Failure(Status.INVALID, reason, job.stage)) from error
+            if end.exit.code == -signal.SIGKILL and not end.exit.breach:
+                fresh = replace(job, out=self.folder())
+                return self.measure(fresh, log, f"{what}, once more by itself")
+            return _left_by(job, _sound(end))
+        except StageError as failed:
+            return failed
+
+    def _run(self, jobs: Sequence[tuple[Job, Path]], what: str) -> list[_End]:
+        """Run a group of jobs of one runtime; a group of one has the machine to itself."""
+        tasks, begun = [], []
+        for job, log in jobs:
+            path = self.folder() / "job.json"
+            path.write_text(json.dumps(job.to_json()))
+            with log.open("ab") as file:
+                file.write(f"=== {job.cell.label}: {what}\n".encode())
+                begun.append(file.tell())
+            tasks.append(Task(path, log, _limits(job)))
+        exits = self._launcher_for(jobs[0][0].cell.runtime).run(tasks)
+        self.seconds += sum(end.seconds for end in exits)
+        return [_End(*job, start, end) for job, start, end in zip(jobs, begun, exits, strict=True)]
 
     def measure_machine(self, cell: Cell, log: Path) -> Machine | None:
         """Return the read bandwidth and matrix-product peaks of the CPU with the cell's threads.
@@ -132,7 +162,9 @@ def worker_variables(runtime: Mapping[str, Any]) -> dict[str, str]:
     The cache is the runner's. What a job needs of the hub has been fetched before it starts, so it never asks for
     anything there. Plugins of pytest that happen to be installed take half a second each to load, and are no part of a
     measurement. oneDNN keeps 1,024 compiled products, one for each length of a request: hundreds of megabytes where
-    requests are not padded.
+    requests are not padded. Threads of OpenMP that wait spin for microseconds, then sleep: by default they spin so long
+    that whoever has the next turn loses a core to them; that sleep at once (OMP_WAIT_POLICY=PASSIVE) makes tokens 1.6
+    to 1.9 times as long.
     """
     threads = {"OMP_NUM_THREADS": str(runtime["threads"])} if runtime.get("threads") else {}
     return {
@@ -145,6 +177,7 @@ def worker_variables(runtime: Mapping[str, Any]) -> dict[str, str]:
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PYTHONUNBUFFERED": "1",
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPINS),
     }
 
 
@@ -164,6 +197,33 @@ def device_lock(device: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _limits(job: Job) -> Limits:
+    return Limits(**job.cell.protocol["limits"]["latency" if job.stage == "machine" else job.stage])
+
+
+def _sound(end: _End) -> float:
+    """Return the seconds of a process that ended well. Raises StageError for any other."""
+    failure = outcome.judge(end.exit, end.job.out, _limits(end.job), end.job.stage)
+    if failure is not None:
+        raise StageError(replace(failure, log_tail=outcome.tail(_read_from(end.log, end.start))))
+    return end.exit.seconds
+
+
+def _left_by(job: Job, seconds: float) -> Process:
+    """Return what a measuring process that ended well has left. Raises StageError where that is no sound samples."""
+    try:
+        process = Process.read(job.out, seconds)
+        with ZipFile(job.out / samples.ARRAYS_NAME):  # whole, but for what is in its entries
+            return process
+    except (OSError, BadZipFile, IntegrityError) as error:
+        reason = public(f"the process ended well, but its samples cannot be read: {error}")
+        raise StageError(Failure(Status.INVALID, reason, job.stage)) from error
+
+
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.exists() else 0
 
 
 def _read_from(log: Path, start: int) -> str:

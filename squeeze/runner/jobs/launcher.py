@@ -1,4 +1,4 @@
-"""Start the worker, hand it one job at a time, and outlive it when it dies."""
+"""Start the worker, hand it one group of jobs at a time, and outlive it when it dies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,19 @@ from squeeze.runner.jobs.outcome import Exit
 WORKER = (sys.executable, "-m", "squeeze.runner.jobs.worker")
 STARTS = 5  # of a worker that something kills before it is ready
 PATIENCE = 5.0  # seconds that a worker has for ending its job before it is killed
+
+
+@dataclass(frozen=True)
+class Task:
+    """Name a job for the worker: its job file, the log that its output is appended to, its limits."""
+
+    job: Path
+    log: Path
+    limits: Limits
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data, as the worker's requests have it."""
+        return {"job": str(self.job), "log": str(self.log), "limits": asdict(self.limits)}
 
 
 @dataclass
@@ -37,29 +50,36 @@ class Launcher:
     command: Sequence[str] = WORKER
     _worker: subprocess.Popen[bytes] | None = None
 
-    def run(self, job: Path, log: Path, limits: Limits) -> Exit:
-        """Run the job that ``job`` (a JOB.json) describes; its output is appended to ``log``.
+    def run(self, tasks: Sequence[Task]) -> list[Exit]:
+        """Run a group of jobs, which work in turns, and return how each ended.
 
-        Blocks without using the processor. A worker that dies takes its job along: that is an exit, too. Raises
+        Blocks without using the processor. A worker that dies takes its jobs along: that is an exit, too. Raises
         SqueezeError when no worker can be started.
         """
         started, kills = time.monotonic(), kernel_kills()
         worker = self._worker or self._start()
-        group = 0
+        groups: list[int] = []
+        ends: dict[int, Exit] = {}
         try:
-            self._send(worker, {"job": str(job), "log": str(log), "limits": asdict(limits)})
-            group = self._receive(worker, "started")["pid"]
-            return Exit(**self._receive(worker, "ended")["exit"])
+            self._send(worker, {"jobs": [task.to_json() for task in tasks]})
+            while len(ends) < len(tasks):
+                message = self._receive(worker, "started", "ended")
+                if message["event"] == "started":
+                    groups.append(message["pid"])
+                else:
+                    ends[message["place"]] = Exit(**message["exit"])
         except (OSError, EOFError):
             self._worker = None
-            code = _clear(worker, group)
-            return Exit(code, time.monotonic() - started, kernel_kill=killed_since(kills))
+            code = _clear(worker, groups)
+            lost = Exit(code, time.monotonic() - started, kernel_kill=killed_since(kills))
+            ends = {place: ends.get(place, lost) for place in range(len(tasks))}
         except BaseException:
             self.close()
             raise
+        return [ends[place] for place in range(len(tasks))]
 
     def close(self) -> None:
-        """End the worker and with it the running job."""
+        """End the worker and with it the running jobs."""
         worker, self._worker = self._worker, None
         if worker is None:
             return
@@ -103,23 +123,23 @@ class Launcher:
         worker.stdin.write(json.dumps(message).encode() + b"\n")
         worker.stdin.flush()
 
-    def _receive(self, worker: subprocess.Popen[bytes], event: str) -> dict[str, Any]:
+    def _receive(self, worker: subprocess.Popen[bytes], *events: str) -> dict[str, Any]:
         assert worker.stdout is not None
         line = worker.stdout.readline()
         if not line.endswith(b"\n"):
-            raise EOFError(f"the worker ended before it said {event!r}")
+            raise EOFError(f"the worker ended before it said {' or '.join(events)}")
         message: dict[str, Any] = json.loads(line)
-        if message["event"] != event:
-            raise EOFError(f"the worker said {message['event']!r}, expected {event!r}")
+        if message["event"] not in events:
+            raise EOFError(f"the worker said {message['event']!r}, expected {' or '.join(events)}")
         return message
 
 
-def _clear(worker: subprocess.Popen[bytes], group: int = 0, patience: float = 1.0) -> int:
-    """End what is left of a worker and of the process group of its job, and return the worker's exit code."""
+def _clear(worker: subprocess.Popen[bytes], groups: Iterable[int] = (), patience: float = 1.0) -> int:
+    """End what is left of a worker and of the process groups of its jobs, and return the worker's exit code."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         worker.wait(patience)  # it has closed its output, or been told to leave: let it show its own exit code
     worker.kill()
-    if group:
+    for group in groups:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
     for pipe in (worker.stdin, worker.stdout):

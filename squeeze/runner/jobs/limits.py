@@ -15,7 +15,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,15 +94,20 @@ def exit_code(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if done else None
 
 
-def end_descendants(group: int) -> None:
-    """Kill and reap whatever a finished job left behind: its process group ``group`` and adopted orphans."""
+def end_descendants(group: int, spare: Collection[int] = ()) -> None:
+    """Kill and reap whatever a finished job left behind: its process group ``group`` and adopted orphans.
+
+    spare: children of this process, which go on with their descendants.
+    """
     _signal_group(group, signal.SIGKILL)
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            os.waitpid(-1, 0)
+    while strays := [child for child in psutil.Process().children() if child.pid not in spare]:
+        for stray in strays:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in (*stray.children(recursive=True), stray):
+                    _kill(process)
+        for stray in strays:  # whose children, killed too, are this process's from now on
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(stray.pid, 0)
 
 
 def killed_since(kills: int | None) -> bool | None:
@@ -118,6 +123,11 @@ def kernel_kills() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+
+
+def _kill(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
 
 
 def _family(pid: int) -> Iterator[psutil.Process]:

@@ -1,11 +1,12 @@
 """Start one process per job, keep it inside its limits, and report how it ended.
 
-``python -m squeeze.runner.jobs.worker`` reads jobs as JSON lines on standard input, one at a time, and answers with
-JSON lines on standard output. Started with ``--fork`` it imports what every job needs beforehand and forks a child per
-job: nothing is computed in the parent, so a child starts in milliseconds from the state that a fresh interpreter would
-reach in seconds. Without it (CUDA, systems where forking is unsafe) each child is a fresh interpreter.
+``python -m squeeze.runner.jobs.worker`` reads groups of jobs as JSON lines on standard input, one group at a time, and
+answers with JSON lines on standard output; the processes of a group work in turns. Started with ``--fork`` it imports
+what every job needs beforehand and forks a child per job: nothing is computed in the parent, so a child starts in
+milliseconds from the state that a fresh interpreter would reach in seconds. Without it (CUDA, systems where forking is
+unsafe) each child is a fresh interpreter.
 
-The worker outlives no runner: when its standard input ends, it ends the running job with all descendants and leaves.
+The worker outlives no runner: when its standard input ends, it ends the running jobs with all descendants and leaves.
 A child outlives no worker: the kernel kills it.
 """
 
@@ -18,25 +19,23 @@ import gc
 import importlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from squeeze.core import paths
 from squeeze.core.files import write_atomically
 from squeeze.runner.jobs import limits, outcome
+from squeeze.runner.jobs.conductor import Member, Start, conduct
 from squeeze.runner.jobs.job import MACHINE, Job
 from squeeze.runner.jobs.limits import Limits
-from squeeze.runner.jobs.outcome import Exit
 
-TICK = 0.5  # seconds between two looks at a job's memory
 PRELOADED = (
     "torch",
     "transformers",
@@ -52,10 +51,10 @@ PRELOADED = (
     "squeeze.records.statistics",
 )
 
-Perform = Callable[[Path], int]  # the path of a job file -> exit code
+Perform = Callable[[Path, int | None], int]  # the path of a job file, the descriptor of a gate -> exit code
 
 
-def perform(path: Path) -> int:
+def perform(path: Path, gate: int | None) -> int:
     """Do one job in this process and return its exit code: build an artifact, or run the benches of one stage."""
     job = Job.read(path)
     if job.stage == "build":
@@ -70,46 +69,54 @@ def perform(path: Path) -> int:
         limits_of_machine = peaks.measure(job.cell.runtime["threads"])
         write_atomically(job.out / MACHINE, json.dumps(limits_of_machine.to_json()).encode())
         return 0
-    return run_benches(path, job.out)
+    return run_benches(path, job.out, gate)
 
 
-def run_benches(path: Path, out: Path) -> int:
+def run_benches(path: Path, out: Path, gate: int | None) -> int:
     """Run ``pytest benches --cell FILE``, and leave word of the first bench that fails."""
     import pytest
 
     folder = str(paths.benches())
     plugins = ["-p", "pytest_benchmark.plugin", "-p", "no:cacheprovider"]  # no other is loaded: see worker_variables
-    return int(pytest.main([folder, "--cell", str(path), "--rootdir", folder, *plugins], [_FailureReporter(out)]))
+    turns = [] if gate is None else ["--gate", str(gate)]
+    command = [folder, "--cell", str(path), *turns, "--rootdir", folder, *plugins]
+    return int(pytest.main(command, [_FailureReporter(out)]))
 
 
 def serve(perform: Perform, *, fork: bool, preloaded: Sequence[str]) -> None:
-    """Serve jobs until standard input ends. Each request is {"job": path of JOB.json, "log": path, "limits": {}}."""
+    """Serve groups of jobs until standard input ends.
+
+    Each request is {"jobs": [{"job": path of JOB.json, "log": path, "limits": {}}, ...]}. Each job is answered with
+    {"event": "started", "pid": } and, with its place in the request, {"event": "ended", "place": , "exit": {}}.
+    """
     replies = _private_stdout()
     limits.adopt_orphans()
     woken = _wake_on_child()
     if fork:
         _preload(preloaded)
     _reply(replies, {"event": "ready"})
+    begin = partial(_fork, perform) if fork else _spawn
     for request in _requests():
-        bounds = Limits(**request["limits"])
-        started, kills = time.monotonic(), limits.kernel_kills()
-        pid = _fork(request, bounds, perform) if fork else _spawn(request)
-        _reply(replies, {"event": "started", "pid": pid})
-        code, used, breach = _supervise(pid, bounds, started, woken)
-        limits.end_descendants(pid)
-        end = Exit(code, time.monotonic() - started, used, breach, limits.killed_since(kills))
-        if breach == "runner":
+        jobs = request["jobs"]
+        starts = [partial(_announced, replies, partial(begin, job)) for job in jobs]
+        members = [
+            Member(start, Limits(**job["limits"]), accompanied=len(jobs) > 1)
+            for start, job in zip(starts, jobs, strict=True)
+        ]
+        if not conduct(members, sys.stdin.fileno(), woken):
             return
-        _reply(replies, {"event": "ended", "exit": asdict(end)})
+        for place, member in enumerate(members):
+            assert member.exit is not None
+            _reply(replies, {"event": "ended", "place": place, "exit": asdict(member.exit)})
 
 
-def run_job(path: Path, bounds: Limits, parent: int, perform: Perform) -> int:
+def run_job(path: Path, bounds: Limits, parent: int, perform: Perform, gate: int | None) -> int:
     """Do one job in the process made for it: confined, and with word left of the exception that ends it."""
     limits.die_with(parent)
     limits.confine(bounds)
     faulthandler.enable()
     try:
-        return perform(path)
+        return perform(path, gate)
     except BaseException as error:
         traceback.print_exc()
         outcome.report(Job.read(path).out, error)
@@ -125,7 +132,8 @@ def main(perform: Perform = perform, preloaded: Sequence[str] = PRELOADED) -> No
     if arguments.job is None:
         serve(perform, fork=arguments.fork, preloaded=preloaded)
     else:
-        sys.exit(run_job(Path(arguments.job["job"]), Limits(**arguments.job["limits"]), os.getppid(), perform))
+        job = arguments.job
+        sys.exit(run_job(Path(job["job"]), Limits(**job["limits"]), os.getppid(), perform, job["gate"]))
 
 
 class _FailureReporter:
@@ -139,24 +147,14 @@ class _FailureReporter:
             outcome.report(self.out, call.excinfo.value)
 
 
-def _supervise(pid: int, bounds: Limits, started: float, woken: int) -> tuple[int, int, str]:
-    """Wait for child ``pid``; return its exit code, its private memory when last seen, and the limit it broke."""
-    used, watch = 0, limits.Watch(pid)
-    while (code := limits.exit_code(pid)) is None:
-        used = watch.private_bytes() or used
-        left = started + bounds.seconds - time.monotonic()
-        breach = "seconds" if left <= 0 else "bytes" if used > bounds.bytes else ""
-        readable, _, _ = select.select([sys.stdin, woken], [], [], 0 if breach else min(TICK, left))
-        if sys.stdin in readable:  # no request comes before the reply: the runner has closed the pipe, or is gone
-            breach = "runner"
-        if breach:
-            return limits.end_group(pid), used, breach
-        with contextlib.suppress(BlockingIOError):
-            os.read(woken, 1024)
-    return code, used, ""
+def _announced(replies: int, begin: Start, gate: int | None) -> int:
+    """Start a process and tell the runner its number."""
+    pid = begin(gate)
+    _reply(replies, {"event": "started", "pid": pid})
+    return pid
 
 
-def _fork(request: Mapping[str, Any], bounds: Limits, perform: Perform) -> int:
+def _fork(perform: Perform, request: Mapping[str, Any], gate: int | None) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid:
@@ -167,7 +165,7 @@ def _fork(request: Mapping[str, Any], bounds: Limits, perform: Perform) -> int:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _redirect(Path(request["log"]))
-        code = run_job(Path(request["job"]), bounds, parent, perform)
+        code = run_job(Path(request["job"]), Limits(**request["limits"]), parent, perform, gate)
     finally:
         _leave(code)
 
@@ -180,10 +178,13 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _spawn(request: Mapping[str, Any]) -> int:
+def _spawn(request: Mapping[str, Any], gate: int | None) -> int:
+    command = [sys.executable, *_own_module(), "--job", json.dumps({**request, "gate": gate})]
+    inherited = () if gate is None else (gate,)
     with Path(request["log"]).open("ab") as log:
-        command = [sys.executable, *_own_module(), "--job", json.dumps(dict(request))]
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=inherited
+        )
     child.returncode = 0  # reaped by `limits`, not by Popen
     return child.pid
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from squeeze.runner.jobs.job import Job
-from squeeze.runner.jobs.launcher import Launcher
+from squeeze.runner.jobs.launcher import Launcher, Task
 from squeeze.runner.jobs.limits import PATIENCE, Limits
 from squeeze.runner.jobs.outcome import REPORT, Exit
 from tests.faults.sweeps import JOBS, WORKER, cell, ours, wait_until
@@ -35,7 +35,8 @@ def start(launcher: Launcher, fault: str, tmp_path: Path, limits: Limits = ROOMY
     out.mkdir()
     job = Job(cell(f"{fault}@build"), out / "artifact", "build", out)
     (out / "job.json").write_text(json.dumps(job.to_json()))
-    return launcher.run(out / "job.json", out / "log", limits), out
+    [end] = launcher.run([Task(out / "job.json", out / "log", limits)])
+    return end, out
 
 
 def test_a_job_that_ends_well(launcher: Launcher, tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""Compare two processes that worked in turns, each turn against the other's turn beside it.
+
+Most of a machine's noise comes and goes within a second, so what is compared must be taken within one: the ratio of a
+round is the median over its turns. The process stays the unit of replication; over rounds, see `statistics.ratio`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Values = Mapping[str, Any]
+
+
+def turn_ratio(candidate: npt.ArrayLike, baseline: npt.ArrayLike, turns: int) -> float:
+    """Return the candidate's seconds over the baseline's: the geometric median over turns of the ratio of medians.
+
+    candidate, baseline: (n,) seconds of the same calls of each, in order, in ``turns`` turns of equally many calls (the
+    last may have fewer). Raises ValueError when they are not paired, or a time is not a positive, finite number.
+    """
+    own, other = np.asarray(candidate, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
+    if own.ndim != 1 or own.shape != other.shape or not 0 < turns <= own.size:
+        raise ValueError(f"turns must be paired: {own.shape} and {other.shape} calls in {turns} turns")
+    times = np.stack([own, other])
+    if not (np.isfinite(times) & (times > 0)).all():
+        raise ValueError(f"seconds must be positive and finite, found {times.min()} to {times.max()}")
+    length = -(-own.size // turns)
+    medians = np.array([np.median(times[:, start : start + length], axis=1) for start in range(0, own.size, length)])
+    return float(np.exp(np.median(np.log(medians[:, 0] / medians[:, 1]))))
+
+
+def round_ratio(own: Values, baseline: Values, name: str, batch: str) -> float:
+    """Return the seconds of one round's process over the baseline's, of the calls ``name`` at a batch size.
+
+    By turns where both processes were ``interleaved``, else the ratio of their medians.
+    """
+    times = own[name][batch], baseline[name][batch]
+    if own.get("interleaved") and baseline.get("interleaved"):
+        return turn_ratio(*times, turns=len(own["turns"][f"{name}/{batch}"]))
+    candidate, other = (float(np.median(seconds)) for seconds in times)
+    return candidate / other
+
+
+def how_timed(rounds: Sequence[Values], baseline: Sequence[Values]) -> str:
+    """Say how the processes of the rounds were timed: interleaved, sequential, or the first in some rounds only."""
+    pairs = [one.get("interleaved") and other.get("interleaved") for one, other in zip(rounds, baseline, strict=True)]
+    return "interleaved" if all(pairs) else "partly interleaved" if any(pairs) else "sequential"

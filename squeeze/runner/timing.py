@@ -1,0 +1,125 @@
+"""Time models against each other: one process of each member in each round, side by side where that can be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+
+import psutil
+
+from squeeze.records import estimates
+from squeeze.records.record import Estimate
+from squeeze.records.statistics import ALPHA
+from squeeze.runner import rounds
+from squeeze.runner.jobs.executor import Executor
+from squeeze.runner.jobs.job import Job
+from squeeze.runner.jobs.outcome import Failure, StageError
+from squeeze.runner.results import Measured, Process
+
+ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a weight
+FURTHER = 1 << 30  # bytes that a process takes beside its weights, at most
+PILOT_ROUNDS = (6, 8)  # of the two dtypes of a baseline: the fewest that show a difference, the most
+
+
+def time_rounds(shop: Executor, members: Sequence[Measured]) -> Iterator[tuple[int, Process | Failure | str]]:
+    """Time one process of each member in each round, in balanced order; the first member is the baseline.
+
+    The processes of a round are alive at once and work in turns where they may (`interleaves`); else one runs after
+    the other. Yields, with the member's position in ``members``, what each process left; or if that was its end, why
+    (then it is left out of further rounds); and for a candidate that needs no further rounds the reason, a string.
+    Raises StageError when the baseline fails: nothing has anything to be compared with any more.
+    """
+    protocol = members[0].cell.protocol
+    done: dict[int, list[Process]] = {position: [] for position in range(len(members))}
+    alive = list(done)
+    for number in count():
+        for position, result in _round(shop, members, rounds.order(alive, number), number):
+            if isinstance(result, StageError):
+                if position == 0:
+                    raise result
+                alive.remove(position)
+                yield position, result.failure
+            else:
+                done[position].append(result)
+                yield position, result
+        for position in [position for position in alive if position and number % 2]:
+            if why := rounds.settled(number + 1, protocol, speed_up(done[position], done[0])):
+                alive.remove(position)
+                yield position, why
+        if alive == [0]:
+            return
+
+
+def speed_up(own: Sequence[Process], baseline: Sequence[Process]) -> Estimate:
+    """Return how many times as fast a member steps as the baseline, at its smallest batch size.
+
+    A step is a decoded token, or an encoder's forward.
+    """
+    found = estimates.speeds([one.values for one in own], [one.values for one in baseline])
+    return next(found[name] for name in found if name.startswith(_step(own[0])))
+
+
+def faster(shop: Executor, members: Sequence[Measured]) -> tuple[Measured, bool]:
+    """Return which of two members is faster, and whether a test shows it; one that fails is the slower one.
+
+    Rounds are added in pairs until the difference is shown, up to eight. Raises StageError when both fail.
+    """
+    timings: list[list[Process]] = [[] for _ in members]
+    for number in range(PILOT_ROUNDS[1]):
+        failures: dict[int, StageError] = {}
+        # Counted from 1: in round 0 figures are taken that no round changes.
+        for position, result in _round(shop, members, [0, 1][:: -1 if number % 2 else 1], number + 1):
+            if isinstance(result, StageError):
+                failures[position] = result
+            else:
+                timings[position].append(result)
+        if len(failures) == len(members):
+            raise failures[0]
+        if failures:
+            return members[1 - next(iter(failures))], True
+        if number % 2 and number + 1 >= PILOT_ROUNDS[0]:
+            ratio = speed_up(*timings)
+            if ratio.p_value is not None and ratio.p_value < ALPHA:
+                return members[0 if ratio.value > 1 else 1], True
+    return members[0 if ratio.value > 1 else 1], False
+
+
+def interleaves(members: Sequence[Measured]) -> bool:
+    """Tell whether members may work side by side: on a CPU whose memory holds them all.
+
+    Those of a GPU would share its clocks and its heat, which draws ratios towards 1.
+    """
+    needs = [need(member) for member in members]
+    return members[0].cell.runtime["device"] == "cpu" and rounds.fits(needs, psutil.virtual_memory().available)
+
+
+def need(member: Measured) -> int:
+    """Return the bytes of memory that a timed process of a member takes at most: its dense weights twice, and 1 GiB.
+
+    Loading holds some weights in two forms for a moment, whatever the artifact weighs.
+    """
+    return 2 * int(member.artifact.info["parameters"]) * ITEM[member.artifact.dtype] + FURTHER
+
+
+def _round(
+    shop: Executor, members: Sequence[Measured], order: Sequence[int], number: int
+) -> Iterator[tuple[int, Process | StageError]]:
+    """Yield what the process of each member left in one round, or how it failed."""
+    what = f"latency, round {number + 1}"
+    jobs = [(_job(shop, members[position], number), members[position].log) for position in order]
+    if len(jobs) > 1 and interleaves([members[position] for position in order]):
+        yield from zip(order, shop.measure_side_by_side(jobs, what), strict=True)
+        return
+    for position, (job, log) in zip(order, jobs, strict=True):
+        try:
+            yield position, shop.measure(job, log, what)
+        except StageError as failed:
+            yield position, failed
+
+
+def _job(shop: Executor, member: Measured, number: int) -> Job:
+    return Job(member.cell, member.artifact.folder, "latency", shop.folder(), round=number)
+
+
+def _step(process: Process) -> str:
+    return "decode_speedup" if process.values.get("token_s") else "ttft_speedup"
