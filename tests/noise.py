@@ -11,10 +11,9 @@ from scipy import stats
 
 from squeeze.records.statistics import ALPHA
 from squeeze.runner.rounds import order
-from tests.interleaving import NARROW, ROUNDS, TURN
+from tests.interleaving import NARROW, ROUNDS, TURN, TURNS
 
 RUNS = ("smoke", "aa", "quantization", "kv_cache")
-TURNS = 8  # of a member in a round: 32 tokens
 OWN = 0.02  # deviation of what a process keeps all its life; live A/A ratios had 0.016 a round in all
 AT_ONCE = 500  # trials: bounds the memory of a simulation
 

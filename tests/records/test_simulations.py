@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from squeeze.core.paths import conf
 from squeeze.records.statistics import ALPHA, holm, perplexity_delta, ranks, ratio, retained_accuracy, steady
-from tests.interleaving import NOMINAL, ROUNDS, TREND, enough, trend, turn_ratio
+from squeeze.request.plain_yaml import read_plain
+from tests.interleaving import NOMINAL, ROUNDS, TREND, TURN, TURNS, settled, trend, turn_ratio
 from tests.losses import board, token_losses
 from tests.noise import (
     RUNS,
@@ -22,6 +24,7 @@ from tests.noise import (
 )
 
 TRIALS = int(os.environ.get("SQUEEZE_TEST_TRIALS", "1000"))
+SMOKE = read_plain(conf() / "protocol" / "smoke.yaml")
 DESIGNS = {"in turns": in_turns, "one after the other": one_after_the_other}
 PESSIMISTIC = 0.05  # deviation of what a process keeps: thrice what live A/A ratios had in all
 SLOWDOWNS = (0.02, 0.05, 0.10, 0.20)
@@ -60,7 +63,7 @@ def test_what_is_simulated_in_bulk_is_what_the_rules_say():
     for logs in 0.08 * rng.standard_normal((50, 1, ROUNDS[-1])):
         for rounds in ROUNDS:
             estimate = ratio(np.exp(logs[0, :rounds]), np.ones(rounds))
-            if enough(estimate) or rounds == ROUNDS[-1]:
+            if settled(rounds, SMOKE, estimate):
                 break
         [[p_value]], [[half]], [[count]] = extended(logs[None])
         assert (count, p_value) == (rounds, pytest.approx(estimate.p_value, rel=1e-6))
@@ -69,13 +72,19 @@ def test_what_is_simulated_in_bulk_is_what_the_rules_say():
     assert corrected(p_values) == pytest.approx(np.stack([holm(row) for row in p_values]))
 
 
+def test_what_is_simulated_is_what_the_smoke_protocol_asks():
+    latency = SMOKE["latency"]
+    assert (SMOKE["rounds"], SMOKE["most_rounds"]) == (ROUNDS[0], ROUNDS[-1])
+    assert (latency["turn_tokens"], latency["decode_tokens"]) == (TURN, TURN * TURNS)
+
+
 def test_turns_cancel_a_drift_and_keep_a_slow_down():
     """Of two members that take turns while all slows down by a third, one is slower by 7 %: A B B A A B B A ..."""
     seconds = np.linspace(1, 1.33, 64).reshape(16, 4)
-    first = [0, 3, 4, 7, 8, 11, 12, 15]
-    second = [1, 2, 5, 6, 9, 10, 13, 14]
-    assert turn_ratio(1.07 * seconds[second], seconds[first]) == pytest.approx(np.log(1.07), abs=0.002)
-    assert turn_ratio(1.07 * seconds[8:], seconds[:8]) > 0.15
+    first = seconds[[0, 3, 4, 7, 8, 11, 12, 15]].ravel()
+    second = seconds[[1, 2, 5, 6, 9, 10, 13, 14]].ravel()
+    assert turn_ratio(1.07 * second, first, turns=8) == pytest.approx(1.07, abs=0.002)
+    assert turn_ratio(1.07 * seconds[8:].ravel(), seconds[:8].ravel(), turns=8) > 1.15
 
 
 @pytest.mark.promise(5)

@@ -79,7 +79,9 @@ def test_the_faster_dtype_is_the_one_to_beat_and_only_that_choice_is_kept(tmp_pa
 
 def test_a_block_has_at_most_four_candidates_and_a_baseline_of_its_own(tmp_path: Path) -> None:
     run_made_up([cell(f"t{number}") for number in range(5)], tmp_path / "results")
-    assert sum(label == "tiny-none-bfloat16" for stage, label, _, _ in log() if stage == "latency") == PILOT + 2 * ROUNDS
+    assert (
+        sum(label == "tiny-none-bfloat16" for stage, label, _, _ in log() if stage == "latency") == PILOT + 2 * ROUNDS
+    )
     assert jobs()["build"] == 5 + 2
 
 
