@@ -17,18 +17,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from squeeze.boards.table import VERDICTS, read
+from squeeze.boards.table import VERDICTS, table
 from squeeze.core import environment
 from squeeze.core.errors import SqueezeError
 from squeeze.core.files import write_atomically
+from squeeze.records.record import Record, Status
+from squeeze.records.store import RecordStore
 
 PLUGIN = Path(__file__).parent / "slowed"
 SPEEDUP = "decode_speedup"
 SLOWER, _, FASTER = VERDICTS[SPEEDUP]
-# Of quality as little as a record can have: what counts here is time.
-BRIEF = ("protocol=smoke", "protocol.tasks=[]", "protocol.perplexity.tokens=1024")
+# Of quality and prefill as little as a record can have: what counts here is decoding.
+BRIEF = (
+    *("protocol=smoke", "protocol.tasks=[]", "protocol.perplexity.tokens=1024"),
+    *("protocol.latency.prompt_tokens=32", "protocol.latency.prefill_repeats=2"),
+)
 TECHNIQUE = "name: {name}\nfamily: slowed\nsteps:\n- _target_: slowed:blocks.MoreBlocks\n  share: {share}\n"
 SWEEP = "common: model={model} dtype={dtype}\ngrids:\n- technique={slowed}\n- technique=none replicate=range(1,{end})\n"
 
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             choices(Path(site), options.slowdown, options.honest, options.model, options.dtype)
             for folder in folders:
                 measure(Path(site), folder, options.overrides)
-        found = summary([verdicts(read(folder), options.dtype) for folder in folders])
+        found = summary([verdicts(list(RecordStore(folder).require()), options.dtype) for folder in folders])
     except SqueezeError as error:
         print(f"planted: {error}", file=sys.stderr)
         return 2
@@ -98,12 +101,14 @@ def measure(site: Path, results: Path, overrides: Sequence[str]) -> None:
         )
 
 
-def verdicts(board: pd.DataFrame, dtype: str) -> list[dict[str, Any]]:
-    """Return the rows of a sweep: planted (the share of added work, 0 for honest rows), speedup, low, high, verdict.
+def verdicts(records: Sequence[Record], dtype: str) -> list[dict[str, Any]]:
+    """Return a sweep's rows: planted (the share of added work, 0 for honest rows), speedup, low, high, verdict.
 
     Raises SqueezeError for a row that failed, or that was timed against another dtype, which a slow-down is none of.
     """
-    failed = board[board["status"] != "ok"]
+    planted = {record.attempt: round(record.claimed.get("added_work", 0.0), 3) for record in records}
+    board = table(records)
+    failed = board[board["status"] != Status.OK]
     if len(failed):
         raise SqueezeError(f"{failed['label'].iloc[0]} has no figures: {failed['reason'].iloc[0]}")
     others = set(board["speed_baseline"]) - {dtype}
@@ -111,10 +116,10 @@ def verdicts(board: pd.DataFrame, dtype: str) -> list[dict[str, Any]]:
         raise SqueezeError(f"{others.pop()} is faster here than {dtype}; give that one as --dtype")
     return [
         {
-            "planted": round(_planted(row), 4),
+            "planted": planted[row["attempt"]],
             "speedup": row[SPEEDUP],
-            "low": row.get(f"{SPEEDUP}_low", math.nan),
-            "high": row.get(f"{SPEEDUP}_high", math.nan),
+            "low": row[f"{SPEEDUP}_low"],
+            "high": row[f"{SPEEDUP}_high"],
             "verdict": row[f"{SPEEDUP}_verdict"],
         }
         for row in board.to_dict("records")
@@ -144,10 +149,6 @@ def words(found: dict[str, Any]) -> Iterator[str]:
         yield f"{float(share):.1%} more work: found in {rows['found']} of {rows['rows']} rows, {_speedups(rows)}"
     honest = found["honest"]
     yield f"honest replicates: {honest['called_different']} of {honest['rows']} called different, {_speedups(honest)}"
-
-
-def _planted(row: dict[str, Any]) -> float:
-    return 0.0 if row["technique"] == "none" else float(row["technique"].rpartition("_")[2]) / 1000
 
 
 def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
