@@ -39,7 +39,7 @@ SWEEP = "common: model={model} dtype={dtype}\ngrids:\n- technique={slowed}\n- te
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print what was found and write it as JSON; return 0, or 2 when a sweep cannot be measured or judged."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("overrides", nargs="*", help=f"of the request, beside {' '.join(BRIEF)}")
+    parser.add_argument("overrides", nargs="*", help=f"of the request: {' '.join(BRIEF)} unless given")
     parser.add_argument("--sweeps", type=int, default=10, help="(default: %(default)s)")
     parser.add_argument("--slowdown", type=float, nargs="+", default=[0.10, 0.20], help="shares (default: 0.1 0.2)")
     parser.add_argument("--honest", type=int, default=2, help="replicates in each sweep (default: %(default)s)")
@@ -88,7 +88,8 @@ def choices(folder: Path, slowdowns: Iterable[float], honest: int, model: str, d
 
 def measure(site: Path, results: Path, overrides: Sequence[str]) -> None:
     """Measure one sweep. Raises SqueezeError unless it ends well."""
-    command = [sys.executable, "-m", "squeeze.cli", "run", "sweep=planted", *BRIEF, *overrides]
+    settings = {one.partition("=")[0]: one for one in (*BRIEF, *overrides)}  # a later one stands for an earlier one
+    command = [sys.executable, "-m", "squeeze.cli", "run", "sweep=planted", *settings.values()]
     places = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
     made = subprocess.run(
         [*command, "--results", str(results), "--config-dir", str(site)],
