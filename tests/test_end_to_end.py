@@ -103,6 +103,18 @@ def test_speed_and_memory_were_measured(records: dict[str, Record]) -> None:
         assert record.realised["speed_baseline"] in ("float32", "bfloat16")
 
 
+def test_members_of_a_round_took_turns(results: Path, records: dict[str, Record]) -> None:
+    """By the real clock of each turn: there and back again, or back and there, and never two of one member in between."""
+    record = records["rtn"]
+    assert record.realised["timing"] == "interleaved"
+    with np.load(RecordStore(results).samples(record)) as stored:
+        own, baseline = stored["turns_token_s_b1"][..., 0], stored["baseline_turns_token_s_b1"][..., 0]
+    assert own.shape == baseline.shape == (SMALL["rounds"], 4)  # 8 tokens in turns of 2
+    for mine, its in zip(own, baseline, strict=True):
+        who = "".join(name for _, name in sorted([*((at, "c") for at in mine), *((at, "b") for at in its)]))
+        assert who in ("bccbbccb", "cbbccbbc")
+
+
 def test_energy_is_counted_or_said_not_to_be(records: dict[str, Record]) -> None:
     for record in records.values():
         figure = record.estimates.get("energy_j_per_token")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+import psutil
 
 from squeeze.core.errors import Unsupported
 from squeeze.probes.samples import Samples
@@ -40,6 +41,7 @@ def perform(path: Path, gate: int | None) -> int:
     _count(job)
     name = job.cell.technique["name"] if job.cell.technique["steps"] else job.cell.model["name"]
     fault, _, stage = name.partition("@")
+    stage = stage.partition("-")[0]
     if stage == job.stage:
         if fault == "empty":
             return 0
@@ -58,6 +60,11 @@ def perform(path: Path, gate: int | None) -> int:
 def _count(job: Job) -> None:
     with Path(os.environ["SQUEEZE_TEST_JOBS"]).open("a") as file:
         file.write(f"{job.stage} {job.cell.label} {job.round} {os.getpid()}\n")
+
+
+def _note_turn(job: Job) -> None:
+    with Path(os.environ["SQUEEZE_TEST_JOBS"] + ".turns").open("a") as file:
+        file.write(f"{job.cell.label}\n")
 
 
 def _build(job: Job) -> None:
@@ -90,12 +97,14 @@ def _score(job: Job) -> None:
 
 def _time(job: Job, turns: Turns) -> None:
     latency = job.cell.protocol["latency"]
-    pace = 0.010 if job.cell.model["dtype"] == "float32" else 0.008
+    pace = 0.010 if job.cell.model["dtype"] == "float32" and job.cell.model["name"] != "even" else 0.008
     pace *= 1.0 if not job.cell.technique["steps"] else 0.5
+    pace *= 1.4 if job.cell.technique["name"] == "restless" and job.round % 3 else 1.0
     samples = Samples(job.out)
     for name, count in (("ttft_s", latency["prefill_repeats"]), ("token_s", latency["decode_tokens"])):
         for _ in range(TURNS):
             turns.next()
+            _note_turn(job)
         samples.put_entry("turns", f"{name}/1", [[0.0, 0.0, 0.0]] * TURNS)
         samples.put(name, {"1": (pace * (1 + 0.001 * job.round + 0.0001 * np.arange(count))).tolist()})
     samples.put_all({"unsteady": False, "interleaved": turns.interleaved})
@@ -154,6 +163,13 @@ def _leave_children() -> None:
         subprocess.Popen([sys.executable, "-c", DEAF], start_new_session=leaves)
 
 
+def _kill_neighbour() -> None:
+    """Kill a process that waits for its turn meanwhile."""
+    others = [child for child in psutil.Process(os.getppid()).children() if child.pid != os.getpid()]
+    for other in others:
+        other.kill()
+
+
 def _segfault() -> None:
     ctypes.string_at(0)
 
@@ -165,7 +181,9 @@ FAULTS = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "kill_worker": lambda: os.kill(os.getppid(), signal.SIGKILL) or time.sleep(60),
     "hang": _hang,
+    "kill_neighbour": _kill_neighbour,
     "leave_children": _leave_children,
+    "nap": lambda: time.sleep(1.2),
     "sleep": lambda: time.sleep(3),
     "hog": _hog,
     "memory_error": _memory_error,

@@ -1,0 +1,64 @@
+"""The ratio of a round is that of turns side by side: what slows both for a while does not move it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from squeeze.records.turns import how_timed, round_ratio, turn_ratio
+
+RNG = np.random.default_rng(0)
+SLOW_SPELLS = np.repeat(RNG.choice([1.0, 1.35, 1.65], size=16), 4)  # of the machine, as long as a turn
+
+
+def test_what_slows_both_in_a_turn_cancels() -> None:
+    assert turn_ratio(0.012 * SLOW_SPELLS, 0.010 * SLOW_SPELLS, 16) == pytest.approx(1.2)
+
+
+def test_one_turn_that_was_disturbed_moves_nothing() -> None:
+    own, other = np.full(64, 0.012), np.full(64, 0.010)
+    own[8:12] *= 50
+    other[40:44] *= 50
+    assert turn_ratio(own, other, 16) == pytest.approx(1.2)
+
+
+def test_a_last_turn_may_be_shorter() -> None:
+    own = np.array([3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0])
+    assert turn_ratio(own, np.ones(7), 3) == pytest.approx(3.0)  # turns of 3, 3 and 1 calls
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "turns"),
+    [
+        ([1.0, 2.0], [1.0], 1),
+        ([], [], 1),
+        ([1.0], [1.0], 2),
+        ([1.0], [1.0], 0),
+        ([0.0], [1.0], 1),
+        ([1.0], [np.nan], 1),
+    ],
+)
+def test_what_is_not_paired_or_no_time_is_refused(own: list[float], other: list[float], turns: int) -> None:
+    with pytest.raises(ValueError, match=r"paired|positive"):
+        turn_ratio(own, other, turns)
+
+
+def process(times: list[float], *, interleaved: bool) -> dict[str, object]:
+    turns = {"token_s/1": [[0.0, 0.0, 0.0]] * 2}
+    return {"token_s": {"1": times}, "interleaved": interleaved, "turns": turns}
+
+
+def test_by_turns_only_where_both_were_interleaved() -> None:
+    own, other = [2.0, 2.0, 8.0, 8.0, 8.0], [1.0, 1.0, 1.0, 8.0, 8.0]
+    paired = round_ratio(process(own, interleaved=True), process(other, interleaved=True), "token_s", "1")
+    assert paired == pytest.approx(2**0.5)  # turns of 3 and 2 calls: 2 / 1 and 8 / 8
+    for interleaved in (True, False):
+        one = process(own, interleaved=interleaved)
+        assert round_ratio(one, process(other, interleaved=False), "token_s", "1") == 8.0
+
+
+def test_a_record_says_how_it_was_timed() -> None:
+    beside, alone = (process([1.0], interleaved=flag) for flag in (True, False))
+    assert how_timed([beside, beside], [beside, beside]) == "interleaved"
+    assert how_timed([beside, beside], [beside, alone]) == "partly interleaved"
+    assert how_timed([alone, beside], [beside, alone]) == "sequential"
