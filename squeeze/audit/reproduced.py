@@ -23,10 +23,12 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
+from squeeze.audit import recompute
 from squeeze.records.estimates import suffix
 from squeeze.records.record import PROCESS, UNSTEADY, Estimate
 from squeeze.records.rows import Side, alike
 from squeeze.records.statistics import ALPHA, FEWEST_ROUNDS, holm
+from squeeze.records.turns import round_ratio
 
 EXACT, WITHIN, DRIFTED, NOT_JUDGED = "bit-exact", "within the interval", "drifted", "not judged"
 DETERMINED = (
@@ -34,6 +36,7 @@ DETERMINED = (
     *("bytes", "bytes_on_disk", "effective_bits", "block_effective_bits", "compression_ratio"),
 )
 TIMED = {"ttft_s": ("ttft_ms", "ttft_speedup"), "token_s": ("decode_tokens_per_s", "decode_speedup")}
+OF_TIMING = ("speed_baseline", "timing", "rounds_ended")  # what was realised that depends on the moment
 ABSOLUTE = "minutes differ: only ratios to a baseline of the same rounds are judged"
 MEMORY_SHARE, MEMORY_BYTES = 0.02, 2**20  # by which two processes that do the same may differ
 ABSENT = "absent"
@@ -62,7 +65,7 @@ def verdicts(before: Side, after: Side) -> Iterator[Verdict]:
 
 
 def _facts(side: Side) -> dict[str, Any]:
-    """Return what must be the same to the last bit, by name; which baseline is the faster one is no such thing."""
+    """Return what must be the same to the last bit, by name: nothing that timing decided."""
     record = side.record
     return {
         "status": str(record.status),
@@ -70,7 +73,7 @@ def _facts(side: Side) -> dict[str, Any]:
         "artifact_hash": record.artifact_hash,
         "flags": [flag for flag in record.flags if flag != UNSTEADY],
         **{f"claimed.{name}": value for name, value in record.claimed.items()},
-        **{f"realised.{name}": value for name, value in record.realised.items() if name != "speed_baseline"},
+        **{f"realised.{name}": value for name, value in record.realised.items() if name not in OF_TIMING},
         **{name: one for name, one in record.estimates.items() if name in DETERMINED or name.startswith("acc_")},
         "block_nll": list(record.block_nll),
     }
@@ -86,7 +89,7 @@ def _determined(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator
 def _samples(before: Mapping[str, Array], after: Mapping[str, Array]) -> Iterator[Verdict]:
     """Judge the arrays of what is not timed."""
     for name in dict.fromkeys([*before, *after]):
-        if name.removeprefix("baseline_").startswith(tuple(TIMED)):
+        if name.removeprefix("baseline_").startswith((*TIMED, "turns_", "interleaved")):
             continue
         one, other = before.get(name), after.get(name)
         differing = _differing(one, other)
@@ -130,12 +133,13 @@ def _times(before: Side, after: Side, unlike: str) -> Iterator[Verdict]:
 def _logs(side: Side) -> dict[str, Array]:
     """Return the logarithm of each round's figure, (rounds,), by the name of its estimate."""
     found = {}
+    own, baseline = (recompute.rounds(side.arrays, prefix) for prefix in ("", "baseline_"))
     for kind, (figure, speedup) in TIMED.items():
-        for name in sorted(name for name in side.arrays if name.startswith(f"{kind}_b")):
-            ending = suffix(name.rpartition("_b")[2])
-            own, baseline = (np.log(np.median(side.arrays[each], axis=1)) for each in (name, f"baseline_{name}"))
-            found[f"{figure}{ending}"] = own if kind == "ttft_s" else -own
-            found[f"{speedup}{ending}"] = baseline - own
+        for batch in sorted(own[0][kind] if own else ()):
+            seconds = np.log([np.median(process[kind][batch]) for process in own])
+            ratios = [round_ratio(one, other, kind, batch) for one, other in zip(own, baseline, strict=True)]
+            found[f"{figure}{suffix(batch)}"] = seconds if kind == "ttft_s" else -seconds
+            found[f"{speedup}{suffix(batch)}"] = -np.log(ratios)
     return found
 
 
