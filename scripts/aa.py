@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from squeeze.audit.false_alarms import blocks, describe
+from squeeze.audit.false_alarms import blocks, describe, resampled
 from squeeze.core.errors import SqueezeError
 
 
@@ -15,7 +15,8 @@ def main() -> int:
     parser.add_argument("--resamples", type=int, default=200, help="sweeps to draw (default: %(default)s)")
     options = parser.parse_args()
     try:
-        print("\n".join(describe(blocks(options.results), options.resamples)))
+        sweep = blocks(options.results)
+        print("\n".join(describe(sweep, resampled(sweep, options.resamples))))
     except SqueezeError as error:
         print(f"aa: {error}", file=sys.stderr)
         return 2

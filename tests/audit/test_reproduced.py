@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from squeeze.audit import recompute
 from squeeze.audit.reproduced import ABSOLUTE, DRIFTED, EXACT, NOT_JUDGED, WITHIN, verdicts
 from squeeze.records.record import Estimate
 from squeeze.records.rows import Side
@@ -133,3 +134,43 @@ def test_samples_of_another_type_are_not_the_same() -> None:
     before, after = side(1), side(1)
     wider = {**after.arrays, "token_nll": after.arrays["token_nll"].astype(np.float64)}
     assert words(before, Side(after.record, wider))["samples.token_nll"] == DRIFTED
+
+
+def in_turns(seed: int, pace: float = 1.0) -> Side:
+    """An attempt whose members took turns while the machine switched, from turn to turn, by a third."""
+    rng = np.random.default_rng(seed)
+    shared = np.exp(0.3 * rng.standard_normal((8, 16)).repeat(4, axis=1))
+    arrays: dict[str, Any] = {}
+    for prefix, factor in (("", pace), ("baseline_", 1.0)):
+        noise = 0.01 * rng.standard_normal((8, 1)) + 0.005 * rng.standard_normal(shared.shape)
+        arrays |= {
+            f"{prefix}token_s_b1": 0.02 * factor * shared * np.exp(noise),
+            f"{prefix}turns_token_s_b1": seed + np.zeros((8, 16, 3)),
+            f"{prefix}interleaved": np.ones(8, dtype=bool),
+        }
+    realised = {"timing": "interleaved", "rounds_ended": ("half-width within 5%", "most rounds")[seed % 2]}
+    return Side(record(CELL, {"decode_speedup": Estimate(1 / pace)}, realised=realised), arrays)
+
+
+def test_speed_ups_of_turns_are_compared_by_turns() -> None:
+    found = [words(in_turns(2 * n), in_turns(2 * n + 1, pace=1.03)) for n in range(50)]
+    assert sum(each["decode_speedup"] == DRIFTED for each in found) >= 0.9 * 50
+    alarms = [words(in_turns(2 * n), in_turns(2 * n + 1)) for n in range(50)]
+    assert sum(each["decode_speedup"] == DRIFTED for each in alarms) <= 6
+
+
+def test_the_ratio_of_turns_is_that_of_the_record() -> None:
+    """Where half of one member's turns are disturbed, its process's median is another figure."""
+    before, after = in_turns(0), in_turns(1)
+    after.arrays["token_s_b1"][:, ::8] *= 3.0
+    after.arrays["token_s_b1"][:, 1::8] *= 3.0
+    speed_ups = [recompute.estimates(side.record, side.arrays)["decode_speedup"].value for side in (before, after)]
+    [found] = [verdict for verdict in verdicts(before, after) if verdict.field == "decode_speedup"]
+    assert found.why.startswith(f"x {speed_ups[1] / speed_ups[0]:.3f} ")
+
+
+def test_what_the_moment_decided_is_no_drift() -> None:
+    """When turns began, how many rounds it took: another session's are others."""
+    found = words(in_turns(4), in_turns(5))
+    assert DRIFTED not in found.values()
+    assert not {name for name in found if "turns" in name or "interleaved" in name or "rounds_ended" in name}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from squeeze.core.paths import conf
+from squeeze.request.plain_yaml import read_plain
 from squeeze.runner.rounds import blocks, order
 from tests.faults.sweeps import MODEL, PROTOCOL, RUNTIME, cell
 
@@ -12,11 +14,32 @@ def test_two_members_alternate() -> None:
     assert ["".join(order("AB", number)) for number in range(6)] == ["AB", "BA", "AB", "BA", "AB", "BA"]
 
 
-@pytest.mark.parametrize("members", ["AB", "ABC", "ABCDE"])
-@pytest.mark.parametrize("rounds", [2, 4, 10])
+def places(members: str, rounds: int) -> list[float]:
+    """The average place of each member over so many rounds."""
+    orders = [order(members, number) for number in range(rounds)]
+    return [sum(each.index(member) for each in orders) / rounds for member in members]
+
+
+@pytest.mark.parametrize("members", ["AB", "ABC", "ABCDE", "ABCDEFG"])
+@pytest.mark.parametrize("rounds", [2, 4, 8, 10, 12, 16])
 def test_over_pairs_of_rounds_everyone_stands_in_the_middle(members: str, rounds: int) -> None:
-    positions = {member: [order(members, number).index(member) for number in range(rounds)] for member in members}
-    assert {sum(where) / rounds for where in positions.values()} == {(len(members) - 1) / 2}
+    assert set(places(members, rounds)) == {(len(members) - 1) / 2}
+
+
+@pytest.mark.parametrize("members", ["AB", "ABC", "ABCDE", "ABCDEFG"])
+@pytest.mark.parametrize("rounds", [5, 7, 9])
+def test_odd_counts_of_rounds_favour_somebody(members: str, rounds: int) -> None:
+    """Which is why a protocol has an even number of them."""
+    assert max(places(members, rounds)) - min(places(members, rounds)) > 0.1
+
+
+@pytest.mark.parametrize("name", ["smoke", "standard", "paper", "long", "wikitext2"])
+def test_every_protocol_of_ours_is_in_balance(name: str) -> None:
+    protocol = read_plain(conf() / "protocol" / f"{name}.yaml")
+    assert isinstance(protocol, dict)
+    members = "ABCDEFGHIJ"[: 1 + protocol["block"]]
+    for rounds in range(protocol["rounds"], protocol["most_rounds"] + 1, 2):
+        assert len(set(places(members, rounds))) == 1
 
 
 def test_every_round_has_every_member_once() -> None:

@@ -1,0 +1,1 @@
+"""Offer a technique that makes a model slower; scripts/planted.py installs it for its sweeps alone."""

@@ -1,0 +1,1 @@
+"""Hold the folder of techniques, as plugins lay it out."""

@@ -1,0 +1,1 @@
+"""Hold the family of techniques that slow down."""
