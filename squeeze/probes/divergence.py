@@ -82,14 +82,23 @@ class Divergence:
         Raises IntegrityError where the baseline's are missing, SqueezeError where it has another vocabulary.
         """
         baseline = _read(self.folder, self.compared, self.compared + len(hidden)).to(hidden.device)
-        for start in range(0, len(hidden), HEAD_ROWS):
-            part = slice(start, start + HEAD_ROWS)
-            expected, found = self.baseline_head(baseline[part]), self.head(hidden[part])
-            for few in zip(torch.split(expected, SOFTMAX_ROWS), torch.split(found, SOFTMAX_ROWS), strict=True):
-                kl, top1 = divergence(*few)
-                self.kl.append(kl.cpu())
-                self.top1.append(top1.cpu())
+        for expected, found in logits_of_both((self.baseline_head, baseline), (self.head, hidden)):
+            kl, top1 = divergence(expected, found)
+            self.kl.append(kl.cpu())
+            self.top1.append(top1.cpu())
         self.compared += len(hidden)
+
+
+def logits_of_both(one: tuple[Logits, Tensor], other: tuple[Logits, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits of two models at the same positions, a few rows at a time: those of all never exist at once.
+
+    one, other: the head of a model and its hidden states, (n, hidden). Yields pairs of (few, vocabulary), in order.
+    """
+    (one_head, one_hidden), (other_head, other_hidden) = one, other
+    for start in range(0, len(one_hidden), HEAD_ROWS):
+        part = slice(start, start + HEAD_ROWS)
+        both = one_head(one_hidden[part]), other_head(other_hidden[part])
+        yield from zip(*(torch.split(logits, SOFTMAX_ROWS) for logits in both), strict=True)
 
 
 def divergence(baseline: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,8 +111,12 @@ def divergence(baseline: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
         sizes = f"{baseline.shape[-1]:,} tokens, the compressed one {candidate.shape[-1]:,}"
         raise SqueezeError(f"the uncompressed model predicts {sizes}; divergence needs the same vocabulary")
     expected, found = (F.log_softmax(logits.float(), dim=-1) for logits in (baseline, candidate))
-    kl = F.kl_div(found, expected, reduction="none", log_target=True).sum(-1)
-    return kl, baseline.argmax(-1) == candidate.argmax(-1)
+    return relative_entropy(expected, found), baseline.argmax(-1) == candidate.argmax(-1)
+
+
+def relative_entropy(expected: Tensor, found: Tensor) -> Tensor:
+    """Return KL(P || Q) in nats, (n,), of P = exp(expected) and Q = exp(found): log-probabilities (n, vocabulary)."""
+    return F.kl_div(found, expected, reduction="none", log_target=True).sum(-1)
 
 
 @dataclass(frozen=True)
