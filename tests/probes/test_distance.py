@@ -224,6 +224,18 @@ def test_other_tokenizers_are_refused_with_the_first_token_that_differs(tmp_path
         distance(NAMES, (tmp_path / "a", tmp_path / "b"), conditions(tmp_path))
 
 
+def test_a_tokenizer_that_makes_fewer_tokens_is_another_one(tmp_path: Path) -> None:
+    saved(tiny_subject("llama"), tmp_path / "a")
+    saved(tiny_subject("llama"), tmp_path / "b")
+    path = tmp_path / "b" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[a-z ]"}, "content": ""}
+    path.write_text(json.dumps(content))
+    tokens = len(TEXT.encode()) - 1
+    with pytest.raises(SqueezeError, match=r"tokenizers of first and second differ: to the second, text .* are asked"):
+        distance(NAMES, (tmp_path / "a", tmp_path / "b"), conditions(tmp_path, tokens=tokens))
+
+
 def test_a_folder_without_tokenizer_takes_the_references(tmp_path: Path) -> None:
     saved(tiny_subject("llama"), tmp_path / "a")
     saved(tiny_subject("llama"), tmp_path / "b")
