@@ -22,7 +22,7 @@ from squeeze.artifacts.loading import load
 from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.core.process import settle
 from squeeze.core.progress import counted
-from squeeze.models.architecture import named_blocks
+from squeeze.models.architecture import head, named_blocks
 from squeeze.models.logits import Logits
 from squeeze.models.subject import Subject
 from squeeze.probes.divergence import logits_of_both, relative_entropy, wide_head
@@ -182,6 +182,13 @@ def _hidden(subject: Subject, inputs: Tensor, seen: Any) -> Tensor:
 
 
 def _check_models(names: tuple[str, str], a: Subject, b: Subject, window: int) -> None:
+    for name, subject in zip(names, (a, b), strict=True):
+        try:
+            head(subject.model)
+        except Unsupported as error:
+            raise SqueezeError(
+                f"{name}: {error}, so it predicts no tokens; expected a causal language model"
+            ) from error
     configs: list[Any] = [subject.model.config.get_text_config() for subject in (a, b)]  # type: ignore[operator,union-attr]
     sizes = [config.vocab_size for config in configs]
     if sizes[0] != sizes[1]:

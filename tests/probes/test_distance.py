@@ -210,6 +210,15 @@ def test_other_vocabularies_are_refused_with_both_sizes(tmp_path: Path) -> None:
         measured(tmp_path, tiny_subject("llama"), larger)
 
 
+def test_an_encoder_is_refused(tmp_path: Path) -> None:
+    for folder, name in (("a", "llama"), ("b", "bert")):
+        artifact.save(tiny_subject(name), tmp_path / folder)
+    with pytest.raises(
+        SqueezeError, match="second: BertModel has no language-modelling head, so it predicts no tokens"
+    ):
+        distance(NAMES, (tmp_path / "a", tmp_path / "b"), conditions(tmp_path))
+
+
 def test_other_tokenizers_are_refused_with_the_first_token_that_differs(tmp_path: Path) -> None:
     saved(tiny_subject("llama"), tmp_path / "a")
     saved(tiny_subject("llama"), tmp_path / "b")
