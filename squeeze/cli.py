@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -203,6 +203,32 @@ def pick(context: click.Context, results: Path, most: tuple[str, ...], least: tu
     from squeeze.boards.pick import show
 
     context.exit(show(results, most, least, by))
+
+
+@app.command()
+@click.argument("a")
+@click.argument("b")
+@results_option
+@click.option("--text", default="wikipedia_eval", show_default=True, metavar="NAME|FILE", help="Corpus or text file.")
+@click.option("--tokens", type=click.IntRange(1), default=8192, show_default=True, help="To predict.")
+@click.option("--window", type=click.IntRange(1), default=1024, show_default=True, help="Tokens read at a time.")
+@click.option("--isolate", is_flag=True, help="Run each block of B alone, too, on A's hidden states.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Of the processor (default: all that may be used).")
+@click.option("--json", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here, too.")
+def kld(a: str, b: str, results: Path, file: Path | None, threads: int | None, **conditions: Any) -> None:
+    """Measure how far model B is from model A: KL, perplexity, agreement, hidden states block by block.
+
+    A and B are folders (artifacts, or models as transformers saves them), rows of the results, models of conf/model,
+    keys in the cache, or requests in quotes: squeeze kld smollm2_135m "technique=rtn bits=4".
+    """
+    from squeeze.boards.distance import show
+    from squeeze.core.environment import usable_threads
+    from squeeze.probes.distance import Conditions, distance
+    from squeeze.runner.located import located
+
+    folders = (located(a, results), located(b, results))
+    show(distance((a, b), folders, Conditions(**conditions, threads=threads or usable_threads())), file)
 
 
 @app.command()

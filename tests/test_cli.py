@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -242,3 +243,19 @@ def test_ten_thousand_cells_are_listed_within_five_seconds(results, capsys):
     assert squeeze("list", *TINY, "replicate=range(0,10000)", "--results", results) == 0
     assert len(capsys.readouterr().out.splitlines()) == 10_001
     assert time.process_time() - start < 5
+
+
+def test_kld_compares_what_two_names_stand_for(tmp_path, monkeypatch, capsys, results):
+    monkeypatch.setenv("SQUEEZE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("A text of some length. " * 10)
+    how = ["--text", tmp_path / "text.txt", "--tokens", 100, "--window", 64, "--isolate", "--results", results]
+    found = tmp_path / "kld.json"
+    request = "model=tiny_llama technique=rtn group_size=32"
+    assert squeeze("kld", "tiny_llama", request, *how, "--json", found) == 0
+    figures = json.loads(found.read_text())
+    assert (figures["a"], figures["b"], figures["tokens"]) == ("tiny_llama", request, 100)
+    assert figures["kl"]["value"] > 0
+    assert len(figures["layers"]) == 3
+    assert f"{figures['kl']['value']:.3g}" in capsys.readouterr().out
+    assert squeeze("kld", "tiny_llama", tmp_path, *how) == 2
+    assert "no model; expected config.json and *.safetensors" in capsys.readouterr().err

@@ -32,6 +32,22 @@ def progress(title: str) -> Iterator[Advance]:
 
 
 @contextmanager
+def counted(title: str, total: int) -> Iterator[Advance]:
+    """Show ``title`` while the body runs, which calls the yielded ``advance(so_far)`` as it goes."""
+    if not sys.stderr.isatty():
+        print(f"{title} ...", file=sys.stderr, flush=True)
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=sys.stderr)) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
 def training(title: str, steps: int) -> Iterator[Trained]:
     """Show ``title`` while the body trains, which calls the yielded ``trained(steps_so_far, loss)`` after each step."""
     if not sys.stderr.isatty():

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from squeeze.core import cache
 from squeeze.core.errors import IntegrityError, SqueezeError, hint
@@ -22,6 +23,8 @@ from squeeze.sources.identity import baseline_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KINDS = {"causal_lm": AutoModelForCausalLM, "encoder": AutoModel}
+# One of which every tokenizer has.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def load_baseline(model: Mapping[str, Any], device: str = "cpu") -> Subject:
@@ -41,6 +44,27 @@ def load_baseline(model: Mapping[str, Any], device: str = "cpu") -> Subject:
     else:
         loaded, tokenizer = _read(_folder(model), kind, dtype)
     return Subject(loaded.to(device).eval().requires_grad_(False), tokenizer)
+
+
+def load_folder(folder: Path, device: str = "cpu", tokenizer: PreTrainedTokenizerBase | None = None) -> Subject:
+    """Load a causal model that transformers has saved (config.json and safetensors), in the dtype that it is saved in.
+
+    tokenizer: taken where the folder has none. Raises IntegrityError for a folder that is no such model or is damaged,
+    SqueezeError where there is no tokenizer at all.
+    """
+    if not (folder / CONFIG_NAME).is_file() or not any(folder.glob("*.safetensors")):
+        raise IntegrityError(
+            f"{folder}: no model; expected {CONFIG_NAME} and *.safetensors, as save_pretrained writes them, or an "
+            "artifact of squeeze"
+        )
+    own = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    if not own and tokenizer is None:
+        raise SqueezeError(f"{folder}: no tokenizer; save it beside the model with tokenizer.save_pretrained")
+    model = _model(folder, AutoModelForCausalLM, "auto", "save or fetch it again")
+    return Subject(
+        model.to(device).eval().requires_grad_(False),
+        _tokenizer(folder, "save or fetch it again") if own or tokenizer is None else tokenizer,
+    )
 
 
 def _held_in(dtype: torch.dtype, model: PreTrainedModel) -> PreTrainedModel:
@@ -65,27 +89,39 @@ def _folder(model: Mapping[str, Any]) -> Path:
 
 
 def _read(folder: Path, kind: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    advice = "delete it and fetch it again"
+    return _model(folder, KINDS[kind], DTYPES[dtype], advice), _tokenizer(folder, advice)
+
+
+def _model(folder: Path, kind: Any, dtype: torch.dtype | str, advice: str) -> PreTrainedModel:
     _refuse_weights_elsewhere(folder)
-    try:
-        with quiet():
-            model, report = KINDS[kind].from_pretrained(
-                folder,
-                dtype=DTYPES[dtype],
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        message = " ".join(str(error).split())[:200]
-        raise IntegrityError(
-            f"{folder.name}: not a readable model ({message}); delete it and fetch it again"
-        ) from error
+    with _readable(folder, advice), quiet():
+        model, report = kind.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     # A pooler is the one part that checkpoints of encoders leave out; nothing here reads it.
     if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
         raise IntegrityError(f"{folder.name}: {len(missing)} weights are missing, {missing[0]} among them")
-    return model, tokenizer
+    return model
+
+
+def _tokenizer(folder: Path, advice: str) -> PreTrainedTokenizerBase:
+    with _readable(folder, advice), quiet():
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+@contextmanager
+def _readable(folder: Path, advice: str) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        message = " ".join(str(error).split())[:200]
+        raise IntegrityError(f"{folder.name}: not a readable model ({message}); {advice}") from error
 
 
 def _refuse_weights_elsewhere(folder: Path) -> None:

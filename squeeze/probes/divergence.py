@@ -84,14 +84,11 @@ class Divergence:
         Raises IntegrityError where the baseline's are missing, SqueezeError where it has another vocabulary.
         """
         baseline = _read(self.folder, self.compared, self.compared + len(hidden)).to(hidden.device)
-        for start in range(0, len(hidden), HEAD_ROWS):
-            part = slice(start, start + HEAD_ROWS)
-            expected, found = self.baseline_head(baseline[part]), self.head(hidden[part])
-            for few in zip(torch.split(expected, SOFTMAX_ROWS), torch.split(found, SOFTMAX_ROWS), strict=True):
-                between = distance(*few)
-                self.kl.append(between.kl.cpu())
-                self.top1.append(between.top1.cpu())
-                self.confidence.append(between.confidence.cpu())
+        for logits in logits_of_both((self.baseline_head, baseline), (self.head, hidden)):
+            between = distance(*logits)
+            self.kl.append(between.kl.cpu())
+            self.top1.append(between.top1.cpu())
+            self.confidence.append(between.confidence.cpu())
         self.compared += len(hidden)
 
 
@@ -101,6 +98,18 @@ class Distance(NamedTuple):
     kl: Tensor
     top1: Tensor
     confidence: Tensor
+
+
+def logits_of_both(one: tuple[Logits, Tensor], other: tuple[Logits, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits of two models at the same positions, a few rows at a time: those of all never exist at once.
+
+    one, other: the head of a model and its hidden states, (n, hidden). Yields pairs of (few, vocabulary), in order.
+    """
+    (one_head, one_hidden), (other_head, other_hidden) = one, other
+    for start in range(0, len(one_hidden), HEAD_ROWS):
+        part = slice(start, start + HEAD_ROWS)
+        both = one_head(one_hidden[part]), other_head(other_hidden[part])
+        yield from zip(*(torch.split(logits, SOFTMAX_ROWS) for logits in both), strict=True)
 
 
 def divergence(baseline: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,8 +131,13 @@ def distance(baseline: Tensor, candidate: Tensor) -> Distance:
         sizes = f"{baseline.shape[-1]:,} tokens, the compressed one {candidate.shape[-1]:,}"
         raise SqueezeError(f"the uncompressed model predicts {sizes}; divergence needs the same vocabulary")
     expected, found = (F.log_softmax(logits.float(), dim=-1) for logits in (baseline, candidate))
-    kl = F.kl_div(found, expected, reduction="none", log_target=True).sum(-1)
-    return Distance(kl, baseline.argmax(-1) == candidate.argmax(-1), expected.amax(-1).exp())
+    agree = baseline.argmax(-1) == candidate.argmax(-1)
+    return Distance(relative_entropy(expected, found), agree, expected.amax(-1).exp())
+
+
+def relative_entropy(expected: Tensor, found: Tensor) -> Tensor:
+    """Return KL(P || Q) in nats, (n,), of P = exp(expected) and Q = exp(found): log-probabilities (n, vocabulary)."""
+    return F.kl_div(found, expected, reduction="none", log_target=True).sum(-1)
 
 
 @dataclass(frozen=True)

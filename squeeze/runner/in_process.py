@@ -56,10 +56,7 @@ class InProcess:
 
         Raises Unsupported when a technique refuses the model, and whatever else building raises.
         """
-        from squeeze.artifacts.build import build  # torch: seconds
-        from squeeze.probes.memory import measured
-
-        keys.made(keys.artifact_key(job.cell), lambda folder: build(job.cell, folder, measured))
+        artifact_of(job.cell)
 
     def records(self, failures: Mapping[Path, BaseException]) -> Iterator[Record]:
         """Write the record of each cell that was measured or failed, and yield it.
@@ -111,6 +108,17 @@ class InProcess:
         timing = replace(timing, seconds=sum(timing.values["stages"].values()))
         scoring = Scoring(quality, Process.read(quality, None))
         return Measured(cell, log, Artifact.read(cell), scoring, (timing,))
+
+
+def artifact_of(cell: Cell) -> Path:
+    """Return the cell's artifact: from the cache, or built in this process.
+
+    Raises Unsupported when a technique refuses the model, and whatever else building raises.
+    """
+    from squeeze.artifacts.build import build  # torch: seconds
+    from squeeze.probes.memory import measured
+
+    return keys.made(keys.artifact_key(cell), lambda folder: build(cell, folder, measured))
 
 
 def _baseline(cell: Cell) -> Cell:

@@ -85,9 +85,13 @@ def tokens(name: str, tokenizer: PreTrainedTokenizerBase, count: int, *, offset:
     They are those of the whole text, though only the piece that is needed is tokenised.
     Raises SqueezeError where the corpus has fewer.
     """
+    return first_tokens(text(name), f"corpus {name}", tokenizer, offset + count)[offset:]
+
+
+def first_tokens(whole: str, title: str, tokenizer: PreTrainedTokenizerBase, needed: int) -> torch.Tensor:
+    """Return the first ``needed`` tokens of a text, as ``tokens`` does: (needed,) int64. title: its name in errors."""
     import torch  # here, so that names and hashes of corpora are known without it
 
-    whole, needed = text(name), offset + count
     length = 5 * needed + 1000  # characters; English takes 4 to 5 a token
     while True:
         # A piece ends where a line does, and is longer than needed: where it ends cannot change what is returned.
@@ -98,8 +102,24 @@ def tokens(name: str, tokenizer: PreTrainedTokenizerBase, count: int, *, offset:
             length *= 2
             continue
         if len(ids) < needed:
-            raise SqueezeError(f"corpus {name} has {len(ids):,} tokens, {needed:,} are asked; ask for fewer")
-        return torch.tensor(ids[offset:needed], dtype=torch.int64)
+            raise SqueezeError(f"{title} has {len(ids):,} tokens, {needed:,} are asked; ask for fewer")
+        return torch.tensor(ids[:needed], dtype=torch.int64)
+
+
+def text_or_file(name: str) -> str:
+    """Return the text of the corpus that is so called, else of the file at this path, in UTF-8.
+
+    Raises SqueezeError for what is neither, or no text, and what ``text`` raises.
+    """
+    if name in CORPORA:
+        return text(name)
+    path = Path(name)
+    if not path.is_file():
+        raise SqueezeError(f"{name!r} is neither a file nor a corpus; {hint(name, CORPORA)}")
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise SqueezeError(f"{name}: no UTF-8 text (byte {error.start:,}); save it in UTF-8") from error
 
 
 def whole_windows(name: str, tokenizer: PreTrainedTokenizerBase, window: int) -> int:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from squeeze.core.progress import progress, training
+from squeeze.core.progress import counted, progress, training
 
 
 def test_one_plain_line_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,3 +37,18 @@ def test_a_training_shows_its_steps_and_its_loss(monkeypatch: pytest.MonkeyPatch
         trained(16, 0.61234)
     assert "qat, loss 0.6123" in terminal.getvalue()
     assert "16/64" in terminal.getvalue()
+
+
+def test_what_is_counted_shows_how_much_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with counted("comparing", 8192) as advance:
+        advance(1024)
+    assert capsys.readouterr() == ("", "comparing ...\n")
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with counted("comparing", 8192) as advance:
+        advance(1024)
+    assert "1024/8192" in terminal.getvalue()

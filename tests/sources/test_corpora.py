@@ -84,6 +84,18 @@ def test_too_short_a_text_names_both_numbers(short: str) -> None:
         tokens(short, byte_tokenizer(), total + 1)
 
 
+def test_a_text_is_a_corpus_or_a_file(short: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.txt"
+    file.write_bytes("naïve".encode())
+    assert corpora.text_or_file(short) == LINES
+    assert corpora.text_or_file(str(file)) == "naïve"
+    file.write_bytes("naïve".encode("latin-1"))
+    with pytest.raises(SqueezeError, match=r"own\.txt: no UTF-8 text \(byte 2\); save it in UTF-8"):
+        corpora.text_or_file(str(file))
+    with pytest.raises(SqueezeError, match="'shrt' is neither a file nor a corpus; did you mean 'short'"):
+        corpora.text_or_file("shrt")
+
+
 def test_whole_windows_leave_the_rest_over(short: str) -> None:
     total = len(LINES.encode())
     assert total % 64
