@@ -45,7 +45,8 @@ def disagreements(record: Record, arrays: Arrays) -> Iterator[str]:
 
 def estimates(record: Record, arrays: Arrays) -> Estimates:
     """Return what follows from samples alone: times, rates, speed-ups, perplexity, accuracies, their changes."""
-    found = figures.speeds(rounds(arrays), rounds(arrays, "baseline_"))
+    own = rounds(arrays)
+    found = {**figures.speeds(own, rounds(arrays, "baseline_")), **(figures.inter_token(own) if own else {})}
     if "token_nll" in arrays:
         found["perplexity"] = Estimate(float(np.exp(arrays["token_nll"].mean(dtype=np.float64))))
     for name, column in MEANS.items():

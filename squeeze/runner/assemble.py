@@ -14,6 +14,7 @@ import numpy.typing as npt
 from squeeze.core import environment
 from squeeze.probes import samples
 from squeeze.records import estimates as figures
+from squeeze.records import serving
 from squeeze.records.record import (
     GRID_FLATTERED,
     NOT_REALISED,
@@ -31,7 +32,7 @@ from squeeze.runner.results import Measured, Process
 
 REALISED = (
     *("bytes_real", "memory_real", "compute_real", "batch_dependent", "sparsity", "levels", "compressed_share"),
-    *("scored_as", "scored_difference", "decode_difference", "running_bits", "mismatches"),
+    *("scored_as", "scored_difference", "decode_difference", "running_bits", "positions", "mismatches"),
 )
 NOT_AVAILABLE = "not available"
 
@@ -70,7 +71,9 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
         **figures.memory([scored], ("quality",)),
         **figures.loading(rounds),
         **figures.speeds(rounds, baseline_rounds),
+        **figures.inter_token(rounds),
         **figures.energy(rounds),
+        **serving.context(weighed),
         **figures.scores(scored),
         **_building(attempt),
     }
