@@ -34,10 +34,6 @@ config_option = click.option(
     help="Folder with choices of your own, laid out as conf/ is (technique/NAME.yaml, ...).",
 )
 overrides_argument = click.argument("overrides", nargs=-1)
-price_option = click.option("--price", help="Of the machine, an hour: adds what a million tokens cost.")
-memory_option = click.option(
-    "--memory", metavar="BYTES", help="Such as 4GB: adds the longest context whose process fits (computed, not run)."
-)
 retry_option = click.option("--retry", is_flag=True, help="Measure anew the cells that failed, too.")
 
 
@@ -50,7 +46,9 @@ def terms_options(command: Callable[..., None]) -> Callable[..., None]:
 
         command(*arguments, asked=Terms.of(price, memory), **options)
 
-    return price_option(memory_option(called))
+    price = click.option("--price", help="Of the machine, an hour: adds what a million tokens cost.")
+    memory = click.option("--memory", help="Such as 4GB: adds the longest context that fits (computed, not run).")
+    return price(memory(called))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -143,14 +141,18 @@ def board(results: Path, costs: bool, literature: bool, serving: bool, asked: Te
 
     With --price or --memory, what follows from them stands in the table of --serving.
     """
-    from squeeze.boards import terminal
-
     if literature:
-        terminal.show_literature(results)
+        from squeeze.boards.terminal import show_literature
+
+        show_literature(results)
     elif serving or asked.given:
-        terminal.show_serving(results, asked)
+        from squeeze.boards.terminal import show_serving
+
+        show_serving(results, asked)
     else:
-        terminal.show(results, costs=costs)
+        from squeeze.boards.terminal import show
+
+        show(results, costs=costs)
 
 
 @app.command()

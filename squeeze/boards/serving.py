@@ -38,7 +38,7 @@ def _ratio(name: str) -> Callable[[pd.Series], str]:
 
 COLUMNS = (
     Column("technique", lambda row: summary.short_label(row), left=True),
-    Column("batch", _number("batch", "d")),
+    Column("batch", _number("batch", ".0f")),
     Column("load s", _number("load_seconds", ".2f"), where="load_seconds"),
     Column("peak MB", _number("peak_bytes", ",.0f", 1e-6), where="peak_bytes"),
     Column("TTFT ms", _number("ttft_ms", ".4g"), where="ttft_ms"),
@@ -93,7 +93,8 @@ def _lines(row: pd.Series) -> Iterator[pd.Series]:
             shared[str(name)] = value
         elif pd.notna(value):
             batched[int(found[2] or 1)][found[1]] = value
-    once = {name: row.get(name) for name in ONCE} | {"peak_bytes": row.reindex(PEAKS).astype(float).max()}
+    peaks = [float(row[name]) for name in PEAKS if pd.notna(row[name])]
+    once = {name: row.get(name) for name in ONCE} | {"peak_bytes": max(peaks, default=None)}
     for batch, figures in sorted(batched.items()):
         yield pd.Series({**shared, **figures, **once, "batch": batch})
         once = dict.fromkeys(once)
