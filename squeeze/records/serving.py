@@ -22,17 +22,20 @@ def context(values: Values) -> Estimates:
     """Return the memory of a process as a line in the prompt's tokens, from the peaks of prefills of two lengths.
 
     values: ``context_peak_bytes``, tokens -> peak of a whole process (on CUDA, of what torch allocated), batch 1, and
-    ``cache_bytes_per_token``. context_fixed_bytes: the line at no tokens; context_bytes_per_token: its slope, at least
-    what the cache keeps, which was counted. Nothing for a model that was not asked.
+    ``cache_bytes_per_token``; ``positions``, None where the model names no most. context_fixed_bytes: the line at no
+    tokens; context_bytes_per_token: its slope, at least what the cache keeps, which was counted; positions: the most
+    tokens that the model takes. Nothing for a model that was not asked.
     """
     if "context_peak_bytes" not in values:
         return {}
     (few, low), (many, high) = sorted((int(tokens), peak) for tokens, peak in values["context_peak_bytes"].items())
     slope = max((high - low) / (many - few), float(values["cache_bytes_per_token"]))
-    return {
-        "context_fixed_bytes": Estimate(round(high - slope * many)),
+    found = {
+        "context_fixed_bytes": Estimate(max(round(high - slope * many), 0)),
         "context_bytes_per_token": Estimate(slope),
     }
+    most = values.get("positions")
+    return found if most is None else {**found, "positions": Estimate(most)}
 
 
 def longest_context(record: Record, memory: float) -> Estimates:
@@ -41,11 +44,10 @@ def longest_context(record: Record, memory: float) -> Estimates:
     It is computed from measured parts, not run: ``context``'s line, at most the model's positions; 0 where the process
     cannot even load. Nothing where the record lacks one of these figures.
     """
-    names = ("load_peak_bytes", "context_fixed_bytes", "context_bytes_per_token")
-    positions = record.realised.get("positions")
-    if positions is None or not all(name in record.estimates for name in names):
+    names = ("load_peak_bytes", "context_fixed_bytes", "context_bytes_per_token", "positions")
+    if not all(name in record.estimates for name in names):
         return {}
-    load, fixed, per_token = (record.estimates[name].value for name in names)
+    load, fixed, per_token, positions = (record.estimates[name].value for name in names)
     fitting = 0 if load > memory else int(max(memory - fixed, 0) // per_token)
     return {LONGEST: Estimate(min(fitting, int(positions)))}
 

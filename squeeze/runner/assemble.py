@@ -32,7 +32,7 @@ from squeeze.runner.results import Measured, Process
 
 REALISED = (
     *("bytes_real", "memory_real", "compute_real", "batch_dependent", "sparsity", "levels", "compressed_share"),
-    *("scored_as", "scored_difference", "decode_difference", "running_bits", "positions", "mismatches"),
+    *("scored_as", "scored_difference", "decode_difference", "running_bits", "mismatches"),
 )
 NOT_AVAILABLE = "not available"
 

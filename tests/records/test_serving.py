@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import pytest
 
@@ -15,17 +14,20 @@ LINE = {
     "load_peak_bytes": Estimate(900_000_000),
     "context_fixed_bytes": Estimate(800_000_000),
     "context_bytes_per_token": Estimate(50_000),
+    "positions": Estimate(8192),
 }
 
 
-def row(estimates: Mapping[str, Estimate], **realised: Any) -> Record:
+def row(estimates: Mapping[str, Estimate]) -> Record:
     protocol = {**PROTOCOL, "latency": {"prompt_tokens": 128}}
-    return record(cell("rtn", "quantization", {"bits": 4}, protocol=protocol), estimates, realised=realised)
+    return record(cell("rtn", "quantization", {"bits": 4}, protocol=protocol), estimates)
 
 
 def test_memory_is_a_line_through_the_peaks_of_two_prompts() -> None:
     values = {"context_peak_bytes": {"1024": 851_200_000, "256": 812_800_000}, "cache_bytes_per_token": 23_040.0}
-    found = serving.context(values)
+    found = serving.context({**values, "positions": 8192})
+    assert found["positions"].value == 8192
+    assert "positions" not in serving.context({**values, "positions": None})
     assert found["context_bytes_per_token"].value == 50_000  # 38.4 MB for 768 tokens
     assert found["context_fixed_bytes"].value == 800_000_000
 
@@ -52,14 +54,13 @@ def test_a_model_without_a_cache_has_no_context() -> None:
     ],
 )
 def test_the_longest_context_is_the_one_that_fits(memory: float, tokens: int) -> None:
-    assert serving.longest_context(row(LINE, positions=8192), memory) == {"max_context_estimated": Estimate(tokens)}
+    assert serving.longest_context(row(LINE), memory) == {"max_context_estimated": Estimate(tokens)}
 
 
-@pytest.mark.parametrize("missing", [*LINE, "positions"])
+@pytest.mark.parametrize("missing", LINE)
 def test_there_is_no_longest_context_where_a_figure_is_missing(missing: str) -> None:
     estimates = {name: estimate for name, estimate in LINE.items() if name != missing}
-    realised = {} if missing == "positions" else {"positions": 8192}
-    assert serving.longest_context(row(estimates, **realised), 4e9) == {}
+    assert serving.longest_context(row(estimates), 4e9) == {}
 
 
 def test_a_million_tokens_cost_so_many_hours_of_the_machine() -> None:
