@@ -141,9 +141,7 @@ class _Folder:
         if not paths:
             return
         try:
-            asked = (
-                Terms.of_csv(whole.read_bytes()) if (whole := paths[0].parent / "leaderboard.csv").exists() else NONE
-            )
+            asked = Terms.of_csv(paths[0].read_bytes()) if paths[0].suffix == ".csv" else NONE
             expected = leaderboard.texts(table(map(asked.applied, self.store.records(lambda *_: None))))
         except MALFORMED as error:
             yield paths[0].name, f"these records cannot be collated: {type(error).__name__}: {error}"

@@ -79,9 +79,8 @@ def caption(board: pd.DataFrame) -> str:
     if len(price):
         parts.append(f"Cost: of a million tokens read or written, at {price.iloc[0]:g} an hour of the machine.")
     if len(memory):
-        parts.append(
-            f"Context: the longest prompt within {int(memory.iloc[0]):,} bytes, computed from measured parts, not run."
-        )
+        how = "computed from measured parts, not run" if _any(board, LONGEST) else "not known of these records: too old"
+        parts.append(f"Context: the longest prompt within {int(memory.iloc[0]):,} bytes, {how}.")
     return " ".join(parts)
 
 

@@ -97,6 +97,11 @@ def test_records_from_before_these_columns_make_the_excerpt_that_they_made() -> 
     assert "### Serving" not in markdown(table(smoke_records()))
 
 
+def test_a_budget_that_no_record_can_answer_is_said_to_be_none() -> None:
+    asked = Terms.of(None, "4GB")
+    assert "not known of these records" in serving.caption(table(map(asked.applied, smoke_records())))
+
+
 def test_a_price_and_a_budget_are_named_where_they_were_asked_for(results: Path, capsys: Any) -> None:
     assert main(["board", "--price", "0.36", "--memory", "1GB", "--results", str(results)]) == 0
     shown = capsys.readouterr().out
