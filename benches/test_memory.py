@@ -3,14 +3,21 @@
 That of loading is measured where it loads.
 """
 
+from functools import partial
+
+import pytest
 from torch import Tensor
 
-from squeeze.probes import latency, memory
+from squeeze.probes import latency, memory, realised
 from squeeze.probes.samples import Samples
 from squeeze.request.cell import Cell
-from squeeze.runtimes.contract import Engine
+from squeeze.runtimes.contract import Engine, TorchEngine
+from squeeze.sources import corpora
 
 DECODED = 4  # tokens: each adds only its keys and values to the peak
+# Tokens of the longer of two prompts, and how many times as short the other one is. What an allocator keeps differs by
+# tens of megabytes from process to process: as much as the tokens between prompts of 256 and 1,024 take.
+LONG, SHORTER = 2048, 8
 
 
 def test_memory(engine: Engine, cell: Cell, prompts: Tensor, samples: Samples) -> None:
@@ -29,3 +36,18 @@ def test_memory(engine: Engine, cell: Cell, prompts: Tensor, samples: Samples) -
             samples.put_all(usage.figures(name))
         if cell.model["kind"] != "encoder":
             samples.put("cache_bytes_per_token", generation.bytes_per_token)
+
+
+@pytest.mark.once
+@pytest.mark.kind("causal_lm")
+def test_context(engine: TorchEngine, cell: Cell, samples: Samples) -> None:
+    """Measure the peaks of prefills of two lengths, one prompt each: a process's memory is a line in the length."""
+    device = cell.runtime["device"]
+    most = min(LONG, realised.positions(engine.subject.model) or LONG)
+    text = corpora.tokens(cell.protocol["perplexity"]["corpus"], engine.tokenizer, most)[None].to(device)
+    with samples.stage("context"):
+        for tokens in (most // SHORTER, most):
+            read = partial(engine.begin(tokens).prefill, text[:, :tokens])
+            _, usage = memory.measured(read, device)
+            samples.put_entry("context_peak_bytes", str(tokens), usage.cuda.get("cuda_allocated_bytes", usage.peak))
+            del read  # and its cache, which the next one's figures would have in them

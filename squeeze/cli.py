@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from squeeze import __version__
 from squeeze.core.errors import SqueezeError
 
 if TYPE_CHECKING:
+    from squeeze.boards.terms import Terms
     from squeeze.records.record import Record
     from squeeze.request.cell import Cell
 
@@ -33,6 +35,20 @@ config_option = click.option(
 )
 overrides_argument = click.argument("overrides", nargs=-1)
 retry_option = click.option("--retry", is_flag=True, help="Measure anew the cells that failed, too.")
+
+
+def terms_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --price and --memory; it is called with what they say as ``asked``."""
+
+    @wraps(command)
+    def called(*arguments: Any, price: str | None, memory: str | None, **options: Any) -> None:
+        from squeeze.boards.terms import Terms
+
+        command(*arguments, asked=Terms.of(price, memory), **options)
+
+    price = click.option("--price", help="Of the machine, an hour: adds what a million tokens cost.")
+    memory = click.option("--memory", help="Such as 4GB: adds the longest context that fits (computed, not run).")
+    return price(memory(called))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -118,16 +134,25 @@ def show_axes(config_dir: Path | None) -> None:
 @results_option
 @click.option("--costs", is_flag=True, help="Show what the measuring itself took, by stage.")
 @click.option("--literature", is_flag=True, help="Show what others have published of the same, and how far off it is.")
-def board(results: Path, costs: bool, literature: bool) -> None:
-    """Print the leaderboard."""
+@click.option("--serving", is_flag=True, help="Show what serving takes: latencies by batch size, loading, energy.")
+@terms_options
+def board(results: Path, costs: bool, literature: bool, serving: bool, asked: Terms) -> None:
+    """Print the leaderboard.
+
+    With --price or --memory, what follows from them stands in the table of --serving.
+    """
     if literature:
         from squeeze.boards.terminal import show_literature
 
         show_literature(results)
-        return
-    from squeeze.boards.terminal import show
+    elif serving or asked.given:
+        from squeeze.boards.terminal import show_serving
 
-    show(results, costs=costs)
+        show_serving(results, asked)
+    else:
+        from squeeze.boards.terminal import show
+
+        show(results, costs=costs)
 
 
 @app.command()
@@ -135,14 +160,15 @@ def board(results: Path, costs: bool, literature: bool) -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the leaderboards (default: RESULTS)."
 )
-def collate(results: Path, out: Path | None) -> None:
+@terms_options
+def collate(results: Path, out: Path | None, asked: Terms) -> None:
     """Turn the records below RESULTS into its leaderboards: CSVs, Markdown and a plot.
 
     RESULTS is the folder that holds records/ (default: results).
     """
     from squeeze.boards.leaderboard import collate as collate_records
 
-    collate_records(results, out or results)
+    collate_records(results, out or results, asked)
 
 
 @app.command()
@@ -194,15 +220,19 @@ def rerun(context: click.Context, row: str, results: Path) -> None:
 @click.option("--max", "most", multiple=True, metavar="COLUMN=VALUE", help="At most, such as bytes=80M; repeatable.")
 @click.option("--min", "least", multiple=True, metavar="COLUMN=VALUE", help="At least, such as top1_agreement=0.9.")
 @click.option("--by", default="perplexity", show_default=True, metavar="COLUMN", help="What the best is best in.")
+@terms_options
 @click.pass_context
-def pick(context: click.Context, results: Path, most: tuple[str, ...], least: tuple[str, ...], by: str) -> None:
+def pick(
+    context: click.Context, results: Path, most: tuple[str, ...], least: tuple[str, ...], by: str, asked: Terms
+) -> None:
     """Print the rows that keep all bounds, best first; the exit code is 1 when there is none.
 
-    The columns are those of leaderboard.csv: squeeze pick --max bytes=80M --max ttft_ms=20.
+    The columns are those of leaderboard.csv: squeeze pick --max bytes=80M --max ttft_ms=20 --max itl_p95_ms=60. Those
+    of --price and --memory may be bounded, too: squeeze pick --memory 4GB --min max_context_estimated=8192.
     """
     from squeeze.boards.pick import show
 
-    context.exit(show(results, most, least, by))
+    context.exit(show(results, most, least, by, asked))
 
 
 @app.command()

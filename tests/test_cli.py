@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from squeeze.artifacts.keys import artifact_key
+from squeeze.boards.terms import Terms
 from squeeze.cli import main
 from squeeze.core import environment, paths
 from squeeze.records.record import Record, Status
@@ -97,7 +98,7 @@ def test_verify_rerun_and_pick_pass_on_what_was_asked_and_their_exit_code(monkey
     assert squeeze("verify", "--deep", "--results", results) == 1
     assert squeeze("rerun", "a-row", "--results", results) == 1
     assert squeeze("pick", "--max", "bytes=80M", "--max", "ttft_ms=20", "--by", "bytes", "--results", results) == 1
-    assert calls == [(results, True), (results, "a-row"), (results, ("bytes=80M", "ttft_ms=20"), (), "bytes")]
+    assert calls == [(results, True), (results, "a-row"), (results, ("bytes=80M", "ttft_ms=20"), (), "bytes", Terms())]
 
 
 def test_collate_writes_the_leaderboards_beside_the_records_or_where_it_is_told(monkeypatch, tmp_path, results):
@@ -108,7 +109,11 @@ def test_collate_writes_the_leaderboards_beside_the_records_or_where_it_is_told(
     assert squeeze("collate") == 0
     assert squeeze("collate", results) == 0
     assert squeeze("collate", results, "--out", tmp_path) == 0
-    assert calls == [(Path("results"), Path("results")), (results, results), (results, tmp_path)]
+    assert calls == [
+        (Path("results"), Path("results"), Terms()),
+        (results, results, Terms()),
+        (results, tmp_path, Terms()),
+    ]
 
 
 def test_list_shows_status_and_time_and_runs_nothing(results, capsys):

@@ -99,6 +99,10 @@ def test_speed_and_memory_were_measured(records: dict[str, Record]) -> None:
         assert figures["decode_tokens_per_s"].value > 1
         assert figures["decode_speedup"].n == SMALL["rounds"]
         assert figures["decode_peak_bytes"].value > 100 * 2**20
+        assert figures["itl_p50_ms"].n == SMALL["rounds"]
+        assert figures["context_fixed_bytes"].value > 100 * 2**20
+        assert figures["context_bytes_per_token"].value >= figures["cache_bytes_per_token"].value
+        assert figures["positions"].value == 2048
         assert 0 < figures["mbu"].value < 1
         assert record.realised["speed_baseline"] in ("float32", "bfloat16")
 

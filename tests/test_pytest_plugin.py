@@ -122,6 +122,9 @@ def test_the_latency_stage_times_every_token_and_weighs_the_artifact(
     assert values["mismatches"] == []
     assert values["decode_difference"] < 1e-4
     assert values["running_bits"] == 32
+    assert values["positions"] == 2048
+    assert values["context_peak_bytes"].keys() == {"256", "2048"}
+    assert min(values["context_peak_bytes"].values()) > 0
     assert values["failures"] == {}
     assert values["stages"].keys() == {
         "start",
@@ -131,6 +134,7 @@ def test_the_latency_stage_times_every_token_and_weighs_the_artifact(
         "warmup",
         "timed",
         "memory",
+        "context",
         "recount",
         "decoding",
     }
@@ -143,6 +147,7 @@ def test_later_rounds_leave_out_what_no_round_changes(
     values = samples.read(tmp_path / "out").values
     assert "ttft_s" in values
     assert "effective_bits" not in values
+    assert "context_peak_bytes" not in values
 
 
 def test_an_encoder_is_timed_too(

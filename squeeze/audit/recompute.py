@@ -46,7 +46,8 @@ def disagreements(record: Record, arrays: Arrays) -> Iterator[str]:
 
 def estimates(record: Record, arrays: Arrays) -> Estimates:
     """Return what follows from samples alone: times, rates, speed-ups, perplexity, distances, accuracies, changes."""
-    found = figures.speeds(processes(arrays), processes(arrays, BASELINE))
+    own = processes(arrays)
+    found = {**figures.speeds(own, processes(arrays, BASELINE)), **(figures.inter_token(own) if own else {})}
     if "token_nll" in arrays:
         found["perplexity"] = Estimate(float(np.exp(arrays["token_nll"].mean(dtype=np.float64))))
     of_baseline = {name.removeprefix(BASELINE): each for name, each in arrays.items() if name.startswith(BASELINE)}

@@ -24,6 +24,7 @@ from squeeze.audit.plausible import impossible
 from squeeze.audit.recompute import disagreements
 from squeeze.boards import leaderboard
 from squeeze.boards.table import table
+from squeeze.boards.terms import NONE, Terms
 from squeeze.core.errors import IntegrityError
 from squeeze.records.record import Record, Row, Status
 from squeeze.records.sanitize import leaks, line
@@ -140,7 +141,8 @@ class _Folder:
         if not paths:
             return
         try:
-            expected = leaderboard.texts(table(self.store.records(lambda *_: None)))
+            asked = Terms.of_csv(paths[0].read_bytes()) if paths[0].suffix == ".csv" else NONE
+            expected = leaderboard.texts(table(map(asked.applied, self.store.records(lambda *_: None))))
         except MALFORMED as error:
             yield paths[0].name, f"these records cannot be collated: {type(error).__name__}: {error}"
             return

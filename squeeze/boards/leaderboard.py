@@ -6,12 +6,14 @@ The same records give the same CSV bytes in any clone: rows are in reading order
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from squeeze.boards import plots, summary
+from squeeze.boards import plots, serving, summary, terms
 from squeeze.boards.table import read
+from squeeze.boards.terms import Terms
 from squeeze.core.errors import SqueezeError
 from squeeze.core.files import write_atomically
 
@@ -21,13 +23,13 @@ EXCERPT_ROWS = 50
 EXCERPT_BOARDS = 10
 
 
-def collate(results: Path, out: Path) -> None:
+def collate(results: Path, out: Path, asked: Terms = terms.NONE) -> None:
     """Write the leaderboards of ``results``/records into ``out``.
 
     Files that are no records are named on stderr and left alone. Raises SqueezeError when there is no record, or
     ``out`` cannot be written to.
     """
-    frame = read(results)
+    frame = read(results, asked)
     try:
         for name, content in texts(frame).items():
             write_atomically(out / name, content)
@@ -67,16 +69,30 @@ def markdown(frame: pd.DataFrame) -> str:
 def _board(board: pd.DataFrame) -> str:
     ok, failed = summary.parted(board)
     columns = summary.columns(board, wide=True)
-    headings = [column.heading for column in columns]
-    alignment = [":--" if column.left else "--:" for column in columns]
-    rows = [[_plain(column.text(row)) for column in columns] for _, row in ok.head(EXCERPT_ROWS).iterrows()]
-    lines = [f"| {' | '.join(cells)} |" for cells in (headings, alignment, *rows)]
+    shown = ok.head(EXCERPT_ROWS)
     reasons = [f"- {_plain(summary.failure(row))}" for _, row in failed.head(EXCERPT_ROWS).iterrows()]
     controls = [f"- {_plain(text)}" for text in summary.controls(board.head(EXCERPT_ROWS))]
-    parts = [f"## {_plain(summary.title(board))}", *map("\n".join, (lines, controls, reasons))]
-    if (left_out := len(board) - len(rows) - len(reasons)) > 0:
+    parts = [f"## {_plain(summary.title(board))}", *map("\n".join, (_lines(columns, shown), controls, reasons))]
+    if (left_out := len(board) - len(shown) - len(reasons)) > 0:
         parts.append(f"{left_out} more rows are in leaderboard.csv.")
+    parts += _serving(board.head(EXCERPT_ROWS))
     return "\n\n".join(part for part in parts if part)
+
+
+def _serving(board: pd.DataFrame) -> list[str]:
+    """Return the board as people who serve models read it; nothing where it has none of their figures."""
+    lines = serving.by_batch(board)
+    if not serving.shown(lines):
+        return []
+    table = "\n".join(_lines(serving.columns(lines), lines))
+    return ["### Serving", serving.LEGEND, _plain(serving.caption(board)), table]
+
+
+def _lines(columns: Sequence[summary.Column], rows: pd.DataFrame) -> list[str]:
+    headings = [column.heading for column in columns]
+    alignment = [":--" if column.left else "--:" for column in columns]
+    cells = [[_plain(column.text(row)) for column in columns] for _, row in rows.iterrows()]
+    return [f"| {' | '.join(line)} |" for line in (headings, alignment, *cells)]
 
 
 def _plain(text: str) -> str:

@@ -14,20 +14,19 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from squeeze.boards import summary
+from squeeze.boards import summary, terms
 from squeeze.boards.table import table
+from squeeze.boards.terms import Terms
 from squeeze.core.errors import SqueezeError, hint
 from squeeze.core.progress import console
 from squeeze.records.record import Record, Status
 from squeeze.records.statistics import ranks
 from squeeze.records.store import RecordStore
 
-AMOUNT = re.compile(r"([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)([kMG]?)B?")
-UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 # Columns of which more is better; of all others, less is.
 MORE = re.compile(
     r"(acc_.*|top1_agreement|retained_accuracy|first_divergence|decode_tokens_per_s|\w+_speedup|compression_ratio"
-    r"|mbu|mfu|sparsity)(_b\d+)?"
+    r"|mbu|mfu|sparsity|max_context_estimated)(_b\d+)?"
 )
 TESTED = "perplexity"  # its differences are tested, paired by block of tokens
 NORMAL = 1.96  # standard errors of a 95 % interval
@@ -44,10 +43,10 @@ class Bound:
     @classmethod
     def of(cls, text: str, least: bool) -> Bound:
         """Read the bound that a text such as ``bytes=80M`` names. Raises SqueezeError when it names none."""
-        column, _, amount = text.partition("=")
-        if (found := AMOUNT.fullmatch(amount.strip())) is None:
+        column, _, value = text.partition("=")
+        if (found := terms.amount(value)) is None:
             raise SqueezeError(f"{text!r} is no bound; expected COLUMN=NUMBER such as bytes=80M (k, M or G)")
-        return cls(column.strip(), float(found[1]) * UNITS[found[2]], least)
+        return cls(column.strip(), found, least)
 
     def kept(self, frame: pd.DataFrame) -> pd.Series:
         """Tell which rows of a table keep it; one without a value does not."""
@@ -58,15 +57,16 @@ class Bound:
         return f"{self.column} {'>=' if self.least else '<='} {self.value:,.6g}"
 
 
-def show(results: Path, most: Sequence[str], least: Sequence[str], by: str) -> int:
+def show(results: Path, most: Sequence[str], least: Sequence[str], by: str, asked: Terms = terms.NONE) -> int:
     """Print the ok rows that keep all bounds, each board's best in column ``by`` first; returns 0, or 1 for none.
 
-    most, least: such as ``bytes=80M``. A row is said to tie where no difference to the board's best is shown.
+    most, least: such as ``bytes=80M``. asked: terms whose columns may be bounded, too. A row is said to tie
+    where no difference to the board's best is shown.
     Raises SqueezeError for a bound that is none, a column that is not there or holds no numbers, and without records.
     """
     bounds = [*(Bound.of(text, least=False) for text in most), *(Bound.of(text, least=True) for text in least)]
     records = {record.attempt: record for record in RecordStore(results).require()}
-    frame = table(records.values())
+    frame = table(map(asked.applied, records.values()))
     frame = frame[frame["status"] == Status.OK].assign(**{by: numbers(frame, by)}).dropna(subset=by)
     kept = {bound: bound.kept(frame) for bound in bounds}
     out = console()

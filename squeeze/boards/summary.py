@@ -73,9 +73,9 @@ COLUMNS = (
     Column("bits", lambda row: _number(row["effective_bits"], ".2f")),
     Column("MB", lambda row: _number(row["bytes"] / 1e6, ".0f")),
     Column("tok/s", lambda row: _number(row["decode_tokens_per_s"], ".1f")),
-    Column("speed-up", lambda row: _interval(row, "decode_speedup", ".2f")),
+    Column("speed-up", lambda row: interval(row, "decode_speedup", ".2f")),
     Column("perplexity", _perplexity("perplexity")),
-    Column("change", lambda row: _interval(row, "perplexity_delta", "+.3g")),
+    Column("change", lambda row: interval(row, "perplexity_delta", "+.3g")),
     Column("other text", _perplexity("perplexity_ood"), where="perplexity_ood"),
     Column("KL", lambda row: _number(row["kl_divergence"], ".2g")),
     Column("top-1", lambda row: _number(row["top1_agreement"], ".0%")),
@@ -104,7 +104,7 @@ def controls(board: pd.DataFrame) -> list[str]:
 def _control(row: pd.Series) -> str:
     if row["control"] == NONE:
         return line(f"{short_label(row)}: control: none; measure technique=finetune with the same training settings")
-    ratio = _interval(row, OVER, ".3g")
+    ratio = interval(row, OVER, ".3g")
     parts = (
         _pair(row, "perplexity", "perplexity"),
         f"ratio {ratio}" if ratio else "",
@@ -126,8 +126,9 @@ def _number(value: Any, digits: str) -> str:
     return "" if pd.isna(value) else format(value, digits)
 
 
-def _interval(row: pd.Series, name: str, digits: str) -> str:
-    value, low, high = (row[column] for column in (name, f"{name}_low", f"{name}_high"))
+def interval(row: pd.Series, name: str, digits: str) -> str:
+    """Say an estimate, its interval and its verdict: ``1.65 [1.60, 1.70] ▲``."""
+    value, low, high = (row.get(column) for column in (name, f"{name}_low", f"{name}_high"))
     if pd.isna(value):
         return ""
     unsigned = digits.removeprefix("+")

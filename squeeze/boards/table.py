@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from squeeze.boards import controls
+from squeeze.boards import controls, terms
+from squeeze.boards.terms import Terms
 from squeeze.core.hashing import digest
 from squeeze.records.record import UNSTEADY, Record, Row, Status
 from squeeze.records.statistics import ALPHA, holm, ranks
@@ -43,12 +44,13 @@ READING_ORDER = ["model", "protocol", "device", "fingerprint", "board", "rank", 
 ROWS_AT_ONCE = 5_000  # dicts turned into columns together: bounds the memory of 100,000 records
 
 
-def read(results: Path) -> pd.DataFrame:
+def read(results: Path, asked: Terms = terms.NONE) -> pd.DataFrame:
     """Read the table of a results folder; files there that are no records are named on stderr and left alone.
 
+    asked: terms of the reader; what follows from them stands in columns of its own.
     Raises SqueezeError when there is not one record.
     """
-    return table(RecordStore(results).require())
+    return table(map(asked.applied, RecordStore(results).require()))
 
 
 def table(records: Iterable[Record]) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from squeeze.boards import literature, summary
+from squeeze.boards import literature, serving, summary, terms
 from squeeze.boards.drift import Drift, drifts
 from squeeze.boards.literature import Comparison
 from squeeze.boards.table import read
+from squeeze.boards.terms import Terms
 from squeeze.core.progress import console
 from squeeze.records.sanitize import line
 from squeeze.records.store import RecordStore
@@ -39,6 +40,21 @@ def show(results: Path, costs: bool = False) -> None:
     for board in summary.boards(read(results)):
         _print(out, board)
     out.print(Text(summary.LEGEND, style="dim"))
+
+
+def show_serving(results: Path, asked: Terms = terms.NONE) -> None:
+    """Print what serving each row takes, by batch size; cost and longest context by the terms that are asked for.
+
+    Raises SqueezeError when there is no record.
+    """
+    out = console()
+    captions = [serving.LEGEND]
+    for board in summary.boards(read(results, asked)):
+        lines = serving.by_batch(board)
+        out.print(_table(summary.title(board), serving.columns(lines), lines))
+        captions.append(serving.caption(board))
+    for text in dict.fromkeys(filter(None, captions)):
+        out.print(Text(text, style="dim"))
 
 
 def show_literature(results: Path) -> None:
@@ -68,20 +84,21 @@ def show_literature(results: Path) -> None:
 
 def _print(out: Console, board: pd.DataFrame) -> None:
     ok, failed = summary.parted(board)
-    table = Table(
-        title=Text(summary.title(board)), title_justify="left", box=SIMPLE_HEAD, padding=0, collapse_padding=True
-    )
-    columns = summary.columns(board)
-    for column in columns:
-        table.add_column(column.heading, justify="left" if column.left else "right", overflow="fold")
-    for _, row in ok.iterrows():
-        table.add_row(*(Text(column.text(row)) for column in columns))
-    out.print(table)
+    out.print(_table(summary.title(board), summary.columns(board), ok))
     for text in summary.controls(board):
         out.print(Text(text))
     for _, row in failed.iterrows():
         out.print(Text(summary.failure(row), style="yellow"))
     out.print()
+
+
+def _table(title: str, columns: Sequence[summary.Column], rows: pd.DataFrame) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=0, collapse_padding=True)
+    for column in columns:
+        table.add_column(column.heading, justify="left" if column.left else "right", overflow="fold")
+    for _, row in rows.iterrows():
+        table.add_row(*(Text(column.text(row)) for column in columns))
+    return table
 
 
 def _literature(comparisons: list[Comparison], sources: list[str]) -> Table:

@@ -24,6 +24,7 @@ def figures(engine: TorchEngine, stored_bytes: int, protocol: Mapping[str, Any])
     bytes_real: stored small; memory_real: small while running; compute_real: computes in low bits or skips
     arithmetic, instead of dequantising and multiplying; arithmetic: what the blocks multiply in ("int8", or a dtype).
     running_bits: of a weight's code within the blocks, on average: kernels for 4 bits run codes of 2 and 3 bits, too.
+    positions: the most tokens that the model takes; None where nothing says so.
     mismatches: what layers claim of their arithmetic, and do not do.
     live_bytes: of weights in memory; bytes_per_token: of weights that one decoding step reads; prefill_operations: of
     one prompt, batch size -> operations of the dense matrices.
@@ -41,6 +42,7 @@ def figures(engine: TorchEngine, stored_bytes: int, protocol: Mapping[str, Any])
         "compute_real": real,
         "arithmetic": arithmetic,
         "running_bits": running_bits(model),
+        "positions": positions(model),
         "mismatches": arithmetic_mismatches(subject, real),
         "live_bytes": live,
         "bytes_per_token": live - unread_bytes(model),
@@ -48,6 +50,12 @@ def figures(engine: TorchEngine, stored_bytes: int, protocol: Mapping[str, Any])
             str(batch): operations(model, protocol["prompt_tokens"], batch) for batch in protocol["batch_sizes"]
         },
     }
+
+
+def positions(model: nn.Module) -> int | None:
+    """Return the most tokens that the model takes at once; None where its configuration does not say."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    return most if isinstance(most, int) else None
 
 
 def computes_less(model: nn.Module, parameters: int) -> bool:

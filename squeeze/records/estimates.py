@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from squeeze.records.record import Estimate
@@ -21,6 +22,7 @@ from squeeze.records.turns import round_ratio
 
 BLOCK = 128  # fewest tokens of a bootstrap block: further apart, token losses hardly depend on each other
 BOOTSTRAP_BLOCKS = 256  # at most: a longer text gets longer ones
+FEWEST = 20  # token times of a process that have a 95th percentile: one of them lies beyond it
 STEPS = ("load", "prefill", "decode")  # those of a latency process
 MEMORY = ("peak", "peak_anon_bound", "rss_anon", "rss_file", "cuda_reserved", "cuda_device")
 SIZES = (
@@ -82,6 +84,21 @@ def speeds(rounds: Sequence[Values], baseline: Sequence[Values]) -> Estimates:
         own = medians(rounds, "token_s", batch)
         found[f"decode_tokens_per_s{suffix(batch)}"] = _spread([int(batch) / seconds for seconds in own])
         found[f"decode_speedup{suffix(batch)}"] = _speed_up(rounds, baseline, "token_s", batch)
+    return found
+
+
+def inter_token(rounds: Sequence[Values]) -> Estimates:
+    """Return the median and the 95th percentile of the milliseconds from a token to the next: itl_p50_ms, itl_p95_ms.
+
+    Percentiles are a process's own: over pooled rounds, that of the slowest process would be the 95th of all. Where a
+    process has fewer than ``FEWEST`` times, there is no 95th percentile.
+    """
+    found = {}
+    for batch in rounds[0].get("token_s", {}):
+        times = [1000 * np.asarray(values["token_s"][batch], dtype=float) for values in rounds]
+        for percent in (50, 95) if min(map(len, times)) >= FEWEST else (50,):
+            own = [float(np.percentile(each, percent)) for each in times]
+            found[f"itl_p{percent}_ms{suffix(batch)}"] = _spread(own)
     return found
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from squeeze.core import environment
 from squeeze.probes import samples
 from squeeze.records import estimates as figures
+from squeeze.records import serving
 from squeeze.records.fidelity import GENERATED, fidelity, pooled
 from squeeze.records.record import (
     GRID_FLATTERED,
@@ -73,7 +74,9 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
         **figures.memory([scored], ("quality",)),
         **figures.loading(rounds),
         **figures.speeds(rounds, baseline_rounds),
+        **figures.inter_token(rounds),
         **figures.energy(rounds),
+        **serving.context(weighed),
         **figures.scores(scored),
         **fidelity(arrays, baseline_arrays),
         **_building(attempt),

@@ -43,6 +43,33 @@ def test_a_batch_is_named_and_counted() -> None:
     assert "decode_tokens_per_s" not in found
 
 
+def test_tokens_come_after_one_another_by_the_percentiles_of_each_process() -> None:
+    """Three processes of 1 to 21 ms, and ten and a hundred times as slow: the 95th percentile is their 20th token.
+
+    Pooled, it would be one of the slowest process's: 1,780 ms.
+    """
+    paces = [np.arange(1, 22) * each / 1000 for each in (10, 1, 100)]
+    rounds = [{"token_s": {"1": pace.tolist(), "8": (2 * pace).tolist()}} for pace in paces]
+    found = figures.inter_token(rounds)
+    assert found.keys() == {"itl_p50_ms", "itl_p95_ms", "itl_p50_ms_b8", "itl_p95_ms_b8"}
+    assert found["itl_p50_ms"] == approximately(Estimate(110, 11, 1100, n=3))
+    assert found["itl_p95_ms"] == approximately(Estimate(200, 20, 2000, n=3))
+    assert found["itl_p95_ms_b8"] == approximately(Estimate(400, 40, 4000, n=3))
+
+
+def test_a_95th_percentile_takes_twenty_tokens_of_every_process() -> None:
+    def rounds(*counts: int) -> list[dict[str, dict[str, list[float]]]]:
+        return [{"token_s": {"1": [0.01] * count}} for count in counts]
+
+    assert figures.inter_token(rounds(20, 20)).keys() == {"itl_p50_ms", "itl_p95_ms"}
+    assert figures.inter_token(rounds(40, 19)).keys() == {"itl_p50_ms"}
+    assert figures.inter_token([{"ttft_s": {"1": [0.01]}}]) == {}
+
+
+def approximately(expected: Estimate) -> Estimate:
+    return Estimate(*(pytest.approx(part) for part in (expected.value, expected.low, expected.high)), n=expected.n)
+
+
 def test_an_encoder_has_no_decode() -> None:
     encoder = [{"ttft_s": {"1": [0.01] * 5}}]
     assert set(figures.speeds(encoder, encoder)) == {"ttft_ms", "ttft_speedup"}
