@@ -88,6 +88,9 @@ def _check_protocol(protocol: Mapping[str, Any]) -> None:
             if text[bound] is not None:
                 check_value(f"protocol.{name}.{field}", text[field], at_most(text[bound], f"its {bound}"))
         _check_known(f"protocol.{name}.corpus", text["corpus"], known_texts())
+    if (most := protocol.get("most_rounds")) is not None:
+        fewest = protocol["rounds"]
+        check_value("protocol.most_rounds", most, Rule(f"at least its rounds, {fewest}", lambda value: value >= fewest))
     for task in protocol["tasks"]:
         _check_known("protocol.tasks", task, known_tasks())
     _check_known("protocol.ranked_by", protocol["ranked_by"], RANKED_BY)

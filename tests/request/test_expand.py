@@ -92,7 +92,7 @@ def test_the_control_is_trained_as_every_row_that_carries_it():
 
 def test_what_is_trained_otherwise_is_no_control():
     axes = ("training_steps=64,8", "learning_rate=0.0004,0.1", "dtype=bfloat16,float32", "calibration=wikipedia,c4")
-    planned = cells(["model=smollm2_135m", "protocol=smoke", "technique=finetune", "protocol.rounds=5,7", *axes])
+    planned = cells(["model=smollm2_135m", "protocol=smoke", "technique=finetune", "protocol.rounds=6,8", *axes])
     assert len({cell.training for cell in planned}) == len(planned) == 32
 
 
@@ -113,15 +113,15 @@ def test_deep_overrides_reach_every_group(own):
         own,
         "technique=prune",
         "+technique.steps.0.seed=7",
-        "protocol.rounds=3",
+        "protocol.rounds=4",
         "protocol.latency={decode_tokens:4}",
         "model.seed=5",
     )
     assert cell.technique["steps"][0]["seed"] == 7
-    assert cell.protocol["rounds"] == 3
+    assert cell.protocol["rounds"] == 4
     assert (cell.protocol["latency"]["decode_tokens"], cell.protocol["latency"]["prompt_tokens"]) == (4, 128)
     assert cell.model["seed"] == 5
-    assert len(planned(own, "protocol.rounds=3,5,7")) == 3
+    assert len(planned(own, "protocol.rounds=4,6,8")) == 3
 
 
 @pytest.mark.promise(3)
