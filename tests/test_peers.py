@@ -1,4 +1,4 @@
-"""Peers: what other tools are asked for follows from the protocol, and gets the model and the tokens that we measure."""
+"""What other tools are asked for follows from the protocol, and gets the model and the tokens that we measure."""
 
 import json
 from pathlib import Path
@@ -37,14 +37,13 @@ def test_lm_eval_is_asked_for_the_protocols_tasks_and_text(cell, tmp_path):
 
 
 def test_a_command_a_batch_size_times_what_we_time_as_often(cell, tmp_path):
-    commands = latency("m", tmp_path / "m", {"protocol": cell.protocol, "runtime": cell.runtime}, tmp_path)
-    assert [command.times for command in commands] == [4, 4]
-    for command, batch in zip(commands, (1, 8), strict=True):
-        found = yaml.safe_load((tmp_path / f"{option(command.line, '--config-name')}.yaml").read_text())
-        asked = cell.protocol["latency"]
-        assert found["scenario"]["input_shapes"] == {"batch_size": batch, "sequence_length": asked["prompt_tokens"]}
-        assert found["scenario"]["generate_kwargs"]["min_new_tokens"] == asked["decode_tokens"] + 1
-        assert found["backend"]["intra_op_num_threads"] == 3
+    commands = latency("m", tmp_path / "m", cell)
+    asked = cell.protocol["latency"]
+    assert [(command.times, option(command.line, "--batch")) for command in commands] == [(4, "1"), (4, "8")]
+    for command in commands:
+        assert option(command.line, "--prompt") == str(asked["prompt_tokens"])
+        assert option(command.line, "--tokens") == str(asked["decode_tokens"] + 1)
+        assert option(command.line, "--threads") == "3"
 
 
 def test_their_text_is_the_one_given_and_the_tasks_stay_ours(cell, tmp_path):
@@ -71,15 +70,15 @@ def test_peers_get_the_parameters_of_the_compressed_model(architecture):
 
 def test_seconds_a_row_are_all_seconds_over_the_rows():
     sides = [("squeeze", "all", 1, 60.0), ("lm-eval", "u", 1, 40.0), ("lm-eval", "a", 1, 80.0)]
-    sides.append(("optimum-benchmark", "a", 5, 120.0))
+    sides.append(("generate", "a", 5, 120.0))
     text = report(pd.DataFrame(sides, columns=["tool", "model", "processes", "seconds"]), cells=2)
-    assert "squeeze 30 s and lm-eval with optimum-benchmark 120 s: 0.25 of their time, over 2 rows" in text
-    assert "| optimum-benchmark | a | 5 | 120.0 |" in text
+    assert "squeeze 30 s and lm-eval with a plain timing script 120 s: 0.25 of their time, over 2 rows" in text
+    assert "| generate | a | 5 | 120.0 |" in text
 
 
 def test_a_process_is_fresh_each_time_and_a_failure_ends_the_comparison(tmp_path):
     line = run(Command("tool", "m", ("sh", "-c", "echo $$"), times=3), tmp_path, {})
     assert line["processes"] == 3
     assert len(set((tmp_path / "tool-m.log").read_text().split())) == 3
-    with pytest.raises(SqueezeError, match=r"tool of m ended with 7; its output: .*tool-m\.log"):
+    with pytest.raises(SqueezeError, match=r"tool of m ended with 7: .*tool-m\.log"):
         run(Command("tool", "m", ("/bin/sh", "-c", "exit 7")), tmp_path, {})

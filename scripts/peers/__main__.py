@@ -1,9 +1,10 @@
 """Compare what a row costs with what other tools take for the same figures: ``python -m scripts.peers [OVERRIDES]``.
 
 On one machine, one after the other: `squeeze run OVERRIDES`, with nothing of it in the cache but what is fetched; then,
-for the uncompressed model and for each cell, lm-eval's command line for the same tasks and the same text, and
-optimum-benchmark in as many fresh processes as the protocol has rounds. Both sides are charged with the baseline, and
-seconds a row are all seconds over the number of cells; peers get the models as folders, whose making is not charged.
+for the uncompressed model and for each cell, lm-eval's command line for the same tasks and the same text, and a plain
+script that times transformers' generate (scripts.peers.generate), in as many fresh processes as the protocol has
+rounds. Both sides are charged with the baseline, and seconds a row are all seconds over the number of cells; peers get
+the models as folders, whose making is not charged.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def save(cells: Iterable[Cell], out: Path) -> dict[str, Path]:
 
 def chain(name: str, folder: Path, cell: Cell, task_files: Path, out: Path) -> list[Command]:
     """Return the commands by which peers take a row's figures of one model."""
-    timed = latency(name, folder, {"protocol": cell.protocol, "runtime": cell.runtime}, out / "optimum-benchmark")
-    return [quality(name, folder, cell.protocol, task_files, out / "lm-eval" / name), *timed]
+    scored = quality(name, folder, cell.protocol, task_files, out / "lm-eval" / name)
+    return [scored, *latency(name, folder, cell)]
 
 
 def run(command: Command, out: Path, environment: dict[str, str]) -> dict[str, str | int | float]:
@@ -86,9 +87,7 @@ def run(command: Command, out: Path, environment: dict[str, str]) -> dict[str, s
         for _ in range(command.times):
             ended = subprocess.run(command.line, env=environment, stdout=output, stderr=output, check=False)
             if ended.returncode:
-                raise SqueezeError(
-                    f"{command.tool} of {command.model} ended with {ended.returncode}; its output: {log}"
-                )
+                raise SqueezeError(f"{command.tool} of {command.model} ended with {ended.returncode}: {log}")
     seconds = round(time.monotonic() - started, 1)
     return {"tool": command.tool, "model": command.model, "processes": command.times, "seconds": seconds}
 
@@ -100,7 +99,7 @@ def report(lines: pd.DataFrame, cells: int) -> str:
     table = ["| tool | model | processes | seconds |", "| :-- | :-- | --: | --: |"]
     table += [f"| {row.tool} | {row.model} | {row.processes} | {row.seconds:.1f} |" for row in lines.itertuples()]
     sentence = (
-        f"A row and its share of the baseline took squeeze {ours:.0f} s and lm-eval with optimum-benchmark "
+        f"A row and its share of the baseline took squeeze {ours:.0f} s and lm-eval with a plain timing script "
         f"{theirs:.0f} s: {ours / theirs:.2f} of their time, over {cells} row{'s' if cells > 1 else ''}, measured once."
     )
     return "\n".join([*table, "", sentence]) + "\n"

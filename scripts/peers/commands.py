@@ -1,4 +1,4 @@
-"""Say, as command lines and their files, how lm-eval and optimum-benchmark take the figures that a cell's row has.
+"""Say, as command lines and their files, how lm-eval and a plain timing script take the figures that a cell's row has.
 
 Everything follows from the cell's protocol and from conf/task; nothing of it is repeated here.
 """
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from squeeze.request.cell import Cell
 from squeeze.sources import tasks
 
 BATCH_SIZE = 16  # lm-eval's, on a CPU; ours follows from the protocol's token_budget
 OURS = "custom_dataset: !function squeeze.sources.questions.text"  # of conf/task/_text.yml
 THEIRS = "dataset_path: json"
-ENTRY = "from optimum_benchmark.cli import main; main()"  # what its console script runs
 
 
 @dataclass(frozen=True)
@@ -61,40 +61,19 @@ def quality(model: str, folder: Path, protocol: Mapping[str, Any], task_folder: 
     return Command("lm-eval", model, line)
 
 
-def latency(model: str, folder: Path, cell: Mapping[str, Any], out: Path) -> list[Command]:
-    """Return optimum-benchmark's command lines for time and memory, one a batch size; their configuration is in out."""
-    protocol, asked = cell["protocol"], cell["protocol"]["latency"]
-    out.mkdir(parents=True, exist_ok=True)
-    commands = []
-    for batch in asked["batch_sizes"]:
-        name = f"{model}-b{batch}"
-        path = out / f"{name}.yaml"
-        path.write_text(json.dumps(_benchmark(name, folder, batch, asked, cell["runtime"]["threads"], out)))
-        line = (sys.executable, "-c", ENTRY, "--config-dir", str(out), "--config-name", name)
-        commands.append(Command("optimum-benchmark", model, line, protocol["rounds"]))
-    return commands
-
-
-def _benchmark(
-    name: str, folder: Path, batch: int, asked: Mapping[str, Any], threads: int, out: Path
-) -> dict[str, Any]:
-    """Return optimum-benchmark's configuration (JSON is YAML): as many repetitions and tokens as we time."""
-    tokens = asked["decode_tokens"] + 1  # the first one comes of the prompt
-    return {
-        "defaults": [
-            *("benchmark", {"scenario": "inference"}, {"launcher": "process"}, {"backend": "pytorch"}, "_self_")
-        ],
-        "name": name,
-        "launcher": {"device_isolation": False},
-        "backend": {
-            **{"device": "cpu", "model": str(folder), "torch_dtype": "bfloat16", "library": "transformers"},
-            **{"task": "text-generation", "inter_op_num_threads": threads, "intra_op_num_threads": threads},
-        },
-        "scenario": {
-            **{"latency": True, "memory": True, "duration": 0, "iterations": asked["prefill_repeats"]},
-            **{"warmup_runs": asked["warmup_rounds"]},
-            "input_shapes": {"batch_size": batch, "sequence_length": asked["prompt_tokens"]},
-            "generate_kwargs": {"max_new_tokens": tokens, "min_new_tokens": tokens},
-        },
-        "hydra": {"run": {"dir": str(out / name)}, "job": {"chdir": True}},
+def latency(model: str, folder: Path, cell: Cell) -> list[Command]:
+    """Return the command lines of scripts.peers.generate, one a batch size: our repetitions, tokens and processes."""
+    asked = cell.protocol["latency"]
+    options = {
+        "threads": cell.runtime["threads"],
+        "prompt": asked["prompt_tokens"],
+        "tokens": asked["decode_tokens"] + 1,  # the first one comes of the prompt
+        "warmup": asked["warmup_rounds"],
+        "iterations": asked["prefill_repeats"],
     }
+    given = tuple(str(part) for name, value in options.items() for part in (f"--{name}", value))
+    line = (sys.executable, "-m", "scripts.peers.generate", str(folder), *given)
+    return [
+        Command("generate", model, (*line, "--batch", str(batch)), cell.protocol["rounds"])
+        for batch in asked["batch_sizes"]
+    ]
