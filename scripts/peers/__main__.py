@@ -25,6 +25,8 @@ from squeeze.boards.leaderboard import csv
 from squeeze.core import cache
 from squeeze.core.errors import SqueezeError
 from squeeze.core.files import write_atomically
+from squeeze.records.record import Status
+from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
 from squeeze.request.expand import cells as requested
 from squeeze.sources import corpora, tasks, wheels
@@ -44,6 +46,10 @@ def measure(overrides: Sequence[str], out: Path) -> pd.DataFrame:
         environment = {**os.environ, cache.VARIABLE: str(cache.cache_root())}
         ours = (sys.executable, "-m", "squeeze.cli", "run", *overrides, "--results", str(out / "ours"))
         lines = [run(Command(OURS, "all", ours), out, environment)]
+        whole = (Status.OK, Status.DIVERGED)
+        failed = [record.reason for record in RecordStore(out / "ours").records() if record.status not in whole]
+        if failed:
+            raise SqueezeError(f"a row of squeeze failed, and took less than it would have: {failed[0]}")
         folders = {"uncompressed": out / "uncompressed", **save(cells, out)}
         for name, folder in folders.items():
             lines += [run(command, out, environment) for command in chain(name, folder, cells[0], task_files, out)]
