@@ -92,6 +92,17 @@ def crosscheck(session: nox.Session) -> None:
 
 
 @nox.session
+def peers(session: nox.Session) -> None:
+    """Compare what a row costs with what lm-eval and plain timing take for the same figures, on a quiet machine.
+
+    nox -s peers -- technique=rtn bits=8,4
+    nox -s peers -- --items 20 --tokens 1024 --rounds 2 --out results/trial
+    """
+    install(session)
+    session.run("python", "-m", "scripts.peers", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style: ruff check and format."""
     session.install("--quiet", "--constraint", "constraints.txt", "ruff")

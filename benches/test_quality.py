@@ -18,8 +18,9 @@ def test_quality(job: Job, engine: TorchEngine, samples: Samples) -> None:
     with samples.stage("imports"):
         from squeeze.probes import quality  # lm-eval: seconds that no other bench should wait for
 
-    memory.return_large_blocks()  # nothing is timed here, and the rows of a text and of questions are of many lengths
     protocol, runtime = job.cell.protocol, job.cell.runtime
+    if protocol["tasks"]:  # of many lengths; a text's rows are of one, and malloc's own way is faster
+        memory.return_large_blocks()
     _, usage = memory.measured(
         lambda: quality.measure_quality(engine, protocol, samples, job.baseline, job.baseline_artifact),
         runtime["device"],

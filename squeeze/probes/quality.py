@@ -56,7 +56,7 @@ def measure_quality(
     with samples.stage("probe"):
         dependent = batch_dependent(subject.model)
         alone = dependent or subject.cache is not None
-        packed = not alone and takes_branches(subject.model)
+        packed = bool(protocol["tasks"]) and not alone and takes_branches(subject.model)  # a text has no branches
     samples.put_all({"batch_dependent": dependent, "packed": packed})
     # Where a batch changes its own scores, or a cache is filled, each request is scored alone, as it would be in use.
     token_budget = 0 if alone else protocol["token_budget"]

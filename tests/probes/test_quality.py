@@ -304,6 +304,12 @@ def test_the_tokenizer_decides_which_tokens_are_the_same(baseline: Path, tmp_pat
     assert again.values["tokens_sha256"] == samples.read(baseline).values["tokens_sha256"]
 
 
+def test_a_text_alone_is_scored_without_asking_for_branches(baseline: Path, tmp_path: Path) -> None:
+    found = measure(tiny_subject("llama"), tmp_path / "text", baseline, tasks=[])
+    assert found.values["packed"] is False
+    assert np.array_equal(found.arrays["token_nll"], samples.read(baseline).arrays["token_nll"])
+
+
 def test_a_quantized_cache_is_scored_through(baseline: Path, tmp_path: Path) -> None:
     """Two bits of the keys and values, not a bit of the weights: the change can only come from the cache."""
     subject = KIVI(bits=2, group_size=8).apply(artifact.load(tmp_path / "artifact"), CalibrationText.empty())
