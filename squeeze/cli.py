@@ -32,6 +32,13 @@ config_option = click.option(
     help="Folder with choices of your own, laid out as conf/ is (technique/NAME.yaml, ...).",
 )
 overrides_argument = click.argument("overrides", nargs=-1)
+margin_option = click.option(
+    "--margin",
+    "margins",
+    default="",
+    metavar="NAME=NUMBER,...",
+    help="Differences that count as none, such as speed=0.05,perplexity=0.01,accuracy=0.01,kl=0.01 (the defaults).",
+)
 retry_option = click.option("--retry", is_flag=True, help="Measure anew the cells that failed, too.")
 
 
@@ -118,7 +125,8 @@ def show_axes(config_dir: Path | None) -> None:
 @results_option
 @click.option("--costs", is_flag=True, help="Show what the measuring itself took, by stage.")
 @click.option("--literature", is_flag=True, help="Show what others have published of the same, and how far off it is.")
-def board(results: Path, costs: bool, literature: bool) -> None:
+@margin_option
+def board(results: Path, costs: bool, literature: bool, margins: str) -> None:
     """Print the leaderboard."""
     if literature:
         from squeeze.boards.terminal import show_literature
@@ -126,8 +134,9 @@ def board(results: Path, costs: bool, literature: bool) -> None:
         show_literature(results)
         return
     from squeeze.boards.terminal import show
+    from squeeze.records.answers import Margins
 
-    show(results, costs=costs)
+    show(results, costs=costs, margins=Margins.of(margins))
 
 
 @app.command()
@@ -135,14 +144,16 @@ def board(results: Path, costs: bool, literature: bool) -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the leaderboards (default: RESULTS)."
 )
-def collate(results: Path, out: Path | None) -> None:
+@margin_option
+def collate(results: Path, out: Path | None, margins: str) -> None:
     """Turn the records below RESULTS into its leaderboards: CSVs, Markdown and a plot.
 
     RESULTS is the folder that holds records/ (default: results).
     """
     from squeeze.boards.leaderboard import collate as collate_records
+    from squeeze.records.answers import Margins
 
-    collate_records(results, out or results)
+    collate_records(results, out or results, Margins.of(margins))
 
 
 @app.command()
@@ -150,14 +161,16 @@ def collate(results: Path, out: Path | None) -> None:
 @click.argument("second")
 @results_option
 @click.option("--allow-mixed", is_flag=True, help="Show rows of unlike machines or protocols, apart.")
-def compare(first: str, second: str, results: Path, allow_mixed: bool) -> None:
+@margin_option
+def compare(first: str, second: str, results: Path, allow_mixed: bool, margins: str) -> None:
     """Explain how two measured cells differ.
 
     FIRST and SECOND are labels, keys or beginnings of keys, as `squeeze list` shows them.
     """
     from squeeze.boards.compare import explain
+    from squeeze.records.answers import Margins
 
-    explain(results, first, second, allow_mixed)
+    explain(results, first, second, allow_mixed, Margins.of(margins))
 
 
 @app.command()

@@ -24,7 +24,7 @@ from squeeze.audit.plausible import impossible
 from squeeze.audit.recompute import disagreements
 from squeeze.boards import leaderboard
 from squeeze.boards.table import table
-from squeeze.core.errors import IntegrityError
+from squeeze.core.errors import IntegrityError, SqueezeError
 from squeeze.records.record import Record, Row, Status
 from squeeze.records.sanitize import leaks, line
 from squeeze.records.store import RecordStore, decode
@@ -140,12 +140,13 @@ class _Folder:
         if not paths:
             return
         try:
-            expected = leaderboard.texts(table(self.store.records(lambda *_: None)))
-        except MALFORMED as error:
+            margins = leaderboard.margins_of(self.store.results)
+            expected = leaderboard.texts(table(self.store.records(lambda *_: None), margins))
+        except (*MALFORMED, SqueezeError) as error:
             yield paths[0].name, f"these records cannot be collated: {type(error).__name__}: {error}"
             return
         for path in paths:
-            if path.read_bytes() != expected.get(path.name):
+            if not leaderboard.says(path.read_bytes(), expected.get(path.name, b""), older=margins is None):
                 yield path.name, "is not what `squeeze collate` makes of these records; collate again"
 
 

@@ -5,6 +5,7 @@ The same records give the same CSV bytes in any clone: rows are in reading order
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from squeeze.boards import plots, summary
 from squeeze.boards.table import read
 from squeeze.core.errors import SqueezeError
 from squeeze.core.files import write_atomically
+from squeeze.records.answers import Margins
 
 FORMULA = r"\s*[=+\-@]|\t"  # what makes a spreadsheet evaluate the text that follows
 LINE_BREAKS = r"[\r\n]+"
@@ -21,13 +23,13 @@ EXCERPT_ROWS = 50
 EXCERPT_BOARDS = 10
 
 
-def collate(results: Path, out: Path) -> None:
-    """Write the leaderboards of ``results``/records into ``out``.
+def collate(results: Path, out: Path, margins: Margins | None = None) -> None:
+    """Write the leaderboards of ``results``/records into ``out``, with verdicts by ``margins`` (default: Margins()).
 
     Files that are no records are named on stderr and left alone. Raises SqueezeError when there is no record, or
     ``out`` cannot be written to.
     """
-    frame = read(results)
+    frame = read(results, margins)
     try:
         for name, content in texts(frame).items():
             write_atomically(out / name, content)
@@ -46,6 +48,36 @@ def texts(frame: pd.DataFrame) -> dict[str, bytes]:
     return {"leaderboard.csv": b"".join([header, *rows]), **families, "leaderboard.md": markdown(frame).encode()}
 
 
+def margins_of(results: Path) -> Margins | None:
+    """Return the margins that a folder's leaderboard.csv names; None for one that was made before there were any.
+
+    Raises ValueError for a file that is no table, SqueezeError for margins that are none.
+    """
+    path = results / "leaderboard.csv"
+    if not path.exists():
+        return Margins()
+    names = pd.read_csv(path, dtype=str, keep_default_na=False, nrows=1)
+    return Margins.of(names["margins"].iloc[0]) if "margins" in names else None
+
+
+def says(content: bytes, expected: bytes, older: bool) -> bool:
+    """Tell whether a published file says what is expected of it.
+
+    A CSV that is ``older`` than margins has fewer columns and verdicts by other rules: the columns that both have are
+    compared, but for verdicts; of an older file of another kind nothing is asked.
+    """
+    if not older or content == expected:
+        return content == expected
+    if not content.startswith(b"rank,"):
+        return content.startswith(b"# ")
+    try:
+        old, new = (pd.read_csv(io.BytesIO(text), dtype=str, keep_default_na=False) for text in (content, expected))
+    except ValueError:  # one of them is no table
+        return False
+    common = [name for name in old.columns if name in new.columns and not name.endswith("_verdict")]
+    return old[common].equals(new[common])
+
+
 def csv(frame: pd.DataFrame) -> bytes:
     """Return the table as UTF-8 CSV, a line for each row.
 
@@ -58,7 +90,7 @@ def csv(frame: pd.DataFrame) -> bytes:
 def markdown(frame: pd.DataFrame) -> str:
     """Return a readable excerpt: the first rows of each board, then what failed and why."""
     boards = summary.boards(frame)
-    parts = ["# Leaderboard", summary.LEGEND, *map(_board, boards[:EXCERPT_BOARDS])]
+    parts = ["# Leaderboard", summary.legend(frame), *map(_board, boards[:EXCERPT_BOARDS])]
     if (left_out := len(boards) - EXCERPT_BOARDS) > 0:
         parts.append(f"{left_out} more boards are in leaderboard.csv.")
     return "\n\n".join(parts) + "\n"

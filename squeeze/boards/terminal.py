@@ -19,15 +19,16 @@ from squeeze.boards.drift import Drift, drifts
 from squeeze.boards.literature import Comparison
 from squeeze.boards.table import read
 from squeeze.core.progress import console
+from squeeze.records.answers import Margins
 from squeeze.records.sanitize import line
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
 
 
-def show(results: Path, costs: bool = False) -> None:
+def show(results: Path, costs: bool = False, margins: Margins | None = None) -> None:
     """Print the boards of a results folder or, with ``costs``, the seconds that each cell's stages took and the drift.
 
-    Raises SqueezeError when there is no record.
+    margins: of the verdicts (default: Margins()). Raises SqueezeError when there is no record.
     """
     out = console()
     if costs:
@@ -36,9 +37,10 @@ def show(results: Path, costs: bool = False) -> None:
         for drift in drifts(store, store.records()):
             out.print(Text(_in_words(drift), style="dim"), soft_wrap=True)
         return
-    for board in summary.boards(read(results)):
+    frame = read(results, margins)
+    for board in summary.boards(frame):
         _print(out, board)
-    out.print(Text(summary.LEGEND, style="dim"))
+    out.print(Text(summary.legend(frame), style="dim"))
 
 
 def show_literature(results: Path) -> None:
