@@ -19,7 +19,7 @@ def shown(row):
 
 def test_a_row_in_a_few_words(rows):
     assert shown(rows.loc["smollm2_135m-rtn-4-g64"]) == {
-        "rank": "6–7",
+        "rank": "6\N{EN DASH}7",
         "technique": "rtn-4-g64",
         "bits": "6.66",
         "MB": "112",

@@ -100,9 +100,7 @@ def test_margins_are_read_by_name_and_say_what_they_are():
 
 @pytest.mark.parametrize("text", ["sped=0.1", "speed", "speed=5%", "speed=-1", "speed=0", "=", "speed=nan"])
 def test_a_margin_that_is_none_is_refused_with_those_that_are(text):
-    with pytest.raises(
-        SqueezeError, match="one of speed, perplexity, accuracy, kl, such as speed"
-    ):
+    with pytest.raises(SqueezeError, match="one of speed, perplexity, accuracy, kl, such as speed"):
         Margins.of(text)
 
 
