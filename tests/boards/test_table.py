@@ -145,7 +145,7 @@ def test_speed_verdicts_are_corrected_over_the_board():
 
 
 def test_rows_that_warm_up_and_too_few_rounds_have_no_speed_verdict_but_a_reason():
-    warming = with_speedup(2, 3.0, 1e-9, flags=("grid_flattered", "warming"))
+    warming = with_speedup(2, 3.0, 0.9, flags=("grid_flattered", "warming"))
     few = with_speedup(3, 3.0, None)
     # and they do not weigh on those who can have one
     steady = with_speedup(4, 1.2, 0.04)
