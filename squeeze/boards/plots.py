@@ -172,7 +172,7 @@ def _move_apart(axes: Axes, names: list[Text]) -> None:
         ax=axes,
         objects=markers,
         expand=(1.2, 1.8),
-        iter_lim=200,  # not a time limit: the same records give the same picture
+        iter_lim=120,  # not a time limit: the same records give the same picture
         prevent_crossings=False,  # takes minutes for 20 names
         arrowprops={"arrowstyle": "-", "color": "#888888", "lw": 0.6},
     )
