@@ -17,16 +17,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from squeeze.boards.table import VERDICTS, table
+from squeeze.boards.table import table
 from squeeze.core import environment
 from squeeze.core.errors import SqueezeError
 from squeeze.core.files import write_atomically
+from squeeze.records.answers import SPEED
 from squeeze.records.record import Record, Status
 from squeeze.records.store import RecordStore
 
 PLUGIN = Path(__file__).parent / "slowed"
 SPEEDUP = "decode_speedup"
-SLOWER, _, FASTER = VERDICTS[SPEEDUP]
+SLOWER, FASTER = SPEED.lower, SPEED.higher
 # Of quality and prefill as little as a record can have: what counts here is decoding.
 BRIEF = (
     *("protocol=smoke", "protocol.tasks=[]", "protocol.perplexity.tokens=1024"),

@@ -34,6 +34,13 @@ config_option = click.option(
     help="Folder with choices of your own, laid out as conf/ is (technique/NAME.yaml, ...).",
 )
 overrides_argument = click.argument("overrides", nargs=-1)
+margin_option = click.option(
+    "--margin",
+    "margins",
+    default="",
+    metavar="NAME=NUMBER,...",
+    help="Differences that count as none, such as speed=0.05,perplexity=0.01,accuracy=0.01,kl=0.01 (the defaults).",
+)
 retry_option = click.option("--retry", is_flag=True, help="Measure anew the cells that failed, too.")
 
 
@@ -145,14 +152,14 @@ def board(results: Path, costs: bool, literature: bool, serving: bool, asked: Te
         from squeeze.boards.terminal import show_literature
 
         show_literature(results)
-    elif serving or asked.given:
+    elif serving or asked.of_serving:
         from squeeze.boards.terminal import show_serving
 
         show_serving(results, asked)
     else:
         from squeeze.boards.terminal import show
 
-        show(results, costs=costs)
+        show(results, costs=costs, asked=asked)
 
 
 @app.command()
@@ -176,14 +183,16 @@ def collate(results: Path, out: Path | None, asked: Terms) -> None:
 @click.argument("second")
 @results_option
 @click.option("--allow-mixed", is_flag=True, help="Show rows of unlike machines or protocols, apart.")
-def compare(first: str, second: str, results: Path, allow_mixed: bool) -> None:
+@margin_option
+def compare(first: str, second: str, results: Path, allow_mixed: bool, margins: str) -> None:
     """Explain how two measured cells differ.
 
     FIRST and SECOND are labels, keys or beginnings of keys, as `squeeze list` shows them.
     """
     from squeeze.boards.compare import explain
+    from squeeze.records.answers import Margins
 
-    explain(results, first, second, allow_mixed)
+    explain(results, first, second, allow_mixed, Margins.of(margins))
 
 
 @app.command()

@@ -1,24 +1,21 @@
-"""What calls two models equivalent, as simulations take it for granted: one place to say which functions those are."""
+"""What calls two models equivalent, as simulations take it for granted: the answers that boards give."""
 
 import numpy as np
-from scipy import stats
 
-from squeeze.records.record import Estimate
-from squeeze.records.statistics import ALPHA
+from squeeze.records.answers import Estimates, Margins, answers
+from squeeze.records.estimates import BLOCK
+from squeeze.records.statistics import accuracy_change
 
-SPEED_MARGIN, PERPLEXITY_MARGIN, ACCURACY_MARGIN = 0.05, 0.01, 0.01  # shares of the baseline's; of all items
-BLOCK = 512  # tokens: the unit of a text
+__all__ = ["ACCURACY_MARGIN", "BLOCK", "PERPLEXITY_MARGIN", "SPEED_MARGIN", "accuracy_change", "equivalent"]
 
-
-def equivalent(low, high, margin):
-    """Tell where 95 % intervals of a change lie within the margin: two one-sided tests at 2.5 % each."""
-    return (-margin <= low) & (high <= margin)
+MARGINS = Margins()
+SPEED_MARGIN, PERPLEXITY_MARGIN, ACCURACY_MARGIN = MARGINS.speed, MARGINS.perplexity, MARGINS.accuracy
 
 
-def accuracy_change(candidate, baseline) -> Estimate:
-    """Return the change of accuracy on the same items (Bonett & Price 2012, eq. 4: Wald's, a flip more each way)."""
-    n = candidate.size
-    lost, won = int((baseline & ~candidate).sum()), int((candidate & ~baseline).sum())
-    low, high = (won + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = stats.norm.isf(ALPHA / 2) * np.sqrt((low + high - (low - high) ** 2) / (n + 2))
-    return Estimate((won - lost) / n, low - high - half, low - high + half, n=n)
+def equivalent(kind, value, low, high, n):
+    """Tell where estimates of a kind, with their 95 % intervals, are said to keep its margin."""
+    shape = np.shape(value)
+    known = [np.broadcast_to(np.asarray(each, dtype=np.float64), shape).ravel() for each in (value, low, high)]
+    p_value, counts = np.ones(known[0].size), np.broadcast_to(np.asarray(n, dtype=np.float64), shape).ravel()
+    said = answers(kind, Estimates(*known, p_value, counts), MARGINS)
+    return (said.within == getattr(MARGINS, kind.margin)).reshape(shape)

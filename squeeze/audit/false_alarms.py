@@ -17,8 +17,9 @@ import numpy.typing as npt
 import pandas as pd
 import scipy
 
-from squeeze.boards.table import NO_VERDICT, VERDICTS, table
+from squeeze.boards.table import table
 from squeeze.core.errors import SqueezeError
+from squeeze.records.answers import EQUAL, FAILED, SPEED, Margins
 from squeeze.records.estimates import Values, known, speeds
 from squeeze.records.record import PROCESS, Estimate, Record, Status
 from squeeze.records.rows import Side
@@ -27,7 +28,6 @@ from squeeze.records.store import RecordStore
 from squeeze.records.turns import processes
 
 SPEED_UP = "decode_speedup"
-SLOWER, _, FASTER = VERDICTS[SPEED_UP]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def verdicts(*sweeps: Sequence[Block]) -> pd.DataFrame:
 
 def called_different(*sweeps: Sequence[Block]) -> npt.NDArray[np.int64]:
     """Count the replicates of each sweep that its leaderboard calls faster or slower than their baseline."""
-    return verdicts(*sweeps).isin([SLOWER, FASTER]).sum(axis=1).to_numpy()
+    return verdicts(*sweeps).isin([SPEED.lower, SPEED.higher]).sum(axis=1).to_numpy()
 
 
 def resampled(sweep: Sequence[Block], resamples: int = 200, seed: int = 0) -> npt.NDArray[np.int64]:
@@ -132,9 +132,12 @@ def spread(speed_up: Estimate) -> float:
 def describe(sweep: Sequence[Block], alarms: npt.NDArray[np.int64]) -> Iterator[str]:
     """Say in words what an A/A sweep shows; alarms: what ``resampled`` found."""
     [said] = verdicts(sweep).to_numpy().tolist()
-    replicates, judged = len(said), sum(verdict != NO_VERDICT for verdict in said)
+    replicates, judged = len(said), sum(answer != FAILED for answer in said)
     [different] = called_different(sweep)
-    yield f"{replicates} real replicates in {len(sweep)} blocks: {judged} with a verdict, {different} called different"
+    yield (
+        f"{replicates} real replicates in {len(sweep)} blocks: {judged} with a verdict, {different} called different, "
+        f"{said.count(EQUAL)} equal within {Margins().speed:.0%}"
+    )
     speed_ups = [record.estimates[SPEED_UP] for block in sweep for record in block.judged()]
     deviation = np.sqrt(np.mean([spread(one) ** 2 for one in speed_ups]))
     halves = [half_width(one) for one in speed_ups]

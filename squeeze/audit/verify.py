@@ -24,8 +24,7 @@ from squeeze.audit.plausible import impossible
 from squeeze.audit.recompute import disagreements
 from squeeze.boards import leaderboard
 from squeeze.boards.table import table
-from squeeze.boards.terms import NONE, Terms
-from squeeze.core.errors import IntegrityError
+from squeeze.core.errors import IntegrityError, SqueezeError
 from squeeze.records.record import Record, Row, Status
 from squeeze.records.sanitize import leaks, line
 from squeeze.records.store import RecordStore, decode
@@ -141,13 +140,13 @@ class _Folder:
         if not paths:
             return
         try:
-            asked = Terms.of_csv(paths[0].read_bytes()) if paths[0].suffix == ".csv" else NONE
-            expected = leaderboard.texts(table(map(asked.applied, self.store.records(lambda *_: None))))
-        except MALFORMED as error:
+            asked = leaderboard.terms_of(self.store.results)
+            expected = leaderboard.texts(table(map(asked.applied, self.store.records(lambda *_: None)), asked.margins))
+        except (*MALFORMED, SqueezeError) as error:
             yield paths[0].name, f"these records cannot be collated: {type(error).__name__}: {error}"
             return
         for path in paths:
-            if path.read_bytes() != expected.get(path.name):
+            if not leaderboard.says(path.read_bytes(), expected.get(path.name, b""), older=asked.margins is None):
                 yield path.name, "is not what `squeeze collate` makes of these records; collate again"
 
 

@@ -13,21 +13,23 @@ from typing import Any
 import numpy as np
 
 from squeeze.boards import certificate
-from squeeze.boards.table import NO_DIFFERENCE, NO_VERDICT, VERDICTS
 from squeeze.core.errors import SqueezeError
+from squeeze.records.answers import ACCURACY, FAILED, PERPLEXITY, SPEED, UNDECIDED, Answer, Kind, Margins, amount
 from squeeze.records.estimates import changes
-from squeeze.records.record import UNSTEADY, Estimate, Record, Status
+from squeeze.records.record import UNSTEADY, WARMING, Estimate, Record, Status
 from squeeze.records.rows import Side, find, unlike_environments
-from squeeze.records.statistics import ALPHA, mcnemar, ratio, retained_accuracy
+from squeeze.records.statistics import accuracy_change, mcnemar, ratio, retained_accuracy
 from squeeze.records.store import RecordStore
+from squeeze.records.turns import round_ratios
 
 TIMINGS = {"ttft_s": "first token", "token_s": "decoding"}
 
 
-def explain(results: Path, a: str, b: str, allow_mixed: bool = False) -> None:
+def explain(results: Path, a: str, b: str, allow_mixed: bool = False, margins: Margins | None = None) -> None:
     """Print how row ``a`` differs from row ``b``; each is a label, or the beginning of a key or an attempt.
 
-    ``allow_mixed``: show rows of unlike machines or protocols apart, without a ratio between them.
+    ``allow_mixed``: show rows of unlike machines or protocols apart, without a ratio between them. ``margins``: which
+    differences count as none (default: Margins()).
 
     Raises SqueezeError when a row is not there, failed or is ambiguous, or when the two are unlike (the fields are
     named) and ``allow_mixed`` is false; IntegrityError when a samples file is missing or not the one recorded.
@@ -47,9 +49,12 @@ def explain(results: Path, a: str, b: str, allow_mixed: bool = False) -> None:
             print("\n".join([_heading(side), *_alone(side)]))
         return
     print(f"{_heading(first)}\nagainst {_heading(second)}")
-    print("\n".join([*_speed(first, second), *_perplexity(first, second), *_answers(first, second)]))
+    chosen = margins or Margins()
+    parts = (part(first, second, chosen) for part in (_speed, _perplexity, _answers))
+    print("\n".join(line for lines in parts for line in lines))
+    bounds = {"perplexity": chosen.perplexity, "accuracy": chosen.accuracy, "kl": chosen.kl}
     for side in (first, second):
-        if found_against := certificate.lines(side.record):
+        if found_against := certificate.lines(side.record, **bounds):
             print("\n".join([side.cell.label, *found_against]))
     print("Intervals and p-values are of this pair alone; `squeeze board` corrects its verdicts for all rows.")
 
@@ -91,60 +96,66 @@ def _alone(side: Side) -> Iterator[str]:
             yield f"  {name}: {estimate.value:.4g}{_interval(estimate)}"
 
 
-def _speed(first: Side, second: Side) -> Iterator[str]:
+def _speed(first: Side, second: Side, margins: Margins) -> Iterator[str]:
     baselines = [side.record.realised.get("speed_baseline", side.cell.model["dtype"]) for side in (first, second)]
     if baselines[0] != baselines[1]:
         yield f"  speed: not comparable, the baselines are unlike ({baselines[0]} and {baselines[1]})"
         return
+    flags = {*first.record.flags, *second.record.flags}
+    note = ", among unsteady times" if UNSTEADY in flags else ""
     for name in sorted(name for name in first.arrays.keys() & second.arrays.keys() if name.startswith(tuple(TIMINGS))):
         what = f"{TIMINGS[name.rpartition('_b')[0]]} at batch {name.rpartition('_b')[2]}"
         estimate = ratio(_relative_rates(first, name), _relative_rates(second, name))
-        unsteady = UNSTEADY in (*first.record.flags, *second.record.flags)
-        verdict = f"{NO_VERDICT}, unsteady" if unsteady else _verdict(estimate, "decode_speedup")
-        yield f"  {what}: {estimate.value:.3f} times as fast{_interval(estimate)}, {estimate.n} rounds: {verdict}"
+        said = f"{FAILED} ({WARMING})" if WARMING in flags else _in_words(SPEED, estimate, margins)
+        yield f"  {what}: {estimate.value:.3f} times as fast{_interval(estimate)}, {estimate.n} rounds{note}: {said}"
 
 
 def _relative_rates(side: Side, name: str) -> list[float]:
-    """Return, for each round, the rate of the row's process over that of its baseline's; a baseline's own are 1."""
-    own = np.median(side.arrays[name], axis=1)
-    baseline = side.arrays.get(f"baseline_{name}")
-    return [1.0] * len(own) if baseline is None else list(np.median(baseline, axis=1) / own)
+    """Return, for each round, the rate of the row's process over that of its baseline's."""
+    kind, _, batch = name.rpartition("_b")
+    return [1 / each for each in round_ratios(side.arrays, kind, batch)]
 
 
-def _perplexity(first: Side, second: Side) -> Iterator[str]:
+def _perplexity(first: Side, second: Side, margins: Margins) -> Iterator[str]:
     if not {"token_nll"} <= first.arrays.keys() & second.arrays.keys():
         return
     one, other = (side.arrays["token_nll"].astype(np.float64) for side in (first, second))
     estimate = changes({"token_nll": one}, {"token_nll": other}, first.cell.protocol["seed"])["perplexity_delta"]
     values = [float(np.exp(losses.mean())) for losses in (one, other)]
+    low, high = (None if bound is None else 1 + bound / values[1] for bound in (estimate.low, estimate.high))
+    relative = Estimate(values[0] / values[1], low, high, estimate.p_value, estimate.n)
     yield (
         f"  perplexity: {values[0]:.4g} against {values[1]:.4g}, {estimate.value:+.3g}{_interval(estimate, '+')} or "
-        f"{estimate.value / values[1]:+.1%}, {estimate.n} blocks of tokens: {_verdict(estimate, 'perplexity_delta')}"
+        f"{estimate.value / values[1]:+.1%}, {estimate.n} blocks of tokens: {_in_words(PERPLEXITY, relative, margins)}"
     )
 
 
-def _answers(first: Side, second: Side) -> Iterator[str]:
+def _answers(first: Side, second: Side, margins: Margins) -> Iterator[str]:
     endings = {name for name in first.arrays.keys() & second.arrays.keys() if name.endswith("_correct")}
     for name in sorted(name for name in endings if not name.startswith("baseline_")):
         one, other = first.arrays[name].astype(bool), second.arrays[name].astype(bool)
         flips = mcnemar(one, other)
         bound = retained_accuracy(one, other)
         kept = "" if bound is None else f"; keeps at least {bound:.1%} of the accuracy (one-sided 95 %)"
-        verdict = "different" if flips["p_value"] <= ALPHA else NO_DIFFERENCE
+        change = accuracy_change(one, other)
         yield (
             f"  {name.removesuffix('_correct')}: {one.mean():.1%} against {other.mean():.1%} of {one.size} items; "
             f"{flips['wrong_to_right']} answers won, {flips['right_to_wrong']} lost, "
-            f"McNemar p = {flips['p_value']:.2g}: {verdict}{kept}"
+            f"McNemar p = {flips['p_value']:.2g}, {_points(change)}: {_in_words(ACCURACY, change, margins)}{kept}"
         )
 
 
-def _verdict(estimate: Estimate, name: str) -> str:
-    below, neutral, above = VERDICTS[name]
-    if estimate.p_value is None:
-        return f"{NO_VERDICT}, too few samples"
-    if estimate.p_value > ALPHA:
-        return NO_DIFFERENCE
-    return above if estimate.value > neutral else below
+def _in_words(of: Kind, estimate: Estimate, margins: Margins) -> str:
+    """Answer an estimate and, where that leaves it open, say what such a measurement would have shown."""
+    answer = Answer.to(of, estimate, margins)
+    if answer.word != UNDECIDED:
+        return str(answer)
+    return f"{answer} (differences from {amount(of, answer.detectable)} on are found in 80 % of tries)"
+
+
+def _points(change: Estimate) -> str:
+    low, value, high = (100 * (each or 0.0) for each in (change.low, change.value, change.high))
+    return f"{value:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
 
 
 def _interval(estimate: Estimate, sign: str = "") -> str:

@@ -5,6 +5,7 @@ The same records give the same CSV bytes in any clone: rows are in reading order
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ EXCERPT_BOARDS = 10
 
 
 def collate(results: Path, out: Path, asked: Terms = terms.NONE) -> None:
-    """Write the leaderboards of ``results``/records into ``out``.
+    """Write the leaderboards of ``results``/records into ``out``, with what a reader asks of them.
 
     Files that are no records are named on stderr and left alone. Raises SqueezeError when there is no record, or
     ``out`` cannot be written to.
@@ -48,6 +49,30 @@ def texts(frame: pd.DataFrame) -> dict[str, bytes]:
     return {"leaderboard.csv": b"".join([header, *rows]), **families, "leaderboard.md": markdown(frame).encode()}
 
 
+def terms_of(results: Path) -> Terms:
+    """Return the terms that a folder's leaderboard.csv was made with. Raises as `Terms.of_csv` does."""
+    path = results / "leaderboard.csv"
+    return Terms.of_csv(path.read_bytes()) if path.exists() else terms.NONE
+
+
+def says(content: bytes, expected: bytes, older: bool) -> bool:
+    """Tell whether a published file says what is expected of it.
+
+    A CSV that is ``older`` than margins has fewer columns and verdicts by other rules: the columns that both have are
+    compared, but for verdicts; of an older file of another kind nothing is asked.
+    """
+    if not older or content == expected:
+        return content == expected
+    if not content.startswith(b"rank,"):
+        return content.startswith(b"# ")
+    try:
+        old, new = (pd.read_csv(io.BytesIO(text), dtype=str, keep_default_na=False) for text in (content, expected))
+    except ValueError:  # one of them is no table
+        return False
+    common = [name for name in old.columns if name in new.columns and not name.endswith("_verdict")]
+    return old[common].equals(new[common])
+
+
 def csv(frame: pd.DataFrame) -> bytes:
     """Return the table as UTF-8 CSV, a line for each row.
 
@@ -60,7 +85,7 @@ def csv(frame: pd.DataFrame) -> bytes:
 def markdown(frame: pd.DataFrame) -> str:
     """Return a readable excerpt: the first rows of each board, then what failed and why."""
     boards = summary.boards(frame)
-    parts = ["# Leaderboard", summary.LEGEND, *map(_board, boards[:EXCERPT_BOARDS])]
+    parts = ["# Leaderboard", summary.legend(frame), *map(_board, boards[:EXCERPT_BOARDS])]
     if (left_out := len(boards) - EXCERPT_BOARDS) > 0:
         parts.append(f"{left_out} more boards are in leaderboard.csv.")
     return "\n\n".join(parts) + "\n"

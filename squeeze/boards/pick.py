@@ -19,8 +19,8 @@ from squeeze.boards.table import table
 from squeeze.boards.terms import Terms
 from squeeze.core.errors import SqueezeError, hint
 from squeeze.core.progress import console
+from squeeze.records.ranking import ranking
 from squeeze.records.record import Record, Status
-from squeeze.records.statistics import ranks
 from squeeze.records.store import RecordStore
 
 # Columns of which more is better; of all others, less is.
@@ -107,7 +107,7 @@ def ties(board: pd.DataFrame, by: str, records: Mapping[str, Record]) -> npt.NDA
     """
     losses = [records[attempt].block_nll for attempt in board["attempt"]]
     if by == TESTED and len({len(each) for each in losses}) == 1 and losses[0]:
-        return np.asarray(ranks(np.array(losses)) == 1)
+        return np.asarray(ranking(np.array(losses)).low == 1)
     value = board[by].to_numpy()
     error = NORMAL * board.get(f"{by}_stderr", pd.Series(0.0, board.index)).fillna(0.0).to_numpy(dtype=float)
     low, high = (
@@ -124,7 +124,7 @@ def _table(board: pd.DataFrame, columns: Sequence[str], records: Mapping[str, Re
         made.add_column(Text(heading), justify="left" if heading in ("row", "") else "right", overflow="fold")
     for number, row in board.iterrows():
         name = summary.short_label(row) + (" *" if row["flags"] else "")
-        remark = "best" if number == 0 else "tie: no difference shown" if tied[int(str(number))] else ""
+        remark = "best" if number == 0 else "tie: not told apart" if tied[int(str(number))] else ""
         made.add_row(Text(name), *(_figure(row[column]) for column in columns), remark)
     return made
 

@@ -44,18 +44,22 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Panel:
-    """Define the x axis: ``column`` in units of ``unit``, and the boolean that says whether it is real."""
+    """Define the x axis: ``column`` in units of ``unit``, the boolean that says whether it is real.
+
+    verdict: the estimate whose verdict stands behind a row's name.
+    """
 
     column: str
     unit: float
     label: str
     better: int  # -1: smaller is better, 1: larger
     real: str
+    verdict: str
 
 
 PANELS = (
-    Panel("bytes", 1e6, "size on disk, MB", -1, "bytes_real"),
-    Panel("decode_tokens_per_s", 1.0, "decoding, tokens/s at batch 1", 1, "compute_real"),
+    Panel("bytes", 1e6, "size on disk, MB", -1, "bytes_real", "perplexity_delta"),
+    Panel("decode_tokens_per_s", 1.0, "decoding, tokens/s at batch 1", 1, "compute_real", "decode_speedup"),
 )
 
 
@@ -108,7 +112,8 @@ def _draw(axes: Axes, panel: Panel, board: pd.DataFrame, families: Sequence[str]
     look = {"fontsize": 8, "zorder": 1.5, "path_effects": [HALO]}
     by_need = rows.sort_values(["front", "beyond"], ascending=False, kind="stable")  # only its name says how far beyond
     named = by_need.drop_duplicates(["label", "x", "y"]).head(MOST_NAMES)
-    return [axes.text(row["x"], row["y"], _name(row), look) for _, row in named.iterrows()]
+    told = panel if len(board) <= MOST_ROWS else None  # long names in a crowd take minutes to move apart
+    return [axes.text(row["x"], row["y"], _name(told, row), look) for _, row in named.iterrows()]
 
 
 def _placed(panel: Panel, board: pd.DataFrame) -> pd.DataFrame:
@@ -143,8 +148,11 @@ def _bar(value: float, row: pd.Series, name: str, *, relative: bool) -> list[lis
     return [[max((change - low) * scale, 0.0)], [max((high - change) * scale, 0.0)]]
 
 
-def _name(row: pd.Series) -> str:
+def _name(panel: Panel | None, row: pd.Series) -> str:
+    """Return a row's label; in a panel, its range of ranks before and the sign of its verdict: ``3-6 rtn-4-g64 ▲``."""
     label, perplexity = _plain(summary.short_label(row)), row["perplexity"]
+    if panel is not None:
+        label = " ".join(part for part in (summary.rank(row), label, summary.mark(row, panel.verdict)) if part)
     if not row["beyond"]:
         return label
     return f"{label} ↑ " + (f"{perplexity:.3g}" if perplexity < 1000 else f"{perplexity:.0e}".replace("e+0", "e"))
@@ -164,7 +172,7 @@ def _move_apart(axes: Axes, names: list[Text]) -> None:
         ax=axes,
         objects=markers,
         expand=(1.2, 1.8),
-        iter_lim=200,  # not a time limit: the same records give the same picture
+        iter_lim=120,  # not a time limit: the same records give the same picture
         prevent_crossings=False,  # takes minutes for 20 names
         arrowprops={"arrowstyle": "-", "color": "#888888", "lw": 0.6},
     )
@@ -188,6 +196,9 @@ def _caption(shown: Sequence[pd.DataFrame], boards_left_out: int) -> str:
     failed = sum(int((board["status"] != Status.OK).sum()) for board in shown)
     parts = [
         "Bars: 95 % intervals of the change against the baseline.",
+        f"In boards of at most {MOST_ROWS} rows, before a name: its ranks, as far as tests tell. Behind, against the "
+        "baseline in perplexity (left) and decoding speed (right): ▲ better, ▼ worse, "
+        "= equal within the margin, ~ undecided, ? failed.",
         "Hollow: left, not small on disk in fact; right, no low-bit arithmetic.",
         f"↑ beyond {HEADROOM:g} times the best perplexity, drawn on the edge.",
         f"Failed and not drawn: {failed}.",

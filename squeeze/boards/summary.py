@@ -9,19 +9,20 @@ from typing import Any
 import pandas as pd
 
 from squeeze.boards.controls import NONE, OVER
-from squeeze.boards.table import NO_DIFFERENCE, NO_VERDICT
+from squeeze.records.answers import sign
 from squeeze.records.record import Status
 from squeeze.records.sanitize import line
 
 LEGEND = (
-    "Rank: 1 + how many rows are significantly better in perplexity. Bits: effective, from the bytes on disk. "
-    "Speed-up and change of perplexity: against the uncompressed model, with 95 % intervals; ▲ better, ▼ worse, "
-    "= no difference shown, ? no verdict, corrected (Holm) over the board. Other text: perplexity outside the domain "
+    "Rank: from 1 + how many rows are shown better in perplexity to how many are not shown worse; rows of one group "
+    "(letter) are not told apart. Bits: effective, from the bytes on disk. Speed-up and change of perplexity: against "
+    "the uncompressed model, with 95 % intervals; ▲ better, ▼ worse, ▲= or ▼= yet within the margin, = equal within "
+    "the margin ({margins}), ~ undecided, ? failed (see verdict_reason in leaderboard.csv), corrected (Holm) over the "
+    "board. Other text: perplexity outside the domain "
     "of calibration, of rows that are calibrated. KL: how far predictions are from the uncompressed model's, nats a "
     "token. Top-1: share of tokens where both predict the same. Real: B small on disk, M in memory, C low-bit "
     "arithmetic. Ok: the technique's cells that succeeded. * see the flags in leaderboard.csv."
 )
-SIGNS = {"faster": " ▲", "better": " ▲", "slower": " ▼", "worse": " ▼", NO_DIFFERENCE: " =", NO_VERDICT: " ?"}
 REALITIES = {"B": "bytes_real", "M": "memory_real", "C": "compute_real"}
 
 
@@ -37,6 +38,24 @@ class Column:
     text: Callable[[pd.Series], str]
     left: bool = False
     where: str = ""
+
+
+def legend(frame: pd.DataFrame) -> str:
+    """Say what the columns and signs of a table mean, and by which margins its verdicts are."""
+    return LEGEND.format(margins=frame["margins"].iloc[0].replace(",", ", "))
+
+
+def rank(row: pd.Series) -> str:
+    """Return the places that tests leave a row: ``3`` or ``3-6``; "" for one that is not ranked."""
+    if pd.isna(row["rank_low"]):
+        return ""
+    low, high = int(row["rank_low"]), int(row["rank_high"])
+    return str(low) if low == high else f"{low}\N{EN DASH}{high}"
+
+
+def mark(row: pd.Series, name: str) -> str:
+    """Return the sign of a row's verdict on the estimate ``name``."""
+    return sign(row.get(f"{name}_verdict"), row.get(f"{name}_within", float("nan")))
 
 
 def boards(frame: pd.DataFrame) -> list[pd.DataFrame]:
@@ -68,7 +87,8 @@ def _perplexity(name: str) -> Callable[[pd.Series], str]:
 
 
 COLUMNS = (
-    Column("rank", lambda row: _number(row["rank"], "d")),
+    Column("rank", rank),
+    Column("group", lambda row: "" if pd.isna(row["group"]) else str(row["group"]), left=True, where="group"),
     Column("technique", lambda row: short_label(row) + (" *" if row["flags"] else ""), left=True),
     Column("bits", lambda row: _number(row["effective_bits"], ".2f")),
     Column("MB", lambda row: _number(row["bytes"] / 1e6, ".0f")),
@@ -133,4 +153,4 @@ def interval(row: pd.Series, name: str, digits: str) -> str:
         return ""
     unsigned = digits.removeprefix("+")
     bounds = "" if pd.isna(low) else f" [{low:{unsigned}}, {high:{unsigned}}]"
-    return f"{value:{digits}}{bounds}{SIGNS.get(str(row.get(f'{name}_verdict')), '')}"
+    return f"{value:{digits}}{bounds} {mark(row, name)}".rstrip()

@@ -12,34 +12,66 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from squeeze.boards import controls, terms
 from squeeze.boards.terms import Terms
 from squeeze.core.hashing import digest
-from squeeze.records.record import UNSTEADY, Record, Row, Status
-from squeeze.records.statistics import ALPHA, holm, ranks
+from squeeze.records.answers import FAILED, PERPLEXITY, SPEED, Estimates, Kind, Margins, answers, kind
+from squeeze.records.ranking import ranking
+from squeeze.records.record import WARMING, Record, Row, Status
+from squeeze.records.statistics import holm
 from squeeze.records.store import RecordStore
 from squeeze.request import axes
 from squeeze.request.cell import Cell
 
+BOUNDS = ("low", "high", "p_value", "n")
+VERDICT = ("verdict", "within", "detectable")
+
+
+def _compared(name: str) -> tuple[str, ...]:
+    """Return the columns of an estimate that has a verdict."""
+    return (name, *(f"{name}_{part}" for part in (*BOUNDS, *VERDICT)))
+
+
 REQUESTED = axes.columns()  # numbers where a technique has them, else missing
 COLUMNS = (
-    *("rank", "model", "technique", "family", "label", "dtype", *REQUESTED, "effective_bits"),
+    *(
+        "rank",
+        "rank_low",
+        "rank_high",
+        "group",
+        "model",
+        "technique",
+        "family",
+        "label",
+        "dtype",
+        *REQUESTED,
+        "effective_bits",
+    ),
     *("bytes", "compression_ratio", "load_peak_bytes", "prefill_peak_bytes", "decode_peak_bytes"),
-    *("ttft_ms", "ttft_speedup", "ttft_speedup_low", "ttft_speedup_high"),
-    *("decode_tokens_per_s", "decode_speedup", "decode_speedup_low", "decode_speedup_high", "decode_speedup_p_value"),
-    *("decode_speedup_verdict", "perplexity", "perplexity_delta", "perplexity_delta_low", "perplexity_delta_high"),
-    *("perplexity_delta_p_value", "perplexity_delta_verdict", "bits_per_byte", "kl_divergence", "top1_agreement"),
+    *("ttft_ms", *_compared("ttft_speedup"), "decode_tokens_per_s", *_compared("decode_speedup")),
+    *("perplexity", *_compared("perplexity_delta"), "bits_per_byte", "kl_divergence", "top1_agreement"),
 )
 LAST_COLUMNS = (
     *("build_seconds", "build_peak_bytes", "bytes_real", "memory_real", "compute_real", "batch_dependent"),
-    *("speed_baseline", "flags", "coverage", "status", "stage", "reason", "isolation", "protocol", "device"),
+    *(
+        "speed_baseline",
+        "verdict_reason",
+        "margins",
+        "flags",
+        "coverage",
+        "status",
+        "stage",
+        "reason",
+        "isolation",
+        "protocol",
+        "device",
+    ),
     *("fingerprint", "board", "key", "artifact_key", "attempt", "finished"),
 )
-TIMED = {"decode_speedup"}
-VERDICTS = {"decode_speedup": ("slower", 1.0, "faster"), "perplexity_delta": ("better", 0.0, "worse")}
-NO_DIFFERENCE, NO_VERDICT = "no difference shown", "no verdict"
+WARMED_UP_NEVER = "every process moved the same way by over 10 %"
 READING_ORDER = ["model", "protocol", "device", "fingerprint", "board", "rank", "perplexity", "label", "key", "attempt"]
 ROWS_AT_ONCE = 5_000  # dicts turned into columns together: bounds the memory of 100,000 records
 
@@ -50,27 +82,24 @@ def read(results: Path, asked: Terms = terms.NONE) -> pd.DataFrame:
     asked: terms of the reader; what follows from them stands in columns of its own.
     Raises SqueezeError when there is not one record.
     """
-    return table(map(asked.applied, RecordStore(results).require()))
+    return table(map(asked.applied, RecordStore(results).require()), asked.margins)
 
 
-def table(records: Iterable[Record]) -> pd.DataFrame:
+def table(records: Iterable[Record], margins: Margins | None = None) -> pd.DataFrame:
     """Return a row for the attempt that counts of each (cell, artifact, fingerprint), in the order of the boards.
 
     Columns: COLUMNS, acc_<task> and acc_<task>_stderr, LAST_COLUMNS with every further scalar of the records before
     them; where rows are trained, those of ``controls.joined``, too. Values that a row does not have are missing.
+    Verdicts are by ``margins`` (default: Margins()), which each row names.
     """
     rows = map(_row, records)
     frames = [pd.DataFrame(part) for part in iter(lambda: list(islice(rows, ROWS_AT_ONCE)), [])]
     if not frames:
         return pd.DataFrame(columns=[*COLUMNS, *LAST_COLUMNS])
-    frame = _arranged(controls.joined(_newest(pd.concat(frames, ignore_index=True))))
-    frame["rank"] = _ranks(frame)
-    frame["coverage"] = _coverage(frame)
-    for name in VERDICTS:
-        frame[f"{name}_verdict"] = _verdicts(frame, name)
-    return frame.drop(columns=["block_nll", "training"]).sort_values(
-        READING_ORDER, na_position="last", ignore_index=True
-    )
+    frame = controls.joined(_newest(pd.concat(frames, ignore_index=True)))
+    found = {**_ranks(frame), "coverage": _coverage(frame), **_verdicts(frame, margins or Margins())}
+    frame = _arranged(frame.assign(**found).drop(columns=["block_nll", "training"]))
+    return frame.sort_values(READING_ORDER, na_position="last", ignore_index=True)
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -105,12 +134,16 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _figures(record: Record) -> dict[str, Any]:
-    """Return every scalar that was realised or estimated, with intervals and p-values but for counts of bytes."""
+    """Return every scalar that was realised or estimated, with intervals and p-values but for counts of bytes.
+
+    Of what has a verdict, the number of independent units, too.
+    """
     figures = {name: value for name, value in record.realised.items() if isinstance(value, bool | int | float | str)}
     for name, estimate in record.estimates.items():
         figures[name] = float(estimate.value)
         if not name.endswith("_bytes"):
             parts = {"low": estimate.low, "high": estimate.high, "p_value": estimate.p_value}
+            parts |= {"n": estimate.n} if kind(name) else {}
             figures |= {f"{name}_{part}": float(value) for part, value in parts.items() if value is not None}
     return figures
 
@@ -130,15 +163,18 @@ def _newest(frame: pd.DataFrame) -> pd.DataFrame:
     return ordered.drop_duplicates(list(Row._fields), keep="last", ignore_index=True)
 
 
-def _ranks(frame: pd.DataFrame) -> pd.Series:
-    """Return 1 + the number of significantly better rows of the board; missing where one failed or has no losses."""
-    result = pd.Series(pd.NA, index=frame.index, dtype="Int64")
+def _ranks(frame: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return each row's range of ranks on its board, and its group; missing where one failed or has no losses."""
+    places = {name: pd.Series(pd.NA, index=frame.index, dtype="Int64") for name in ("rank_low", "rank_high")}
+    group = pd.Series(None, index=frame.index, dtype=object)
     lengths = frame["block_nll"].map(len)
     scored = frame[(frame["status"] == Status.OK) & (lengths > 0)]
     for _, board in scored.groupby("board"):
         board = board[lengths[board.index] == lengths[board.index].mode()[0]]
-        result[board.index] = ranks(np.stack(list(board["block_nll"])))
-    return result
+        found = ranking(np.stack(list(board["block_nll"])))
+        places["rank_low"][board.index], places["rank_high"][board.index] = found.low, found.high
+        group[board.index] = found.group
+    return {"rank": places["rank_low"], **places, "group": group}
 
 
 def _coverage(frame: pd.DataFrame) -> pd.Series:
@@ -147,18 +183,44 @@ def _coverage(frame: pd.DataFrame) -> pd.Series:
     return groups.transform("sum").astype(str) + "/" + groups.transform("size").astype(str)
 
 
-def _verdicts(frame: pd.DataFrame, name: str) -> pd.Series:
-    """Say what the estimate ``name`` shows, corrected (Holm) for the rows of its board that can show anything."""
-    lower, neutral, higher = VERDICTS[name]
-    value = frame[name].astype(float)
-    p_values = frame[f"{name}_p_value"].astype(float)
-    if name in TIMED:
-        p_values = p_values.mask(frame["flags"].str.split("; ").map(lambda flags: UNSTEADY in flags))
-    adjusted = p_values.groupby(frame["board"]).transform(holm)
-    verdict = pd.Series(NO_VERDICT, index=frame.index).mask(adjusted > ALPHA, NO_DIFFERENCE)
-    verdict = verdict.mask(adjusted.le(ALPHA) & value.lt(neutral), lower)
-    verdict = verdict.mask(adjusted.le(ALPHA) & value.gt(neutral), higher)
-    return verdict.where(value.notna())
+def _verdicts(frame: pd.DataFrame, margins: Margins) -> dict[str, Any]:
+    """Return the columns of all verdicts, and why there is none where something failed.
+
+    Each is corrected (Holm) for the rows of its board that can show anything.
+    """
+    found: dict[str, Any] = {"margins": str(margins)}
+    reasons = np.full(len(frame), "", dtype=object)
+    warming = frame["flags"].str.split("; ").map(lambda flags: WARMING in flags).to_numpy()
+    for name in [name for name in frame.columns if kind(name)]:
+        of = kind(name)
+        assert of is not None
+        estimates = _estimates(frame, name, of, warming)
+        answered = answers(of, estimates, margins)
+        if of is SPEED:
+            vetoed = warming & np.isfinite(estimates.value)
+            answered.word[vetoed], answered.reason[vetoed] = FAILED, f"{WARMING}: {WARMED_UP_NEVER}"
+            answered.within[vetoed] = np.nan
+        told = answered.reason != ""
+        between = np.where(reasons[told] == "", "", "; ")
+        reasons[told] += between + f"{name}: " + answered.reason[told]
+        found |= {f"{name}_verdict": answered.word, f"{name}_within": answered.within}
+        found[f"{name}_detectable"] = answered.detectable
+    return {**found, "verdict_reason": reasons}
+
+
+def _estimates(frame: pd.DataFrame, name: str, of: Kind, warming: npt.NDArray[np.bool_]) -> Estimates:
+    """Return a column's estimates as ``answers`` reads them: perplexities as ratios, p-values corrected by board."""
+    value, low, high, p_value, n = (
+        frame[column].astype(float) if column in frame else pd.Series(np.nan, index=frame.index)
+        for column in (name, *(f"{name}_{bound}" for bound in BOUNDS))
+    )
+    if of is SPEED:
+        p_value = p_value.mask(warming)
+    if of is PERPLEXITY:
+        own = frame[name.removesuffix("_delta")].astype(float) if name.removesuffix("_delta") in frame else np.nan
+        value, low, high = (1 + each / (own - value) for each in (value, low, high))
+    corrected = p_value.groupby(frame["board"]).transform(holm)
+    return Estimates(*(np.asarray(each, dtype=np.float64) for each in (value, low, high, corrected, n)))
 
 
 def _arranged(frame: pd.DataFrame) -> pd.DataFrame:

@@ -25,10 +25,10 @@ from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
 
 
-def show(results: Path, costs: bool = False) -> None:
+def show(results: Path, costs: bool = False, asked: Terms = terms.NONE) -> None:
     """Print the boards of a results folder or, with ``costs``, the seconds that each cell's stages took and the drift.
 
-    Raises SqueezeError when there is no record.
+    asked: the reader's terms. Raises SqueezeError when there is no record.
     """
     out = console()
     if costs:
@@ -37,9 +37,10 @@ def show(results: Path, costs: bool = False) -> None:
         for drift in drifts(store, store.records()):
             out.print(Text(_in_words(drift), style="dim"), soft_wrap=True)
         return
-    for board in summary.boards(read(results)):
+    frame = read(results, asked)
+    for board in summary.boards(frame):
         _print(out, board)
-    out.print(Text(summary.LEGEND, style="dim"))
+    out.print(Text(summary.legend(frame), style="dim"))
 
 
 def show_serving(results: Path, asked: Terms = terms.NONE) -> None:

@@ -1,4 +1,4 @@
-"""Read what only a reader of a board can say: the price of the machine, and the memory that a model may take."""
+"""Read what only a reader of a board can say: which differences count, the machine's price, what memory there is."""
 
 from __future__ import annotations
 
@@ -10,36 +10,49 @@ from dataclasses import dataclass, replace
 
 from squeeze.core.errors import SqueezeError
 from squeeze.records import serving
+from squeeze.records.answers import Margins
 from squeeze.records.record import Record
 
 AMOUNT = re.compile(r"([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)((?:[kMG]i?)?)B?")
 UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
-PRICE, MEMORY = "price_per_hour", "memory_budget_bytes"  # columns that say what the others were computed with
+# Columns that say what the others were computed with.
+PRICE, MEMORY, MARGINS = "price_per_hour", "memory_budget_bytes", "margins"
+DEFAULT = Margins()
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Hold the terms of a board. price: of the machine, in any currency, an hour; memory: bytes of a process."""
+    """Hold the terms of a board.
+
+    price: of the machine, in any currency, an hour; memory: bytes of a process; margins: of differences that count as
+    none, None for a leaderboard that was made before there were any.
+    """
 
     price: float | None = None
     memory: int | None = None
+    margins: Margins | None = DEFAULT
 
     @classmethod
-    def of(cls, price: str | None, memory: str | None) -> Terms:
-        """Read texts such as ``0.40`` and ``4GB``. Raises SqueezeError for a price or a budget that is none."""
-        return cls(None if price is None else _price(price), None if memory is None else _memory(memory))
+    def of(cls, price: str | None = None, memory: str | None = None, margins: str = "") -> Terms:
+        """Read texts such as ``0.40``, ``4GB`` and ``speed=0.1``. Raises SqueezeError for one that is no such thing."""
+        budget = None if memory is None else _memory(memory)
+        return cls(None if price is None else _price(price), budget, Margins.of(margins))
 
     @classmethod
     def of_csv(cls, content: bytes) -> Terms:
-        """Return the terms that a leaderboard.csv was made with. Raises ValueError where they are no numbers."""
+        """Return the terms that a leaderboard.csv was made with.
+
+        Raises ValueError where they are no numbers, SqueezeError for margins that are none.
+        """
         row = next(csv.DictReader(io.StringIO(content.decode())), {})
-        price, memory = row.get(PRICE), row.get(MEMORY)
-        return cls(float(price) if price else None, int(memory) if memory else None)
+        price, memory, margins = (row.get(name) for name in (PRICE, MEMORY, MARGINS))
+        known = None if margins is None else Margins.of(margins)
+        return cls(float(price) if price else None, int(memory) if memory else None, known)
 
     @property
-    def given(self) -> bool:
-        """Tell whether there are any."""
-        return self != NONE
+    def of_serving(self) -> bool:
+        """Tell whether a price or a budget is among them."""
+        return self.price is not None or self.memory is not None
 
     def applied(self, record: Record) -> Record:
         """Return the record with the figures that follow from these terms, and with the terms themselves."""

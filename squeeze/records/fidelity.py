@@ -13,7 +13,7 @@ import numpy.typing as npt
 import scipy
 
 from squeeze.records.record import Estimate
-from squeeze.records.statistics import ALPHA, FEWEST_BLOCKS, mcnemar, retained_accuracy
+from squeeze.records.statistics import ALPHA, FEWEST_BLOCKS, accuracy_change, retained_accuracy
 
 BLOCK = 512  # tokens of a block: shorter ones depend on their neighbours, and their intervals are too narrow
 MEANS = {"kl": "kl_divergence", "top1": "top1_agreement"}
@@ -99,22 +99,15 @@ def generations(arrays: Arrays, baseline: Arrays) -> Estimates:
 def pooled(arrays: Arrays, baseline: Arrays) -> Estimates:
     """Return the accuracy over the items of all tasks together, and what it lost: more items show smaller losses.
 
-    arrays, baseline: TASK_correct, (items,) bool, of the same items. acc_pooled_delta has a 95 % interval for paired
-    proportions (Agresti & Min 2005, "Simple improved confidence intervals for comparing matched proportions": Wald's
-    with half an answer more in each of the four cells) and McNemar's exact p-value. retained_accuracy is a one-sided
-    95 % bound, from 5,000 items on. Nothing without tasks. Raises ValueError where items are not paired.
+    arrays, baseline: TASK_correct, (items,) bool, of the same items. acc_pooled_delta has the interval and the p-value
+    of ``statistics.accuracy_change``. retained_accuracy is a one-sided 95 % bound, from 5,000 items on. Nothing without
+    tasks. Raises ValueError where items are not paired.
     """
     names = sorted(name for name in arrays if name.endswith(ANSWERS))
     if not names:
         return {}
     own, other = (np.concatenate([each[name] for name in names]).astype(bool) for each in (arrays, baseline))
-    flips = mcnemar(own, other)
-    value = float(own.mean() - other.mean())
-    low, high = _paired_proportions(flips["wrong_to_right"], flips["right_to_wrong"], own.size)
-    found = {
-        "acc_pooled": Estimate(float(own.mean()), n=own.size),
-        "acc_pooled_delta": Estimate(value, low, high, flips["p_value"], own.size),
-    }
+    found = {"acc_pooled": Estimate(float(own.mean()), n=own.size), "acc_pooled_delta": accuracy_change(own, other)}
     if (kept := retained_accuracy(own, other)) is not None:
         found["retained_accuracy"] = Estimate(kept, n=own.size)
     return found
@@ -150,11 +143,3 @@ def _repetition(token_ids: npt.NDArray[Any]) -> float:
         return 0.0
     grams = np.lib.stride_tricks.sliding_window_view(token_ids, NGRAM, axis=1)
     return float(np.mean([1 - len(np.unique(each, axis=0)) / len(each) for each in grams]))
-
-
-def _paired_proportions(won: int, lost: int, items: int) -> tuple[float, float]:
-    """Return Agresti and Min's interval of (won - lost) / items."""
-    n, gained, missed = items + 2, won + 0.5, lost + 0.5
-    half = scipy.stats.norm.isf(ALPHA / 2) * np.sqrt(gained + missed - (gained - missed) ** 2 / n) / n
-    centre = (gained - missed) / n
-    return float(max(-1.0, centre - half)), float(min(1.0, centre + half))

@@ -25,9 +25,8 @@ RESAMPLES = 5_000
 FEWEST_VALUES = 5
 DRIFT_TOLERANCE = 0.10  # of the median; accepts 5 % noise in 99 % of trials, refuses a ramp of 20 % in 99 %
 OUTLIER_TOLERANCE = 0.05
+FEWEST_OF_TREND = 8  # values: a quarter is a pair
 
-ROUNDING = 1e-13  # squared nats: differences below 3e-7 nats are rounding, not rank
-EXACT_ROWS = 1_000
 CHUNK = 2_000_000  # elements of a temporary array: bounds the memory of resampling and of pairwise tests
 
 Array = npt.NDArray[np.float64]
@@ -68,7 +67,8 @@ def perplexity_ratio(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> Estim
 def perplexity_delta(candidate_nll: npt.ArrayLike, baseline_nll: npt.ArrayLike, block: int, seed: int) -> Estimate:
     """Return how far the perplexity exp(mean NLL) lies above the baseline's on the same tokens (absolute).
 
-    candidate_nll, baseline_nll: (tokens,), nats, in text order. ``n`` counts the blocks of ``block`` tokens.
+    candidate_nll, baseline_nll: (tokens,), nats, in text order. ``n`` counts the blocks, of equal length to
+    within one token, ``block`` tokens each as nearly as that goes.
 
     The 95 % interval comes from a paired bootstrap over blocks: both models are resampled with the same blocks, and
     the percentiles are expanded for small samples (Hesterberg 2015, "What teachers should know about the bootstrap",
@@ -81,7 +81,8 @@ def perplexity_delta(candidate_nll: npt.ArrayLike, baseline_nll: npt.ArrayLike, 
     nll = _paired(candidate_nll, baseline_nll, "token NLLs")
     if not np.isfinite(nll).all():
         raise ValueError(f"token NLLs must be finite, found {int((~np.isfinite(nll)).sum())} that are not")
-    starts = np.arange(0, nll.shape[1], block)
+    count = max(1, round(nll.shape[1] / block))
+    starts = np.arange(count) * nll.shape[1] // count
     sums = np.add.reduceat(nll, starts, axis=1)  # (2, blocks)
     lengths = np.diff(starts, append=nll.shape[1])
     value = float(_perplexity_difference(nll.mean(axis=1)))
@@ -89,7 +90,7 @@ def perplexity_delta(candidate_nll: npt.ArrayLike, baseline_nll: npt.ArrayLike, 
     if blocks < FEWEST_BLOCKS:
         return Estimate(value, n=blocks)
     rng = np.random.default_rng(seed)
-    drawn = (rng.integers(blocks, size=(size, blocks)) for size in _chunks(RESAMPLES, blocks))
+    drawn = (rng.integers(blocks, size=(size, blocks)) for size in chunks(RESAMPLES, blocks))
     deltas = [_perplexity_difference(sums[:, rows].sum(-1) / lengths[rows].sum(-1)) for rows in drawn]
     tail = scipy.stats.norm.sf(scipy.stats.t.isf(ALPHA / 2, blocks - 1) * np.sqrt(blocks / (blocks - 1)))
     low, high = np.quantile(np.concatenate(deltas), [tail, 1 - tail]).tolist()
@@ -116,6 +117,22 @@ def mcnemar(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> Flips:
     return Flips(right_to_wrong=lost, wrong_to_right=won, p_value=p_value)
 
 
+def accuracy_change(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> Estimate:
+    """Return the candidate's accuracy less the baseline's on the same items, with McNemar's exact p-value.
+
+    The 95 % interval is Wald's with one flip added each way (Bonett & Price 2012, "Adjusted Wald confidence interval
+    for a difference of binomial proportions based on paired data"): it stays open where no answer changed.
+
+    candidate, baseline: (items,), true where the answer was right. Raises ValueError when they are not paired.
+    """
+    flips = mcnemar(candidate, baseline)
+    n = np.size(candidate)
+    lost, won = ((flips[way] + 1) / (n + 2) for way in ("right_to_wrong", "wrong_to_right"))
+    half = scipy.stats.norm.isf(ALPHA / 2) * np.sqrt((won + lost - (won - lost) ** 2) / (n + 2))
+    value = (flips["wrong_to_right"] - flips["right_to_wrong"]) / n
+    return Estimate(value, float(won - lost - half), float(won - lost + half), flips["p_value"], n)
+
+
 def retained_accuracy(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> float | None:
     """Return the share of the baseline's accuracy that the candidate keeps at least: a one-sided 95 % lower bound.
 
@@ -140,34 +157,6 @@ def holm(p_values: npt.ArrayLike) -> Array:
     return adjusted
 
 
-def ranks(blocks: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Return 1 + the number of rows that are significantly better, for each row of one comparable group.
-
-    blocks: (rows, n) mean NLL of the same n token blocks; lower is better. Every pair of rows is tested with the paired
-    t-test on its block differences (4.6-6.1 % false alarms at 16-256 autocorrelated blocks, where the plain bootstrap
-    gave 5.6-8.8 %), at a family-wise 5 % by Holm over all pairs. With fewer than 16 blocks no row is better.
-
-    Holm is run as its paper's title says, sequentially: Bonferroni over the pairs that still stand, until a pass
-    rejects no more. Beyond 140 rows it ends when a pass adds less than 0.01 % of the pairs, which errs on the cautious
-    side. Beyond 1,000 rows ranks are approximate: a pass bisects (see ``_better_by_bisection``) instead of testing all
-    pairs, so that 100,000 rows take seconds, not hours.
-    """
-    nll = np.asarray(blocks)
-    rows, n = nll.shape
-    result = np.ones(rows, dtype=np.int64)
-    if rows < 2 or n < FEWEST_BLOCKS:
-        return result
-    order = np.argsort(nll.mean(axis=1, dtype=np.float64), kind="stable")
-    nll, pairs, rejected = nll[order], rows * (rows - 1) // 2, 0
-    better_rows = _better_by_pairs if rows <= EXACT_ROWS else _better_by_bisection
-    while True:
-        better = better_rows(nll, float(scipy.stats.t.isf(ALPHA / 2 / max(pairs - rejected, 1), n - 1)))
-        found, rejected = int(better.sum()) - rejected, int(better.sum())
-        if found <= pairs // 10_000:
-            result[order] += better
-            return result
-
-
 def steady(values: Sequence[float]) -> bool:
     """Tell whether times, in the order they were taken, look like draws from one settled state.
 
@@ -183,6 +172,18 @@ def steady(values: Sequence[float]) -> bool:
     drift, spread = np.ptp(windows) / median, np.subtract(*np.quantile(times, [0.75, 0.25])) / median
     pull = abs(times.mean() / median - 1)
     return bool(drift <= DRIFT_TOLERANCE and spread <= DRIFT_TOLERANCE and pull <= OUTLIER_TOLERANCE)
+
+
+def trend(values: npt.ArrayLike) -> float:
+    """Return by what share times, in the order they were taken, moved: median of the last quarter over the first's - 1.
+
+    Fewer than 8 values show none: 0.
+    """
+    times = np.ravel(np.asarray(values, dtype=np.float64))
+    quarter = times.size // 4
+    if times.size < FEWEST_OF_TREND:
+        return 0.0
+    return float(np.median(times[-quarter:]) / np.median(times[:quarter]) - 1)
 
 
 def _paired(candidate: npt.ArrayLike, baseline: npt.ArrayLike, unit: str) -> Array:
@@ -218,55 +219,7 @@ def _perplexity_difference(mean_nll: Array) -> Array:
     return np.asarray(candidate - baseline)
 
 
-def _better_by_pairs(nll: Array, critical: float) -> npt.NDArray[np.int64]:
-    """Count the rows that are better than each by more than ``critical`` standard errors; (rows, n) ascend in mean.
-
-    With m the means and x the centred rows, scaled so that x.x is the variance of a mean, the squared test is
-        (m_i - m_j)^2 - c^2 |x_i - x_j|^2 = s_i + s_j + 2 (c^2 x_i.x_j - m_i m_j),   s = m^2 - c^2 x.x,
-    so one matrix product of extended rows tests all pairs.
-    """
-    n = nll.shape[1]
-    means = nll.mean(axis=1, keepdims=True, dtype=np.float64)
-    scaled = critical * (nll - means) / np.sqrt(n * (n - 1))
-    means -= means.mean()
-    halves = (means**2 - (scaled**2).sum(axis=1, keepdims=True)) / 2
-    ones = np.ones_like(halves)
-    tests = np.hstack([scaled, -means, halves, ones]) @ np.hstack([scaled, means, ones, halves]).T
-    return np.asarray(np.tril(tests > ROUNDING, -1).sum(axis=1))  # rows further down are never better
-
-
-def _better_by_bisection(nll: Array, critical: float) -> npt.NDArray[np.int64]:
-    """Count as ``_better_by_pairs`` does, where significance falls steadily along the order of the means.
-
-    Each row then has one boundary, before which all rows are better, and log2(rows) tests find it. Rows that vary
-    unlike their neighbours blur it: ranks move by a tenth where the noise of rows differs tenfold.
-    """
-    low: npt.NDArray[np.int64] = np.zeros(len(nll), dtype=np.int64)
-    high: npt.NDArray[np.int64] = np.arange(len(nll))
-    while (low < high).any():
-        middle = (low + high + 1) // 2
-        significant = _worse_than(nll, middle - 1, critical)
-        low, high = np.where(significant, middle, low), np.where(significant, high, middle - 1)
-    return low
-
-
-def _worse_than(nll: Array, others: npt.NDArray[np.int64], critical: float) -> npt.NDArray[np.bool_]:
-    """Tell whether each row is worse than row ``others`` by more than ``critical`` standard errors."""
-    rows, n = nll.shape
-    result = np.zeros(rows, dtype=bool)
-    start = 0
-    for size in _chunks(rows, n):
-        part = slice(start, start + size)
-        differences = nll[part].astype(np.float64) - nll[others[part]]
-        means = differences.mean(axis=1)
-        squares = np.einsum("ij,ij->i", differences, differences)
-        variances = np.maximum(squares / n - means**2, 0.0) / (n - 1)
-        result[part] = means > critical * np.sqrt(variances) + np.sqrt(ROUNDING)
-        start += size
-    return result
-
-
-def _chunks(rows: int, columns: int) -> Iterator[int]:
+def chunks(rows: int, columns: int) -> Iterator[int]:
     """Yield sizes of consecutive runs of ``rows``, each of at most CHUNK elements."""
     size = max(1, CHUNK // columns)
     for start in range(0, rows, size):

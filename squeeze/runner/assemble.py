@@ -19,14 +19,14 @@ from squeeze.records.fidelity import GENERATED, fidelity, pooled
 from squeeze.records.record import (
     GRID_FLATTERED,
     NOT_REALISED,
-    RECORD_BLOCKS,
     UNSTEADY,
+    WARMING,
     Estimate,
     Record,
     Status,
 )
 from squeeze.records.sanitize import public
-from squeeze.records.statistics import block_means
+from squeeze.records.statistics import trend
 from squeeze.records.turns import how_timed
 from squeeze.runner.attempt import Attempt, now
 from squeeze.runner.jobs.outcome import Failure
@@ -38,6 +38,7 @@ REALISED = (
 )
 NOT_AVAILABLE = "not available"
 FLOOR = "floor_"  # arrays of a baseline that say how far it is from itself; in its own record they stand once, too
+MOST_TREND = 0.10  # of the time of a token within a process; one way in all rounds, it is no noise
 
 Values = dict[str, Any]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -168,13 +169,15 @@ def _block_nll(arrays: Arrays) -> tuple[float, ...]:
     """Return what ranking needs of the token losses; nothing for a model that predicts no tokens."""
     if "token_nll" not in arrays:
         return ()
-    return tuple(round(value, 5) for value in block_means(arrays["token_nll"], RECORD_BLOCKS))
+    return figures.block_losses(arrays["token_nll"])
 
 
 def _flags(attempt: Attempt, weighed: Values) -> Iterator[str]:
     assert attempt.speed_baseline is not None
     if any(_unsteady(member.rounds) for member in (attempt.built, attempt.speed_baseline)):
         yield UNSTEADY
+    if any(_warming(member.rounds) for member in (attempt.built, attempt.speed_baseline)):
+        yield WARMING
     if attempt.built.artifact.info.get(GRID_FLATTERED):
         yield GRID_FLATTERED
     if weighed.get("mismatches"):
@@ -184,6 +187,15 @@ def _flags(attempt: Attempt, weighed: Values) -> Iterator[str]:
 def _unsteady(rounds: Sequence[Values]) -> bool:
     """Tell whether half the processes or more did not settle; a single one moves no median of rounds."""
     return 2 * sum(bool(values["unsteady"]) for values in rounds) >= len(rounds)
+
+
+def _warming(rounds: Sequence[Values]) -> bool:
+    """Tell whether, at some batch size, the times of a token moved the same way by over 10 % in every process."""
+    for batch in rounds[0].get("token_s", {}):
+        moved = [trend(values["token_s"][batch]) for values in rounds]
+        if min(moved) > MOST_TREND or max(moved) < -MOST_TREND:
+            return True
+    return False
 
 
 def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, baseline_arrays: Arrays) -> Arrays:

@@ -9,8 +9,8 @@ from scipy import stats
 
 from squeeze.audit import false_alarms
 from squeeze.audit.false_alarms import blocks, called_different, describe, different_pairs, resampled, spread, verdicts
-from squeeze.boards.table import NO_DIFFERENCE
 from squeeze.core.errors import SqueezeError
+from squeeze.records.answers import EQUAL, FAILED
 from squeeze.records.record import Status
 from squeeze.records.statistics import ALPHA
 from squeeze.records.store import RecordStore
@@ -70,7 +70,7 @@ def test_replicates_that_shared_a_baseline_make_a_block(store):
 
 def test_equal_replicates_raise_few_false_alarms(store):
     sweep = blocks(measured(store))
-    assert verdicts(sweep).to_numpy().tolist() == [[NO_DIFFERENCE] * REPLICATES]
+    assert verdicts(sweep).to_numpy().tolist() == [[EQUAL] * REPLICATES]
     alarms = resampled(sweep, 50)
     assert stats.binomtest(int((alarms > 0).sum()), 50, ALPHA, alternative="greater").pvalue > 0.01
     assert different_pairs(sweep)[1] == 3 * 10
@@ -102,7 +102,7 @@ def test_a_planted_difference_is_counted(store):
     assert called_different(sweep, sweep).tolist() == [1, 1]
     assert different_pairs(sweep)[0] >= PER_BLOCK
     said = " ".join(describe(sweep, resampled(sweep, 2)))
-    assert said.startswith("12 real replicates in 3 blocks: 12 with a verdict, 1 called different ")
+    assert said.startswith("12 real replicates in 3 blocks: 12 with a verdict, 1 called different, 11 equal within 5%")
 
 
 def test_a_row_whose_verdict_the_board_withholds_is_no_alarm(store, monkeypatch):
@@ -111,11 +111,11 @@ def test_a_row_whose_verdict_the_board_withholds_is_no_alarm(store, monkeypatch)
     board = false_alarms.table
 
     def withholding(records):
-        return board(records).assign(decode_speedup_verdict="no verdict")
+        return board(records).assign(decode_speedup_verdict=FAILED)
 
     monkeypatch.setattr(false_alarms, "table", withholding)
     assert called_different(sweep).tolist() == [0]
-    assert next(describe(sweep, np.zeros(1))).endswith("0 with a verdict, 0 called different")
+    assert next(describe(sweep, np.zeros(1))).endswith("0 with a verdict, 0 called different, 0 equal within 5%")
 
 
 def test_what_is_no_replicate_of_its_baseline_is_left_out(store):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from squeeze.audit.recompute import disagreements, estimates
-from squeeze.records.estimates import known
+from squeeze.records.estimates import block_losses, known
 from squeeze.records.record import SCHEMA, Record
 from squeeze.records.store import RecordStore, read
 
@@ -22,12 +22,15 @@ WITH_INTERVALS = ("kl_divergence", "top1_agreement")  # which older records do n
 
 @pytest.fixture(scope="module")
 def row() -> tuple[Record, dict[str, Any]]:
+    """A published row, of an older schema, with the intervals and blocks that one of today's would have."""
     record = read(ROW)
-    with np.load(io.BytesIO(RecordStore(SMOKE).samples(record).read_bytes()), allow_pickle=False) as arrays:
-        kept = dict(arrays)
+    with np.load(io.BytesIO(RecordStore(SMOKE).samples(record).read_bytes()), allow_pickle=False) as stored:
+        kept = dict(stored)
     newer = {name: one for name, one in known(estimates(record, kept)).items() if name not in record.estimates}
+    newer |= {name: one for name, one in known(estimates(record, kept)).items() if name.endswith("_delta")}
     newer |= {name: known(estimates(record, kept))[name] for name in WITH_INTERVALS}
-    return replace(record, schema=SCHEMA, estimates={**record.estimates, **newer}), kept
+    blocks = block_losses(kept["token_nll"])
+    return replace(record, schema=SCHEMA, estimates={**record.estimates, **newer}, block_nll=blocks), kept
 
 
 def test_published_figures_are_what_their_samples_give(row: tuple[Record, dict[str, Any]]) -> None:

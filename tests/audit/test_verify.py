@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from squeeze.audit.verify import verify
+from squeeze.boards.leaderboard import collate
 from squeeze.core.cache import cache_root
 from squeeze.core.errors import SqueezeError
+from squeeze.records.answers import Margins
 from squeeze.request.cell import Cell
 
 SMOKE = Path(__file__).parents[2] / "results" / "published" / "smoke"
@@ -165,6 +168,30 @@ def test_leaderboards_that_are_not_of_these_records_are_found(
     csv.write_text(csv.read_text().replace("24.1208", "21.1208"))
     shutil.copy(results / "leaderboard_baseline.csv", results / "leaderboard_pruning.csv")
     assert [line.partition(":")[0] for line in findings(results, capsys)] == [csv.name, "leaderboard_pruning.csv"]
+
+
+def test_verdicts_by_other_margins_are_sound_and_margins_that_are_none_are_not(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collate(results, results, Margins(speed=0.2))
+    assert findings(results, capsys) == []
+    csv = results / "leaderboard.csv"
+    csv.write_text(csv.read_text().replace("speed=0.2", "sped=0.2"))
+    assert "these records cannot be collated" in findings(results, capsys)[0]
+
+
+def test_leaderboards_of_before_margins_are_held_against_what_they_have(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the published rows, which have fewer columns and verdicts by other rules."""
+    for path in results.glob("leaderboard*.csv"):
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table["decode_speedup_verdict"] = "no verdict"
+        table.drop(columns=["margins", "group", "rank_low", "rank_high"]).to_csv(path, index=False)
+    assert findings(results, capsys) == []
+    path = results / "leaderboard.csv"
+    path.write_text(path.read_text().replace("24.1208", "21.1208"))
+    assert [line.partition(":")[0] for line in findings(results, capsys)] == [path.name]
 
 
 def test_a_folder_without_records_is_an_error(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import pytest
 from squeeze.boards.compare import explain
 from squeeze.core import environment
 from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.records.answers import Margins
 from squeeze.records.record import Estimate, Status
 from squeeze.records.store import RecordStore
 from tests.fabricated import ENVIRONMENT, PROTOCOL, cell, record
 
 RTN4, RTN8 = "smollm2_135m-rtn-4", "smollm2_135m-rtn-8"
-ROUNDS, TOKENS, ITEMS = 5, 2048, 400
+ROUNDS, TOKENS, ITEMS = 5, 8192, 400
 
 
 def subject(bits):
@@ -70,7 +71,7 @@ def test_two_rows_in_words_and_figures(store, capsys):
     assert speed.endswith("5 rounds: faster")
     assert perplexity.strip().startswith("perplexity:")
     assert perplexity.endswith("16 blocks of tokens: worse")
-    assert "0 answers won, 40 lost, McNemar p = 1.8e-12: different" in sciq
+    assert "0 answers won, 40 lost, McNemar p = 1.8e-12, -10.0 points (95 % interval -13.0 to -6.9): worse" in sciq
 
 
 def test_each_row_is_judged_against_its_own_baseline(store, capsys):
@@ -103,18 +104,33 @@ def test_rows_of_unlike_moments_are_compared_through_their_baselines(store, caps
     assert speed.endswith("faster")
 
 
-def test_a_row_against_itself_shows_no_difference(store, capsys):
+def test_a_row_is_equal_to_itself(store, capsys):
     keep(store, 4, samples(1.5, 0.3))
     explain(store.results, RTN4, RTN4)
     lines = capsys.readouterr().out.splitlines()[2:5]
-    assert all(line.endswith("no difference shown") for line in lines)
+    speed, perplexity, sciq = (line.rpartition(": ")[2] for line in lines)
+    assert (speed, perplexity, sciq) == ("equal within 5 %", "equal within 1 %", "equal within 1 points")
 
 
-def test_unsteady_times_and_unlike_baselines_give_no_speed_verdict(store, capsys):
-    keep(store, 4, samples(1.5, 0.0), flags=("unsteady",))
-    keep(store, 8, samples(1.0, 0.0))
+def test_margins_are_those_asked_for_and_the_undecided_say_what_would_show(store, capsys):
+    keep(store, 4, samples(1.0, 0.0, lost=4, seed=1))
+    keep(store, 8, samples(1.0, 0.0, seed=2))
+    explain(store.results, RTN4, RTN8, margins=Margins(accuracy=0.05))
+    assert capsys.readouterr().out.splitlines()[4].endswith(": equal within 5 points")
     explain(store.results, RTN4, RTN8)
-    assert "no verdict, unsteady" in capsys.readouterr().out
+    sciq = capsys.readouterr().out.splitlines()[4]
+    assert "undecided within ±2.2 points (differences from" in sciq
+    assert sciq.endswith("on are found in 80 % of tries)")
+
+
+def test_unsteady_times_are_named_those_that_warm_up_and_unlike_baselines_give_no_speed_verdict(store, capsys):
+    keep(store, 4, samples(1.5, 0.0, seed=1), flags=("unsteady",))
+    keep(store, 8, samples(1.0, 0.0, seed=2))
+    keep(store, 3, samples(1.5, 0.0, seed=3), flags=("warming",))
+    explain(store.results, RTN4, RTN8)
+    assert "5 rounds, among unsteady times: faster" in capsys.readouterr().out
+    explain(store.results, "smollm2_135m-rtn-3", RTN8)
+    assert "5 rounds: ? (warming)" in capsys.readouterr().out
     keep(store, 2, samples(1.5, 0.0), realised={"speed_baseline": "bfloat16"})
     explain(store.results, "smollm2_135m-rtn-2", RTN8)
     assert "not comparable, the baselines are unlike (bfloat16 and float32)" in capsys.readouterr().out

@@ -52,8 +52,8 @@ def test_what_is_not_realised_is_hollow(figure):
 
 def test_a_collapsed_model_is_drawn_on_the_edge_with_its_figure(figure):
     size, _ = figure.axes
-    [name] = [text for text in size.texts if text.get_text().startswith("rtn-2")]
-    assert name.get_text() == "rtn-2-g64 ↑ 4e5"
+    [name] = [text for text in size.texts if text.get_text().startswith("11 rtn-2")]
+    assert name.get_text() == "11 rtn-2-g64 ▼ ↑ 4e5"
     assert max(line.get_ydata()[0] for line in markers(size)) == pytest.approx(13.46 * plots.HEADROOM)
 
 
@@ -61,7 +61,11 @@ def test_where_there_is_no_room_for_all_names_those_on_the_edge_have_theirs(monk
     monkeypatch.setattr(plots, "MOST_NAMES", 8)  # five lie on the front
     size, _ = plots.draw(table(smoke_records())).axes
     assert len(names := [text.get_text() for text in size.texts if text.get_text()]) == 8
-    assert {name for name in names if "↑" in name} == {"rtn-2-g64 ↑ 4e5", "rtn-3-g64 ↑ 110", "magnitude-s0.5 ↑ 80"}
+    assert {name for name in names if "↑" in name} == {
+        "11 rtn-2-g64 ▼ ↑ 4e5",
+        "10 rtn-3-g64 ▼ ↑ 110",
+        "9 magnitude-s0.5 ▼ ↑ 80",
+    }
 
 
 def test_the_front_joins_the_rows_that_no_other_beats(figure):

@@ -3,6 +3,7 @@ import pytest
 
 from squeeze.boards import summary
 from squeeze.boards.table import table
+from squeeze.records.answers import Margins
 from squeeze.records.record import Estimate
 from tests.fabricated import cell, record, smoke_records
 
@@ -18,7 +19,7 @@ def shown(row):
 
 def test_a_row_in_a_few_words(rows):
     assert shown(rows.loc["smollm2_135m-rtn-4-g64"]) == {
-        "rank": "6",
+        "rank": "6\N{EN DASH}7",
         "technique": "rtn-4-g64",
         "bits": "6.66",
         "MB": "112",
@@ -44,11 +45,12 @@ def test_other_text_has_a_column_only_where_a_row_was_scored_on_it(rows):
     outside = record(cell("gptq", "quantization", {"bits": 3}), {"perplexity_ood": Estimate(49.57)})
     board = table([*smoke_records(), outside])
     narrow, wide = ([column.heading for column in summary.columns(board, wide=wide)] for wide in (False, True))
-    assert [name for name in wide if name not in narrow] == ["other text"]
+    assert [name for name in wide if name not in narrow] == ["group", "other text"]
     column = next(column for column in summary.columns(board, wide=True) if column.heading == "other text")
     texts = {row["technique"]: column.text(row) for _, row in board.iterrows()}
     assert (texts["gptq"], texts["none"]) == ("49.57", "")
-    assert summary.columns(rows, wide=True) == summary.columns(rows)
+    wide, narrow = ([each.heading for each in summary.columns(rows, wide=wide)] for wide in (True, False))
+    assert [name for name in wide if name not in narrow] == ["group"]
 
 
 def test_claims_count_only_where_they_are_real(rows):
@@ -63,9 +65,17 @@ def test_what_a_row_lacks_is_empty():
 
 def test_flags_and_missing_verdicts_are_marked():
     speedup = Estimate(3.0, 2.0, 4.0, 1e-9, 5)
-    row = table([record(cell("rtn", "q", {"bits": 4}), {"decode_speedup": speedup}, flags=("unsteady",))]).iloc[0]
-    assert shown(row)["technique"] == "rtn-4 *"
-    assert shown(row)["speed-up"] == "3.00 [2.00, 4.00] ?"
+    for flag, sign in {"unsteady": "▲", "warming": "?"}.items():
+        row = table([record(cell("rtn", "q", {"bits": 4}), {"decode_speedup": speedup}, flags=(flag,))]).iloc[0]
+        assert shown(row)["technique"] == "rtn-4 *"
+        assert shown(row)["speed-up"] == f"3.00 [2.00, 4.00] {sign}"
+
+
+def test_the_legend_names_the_margins_and_every_sign(rows):
+    legend = summary.legend(table(smoke_records(), Margins(speed=0.1)))
+    assert "speed=0.1, perplexity=0.01, accuracy=0.01, kl=0.01" in legend
+    for words in ("▲ better", "▼ worse", "= equal within", "~ undecided", "? failed"):
+        assert words in legend
 
 
 def test_a_collapsed_perplexity_stays_short(rows):

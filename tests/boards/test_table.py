@@ -7,6 +7,7 @@ import pytest
 from squeeze.boards import table
 from squeeze.boards.table import read
 from squeeze.core.errors import SqueezeError
+from squeeze.records.answers import Margins
 from squeeze.records.record import Estimate, Status
 from squeeze.records.store import RecordStore
 from tests.fabricated import MODEL, PROTOCOL, cell, record, smoke_records
@@ -127,9 +128,11 @@ def test_what_is_asked_of_trained_rows_alone_does_not_part_a_board():
     assert frame["perplexity_ood"].tolist() == pytest.approx([float("nan"), 40.0], nan_ok=True)
 
 
-def with_speedup(name, value, p_value, flags=()):
+def with_speedup(name, value, p_value, flags=(), spread=0.1):
     subject = cell("rtn", "quantization", {"bits": name})
-    speedup = Estimate(value, value * 0.9, value * 1.1, p_value, 5)
+    speedup = Estimate(value, value * (1 - spread), value * (1 + spread), p_value, 5)
+    if p_value is None:
+        speedup = Estimate(value, n=3)
     return record(subject, {"decode_speedup": speedup}, flags=flags)
 
 
@@ -138,23 +141,70 @@ def test_speed_verdicts_are_corrected_over_the_board():
     assert alone["decode_speedup_verdict"].tolist() == ["faster"]
     rows = [with_speedup(2, 1.2, 0.04), with_speedup(3, 1.1, 0.3), with_speedup(4, 0.5, 0.001)]
     verdicts = tabulate(rows).set_index("bits")["decode_speedup_verdict"]
-    assert verdicts.to_dict() == {2: "no difference shown", 3: "no difference shown", 4: "slower"}
+    assert verdicts.to_dict() == {2: "undecided", 3: "undecided", 4: "slower"}
 
 
-def test_unsteady_rows_and_too_few_rounds_get_no_speed_verdict():
-    unsteady = with_speedup(2, 3.0, 1e-9, flags=("grid_flattered", "unsteady"))
+def test_rows_that_warm_up_and_too_few_rounds_have_no_speed_verdict_but_a_reason():
+    warming = with_speedup(2, 3.0, 0.9, flags=("grid_flattered", "warming"))
     few = with_speedup(3, 3.0, None)
-    verdicts = tabulate([unsteady, few])["decode_speedup_verdict"]
-    assert verdicts.tolist() == ["no verdict", "no verdict"]
     # and they do not weigh on those who can have one
     steady = with_speedup(4, 1.2, 0.04)
-    assert tabulate([unsteady, few, steady]).set_index("bits")["decode_speedup_verdict"][4] == "faster"
+    rows = tabulate([warming, few, steady]).set_index("bits")
+    assert rows["decode_speedup_verdict"].to_dict() == {2: "?", 3: "?", 4: "faster"}
+    assert rows["verdict_reason"].to_dict() == {
+        2: "decode_speedup: warming: every process moved the same way by over 10 %",
+        3: "decode_speedup: 3 rounds, 5 are needed",
+        4: "",
+    }
+
+
+def test_unsteady_times_inform_and_take_no_verdict_away():
+    rows = tabulate([with_speedup(2, 3.0, 1e-9, flags=("unsteady",))])
+    assert rows["decode_speedup_verdict"].tolist() == ["faster"]
+    assert rows["flags"].tolist() == ["unsteady"]
+
+
+def test_three_answers_with_what_remains_and_what_is_detectable():
+    rows = [with_speedup(2, 1.0, 0.9, spread=0.02), with_speedup(3, 1.0, 0.8), with_speedup(4, 1.02, 1e-4, spread=0.01)]
+    found = tabulate(rows).set_index("bits")
+    assert found["decode_speedup_verdict"].to_dict() == {2: "equal", 3: "undecided", 4: "faster"}
+    assert found["decode_speedup_within"].to_dict() == {2: 0.05, 3: pytest.approx(1 / 0.9 - 1), 4: 0.05}
+    assert 0.02 < found["decode_speedup_detectable"][2] < 0.04 < found["decode_speedup_detectable"][3]
+    wide = table.table(rows, Margins(speed=0.15)).set_index("bits")
+    assert wide["decode_speedup_verdict"][3] == "equal"
+    assert set(wide["margins"]) == {"speed=0.15,perplexity=0.01,accuracy=0.01,kl=0.01"}
+
+
+def test_every_comparison_has_its_verdict_and_its_own_family():
+    """Batches, prefill, perplexity and accuracy; the many tests of one metric do not weigh on another."""
+    names = ("decode_speedup", "decode_speedup_b8", "ttft_speedup", "ttft_speedup_b8")
+    timed = {name: Estimate(1.2, 1.1, 1.3, 0.03, 8) for name in names}
+    quality = {
+        "perplexity": Estimate(10.05),
+        "perplexity_delta": Estimate(0.05, 0.04, 0.06, 0.03, 16),
+        "acc_sciq_delta": Estimate(-0.1, -0.18, -0.02, 0.03, 100),
+    }
+    [row] = tabulate([record(cell("rtn", "quantization", {"bits": 2}), timed | quality)]).to_dict("records")
+    assert {row[f"{name}_verdict"] for name in names} == {"faster"}
+    assert (row["perplexity_delta_verdict"], row["perplexity_delta_within"]) == ("worse", 0.01)  # 0.5 %
+    assert row["acc_sciq_delta_verdict"] == "worse"
+    assert row["acc_sciq_delta_detectable"] == pytest.approx(0.114, abs=0.005)
+    assert row["verdict_reason"] == ""
+
+
+def test_a_rank_is_a_range_and_groups_share_letters():
+    rows = tabulate(smoke_records()).set_index("label")
+    same, worst = rows.loc["smollm2_135m-rtn-4-g64"], rows.loc["smollm2_135m-rtn-2-g64"]
+    assert (same["rank"], same["rank_low"], same["rank_high"]) == (6, 6, 7)
+    assert same["group"] == rows.loc["smollm2_135m-bnb_fp4-4", "group"] != worst["group"]
+    assert (worst["rank_low"], worst["rank_high"]) == (11, 11)
+    assert pd.isna(rows.loc["smollm2_135m-bnb_int8-3", "rank_high"])
 
 
 def test_perplexity_has_its_verdict():
     verdicts = tabulate(smoke_records()).set_index("label")["perplexity_delta_verdict"]
     assert verdicts["smollm2_135m-rtn-4-g64"] == "worse"
-    assert verdicts["smollm2_135m-rtn-8-g64"] == "no difference shown"
+    assert verdicts["smollm2_135m-rtn-8-g64"] == "equal"
     assert pd.isna(verdicts["smollm2_135m-none-bfloat16"])
 
 

@@ -34,7 +34,19 @@ def test_the_board_fits_120_columns_and_cuts_nothing(results, capsys):
 def test_rows_stand_in_the_order_of_their_ranks(results, capsys):
     show(results)
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if "BM" in line]
-    assert [int(row[0]) for row in rows] == [1, 1, 3, 4, 5, 6, 6, 8, 9, 10, 11]
+    assert [row[0] for row in rows] == [
+        "1\N{EN DASH}2",
+        "1\N{EN DASH}2",
+        "3",
+        "4",
+        "5",
+        "6\N{EN DASH}7",
+        "6\N{EN DASH}7",
+        "8",
+        "9",
+        "10",
+        "11",
+    ]
 
 
 def test_costs_add_up_by_cell_and_stage(results, capsys):
@@ -76,3 +88,16 @@ def test_published_numbers_stand_beside_measured_ones(results, capsys):
 def test_without_records_nothing_stands_beside_published_numbers(tmp_path):
     with pytest.raises(SqueezeError, match="squeeze run"):
         show_literature(tmp_path)
+
+
+def test_margins_are_asked_for_on_the_command_line_and_named_below_the_board(results, tmp_path, capsys):
+    place = ["--results", str(results)]
+    assert main(["board", "--margin", "speed=0.7", *place]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "speed=0.7, perplexity=0.01, accuracy=0.01, kl=0.01" in shown
+    assert "1.65 [1.60, 1.70] ▲=" in shown
+    assert main(["collate", str(results), "--out", str(tmp_path / "out"), "--margin", "kl=0.5"]) == 0
+    assert "kl=0.5" in (tmp_path / "out" / "leaderboard.csv").read_text()
+    for command in (["board", *place], ["collate", str(results)], ["compare", "a", "b", *place]):
+        assert main([*command, "--margin", "sped=0.1"]) == 2
+        assert "expected NAME=NUMBER above 0, NAME one of speed, perplexity, accuracy, kl" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from squeeze.records.answers import ACCURACY, PERPLEXITY, SPEED
 from squeeze.records.record import Estimate
 from squeeze.records.statistics import ALPHA, perplexity_delta
 from tests.equivalence import ACCURACY_MARGIN, BLOCK, PERPLEXITY_MARGIN, SPEED_MARGIN, accuracy_change, equivalent
@@ -28,7 +29,8 @@ def said_of_speeds(design, run, slowdown):
     logs = DESIGNS[design](rng, run, TRIALS, slowdown)
     _, half, counts = extended(logs)
     means = np.array([rounds[:count].mean() for rounds, count in zip(logs[:, 0], counts[:, 0], strict=True)])
-    return equivalent(means - half[:, 0], means + half[:, 0], np.log1p(SPEED_MARGIN))
+    low, high = means - half[:, 0], means + half[:, 0]
+    return equivalent(SPEED, np.exp(means), np.exp(low), np.exp(high), counts[:, 0])
 
 
 def said_of_perplexities(changes, texts, tokens, ratio, seed=0):
@@ -42,7 +44,8 @@ def said_of_perplexities(changes, texts, tokens, ratio, seed=0):
         baseline = rng.gamma(1.0, 2.6, size=tokens)
         delta = perplexity_delta(baseline + drawn, baseline, block=BLOCK, seed=0)
         before = np.exp(baseline.mean())
-        said.append(equivalent(delta.low / before, delta.high / before, PERPLEXITY_MARGIN))
+        relative = (1 + each / before for each in (delta.value, delta.low, delta.high))
+        said.append(equivalent(PERPLEXITY, *relative, delta.n))
     return np.array(said)
 
 
@@ -58,7 +61,7 @@ def said_of_accuracies(flips, items, change, trials=TRIALS, rule=accuracy_change
         baseline, candidate = np.zeros((2, items), dtype=bool)
         baseline[:lost] = candidate[lost : lost + won] = True
         found = rule(candidate, baseline)
-        said += [equivalent(found.low, found.high, ACCURACY_MARGIN)] * times
+        said += [equivalent(ACCURACY, found.value, found.low, found.high, found.n)] * times
     return np.array(said)
 
 
@@ -116,7 +119,7 @@ def narrow_interval(candidate, baseline):
     n = candidate.size + 2
     lost, won = ((one & ~other).sum() + 0.5 for one, other in ((baseline, candidate), (candidate, baseline)))
     half = stats.norm.isf(ALPHA / 2) * np.sqrt(won + lost - (won - lost) ** 2 / n) / n
-    return Estimate((won - lost) / n, (won - lost) / n - half, (won - lost) / n + half)
+    return Estimate((won - lost) / n, (won - lost) / n - half, (won - lost) / n + half, n=n)
 
 
 @pytest.mark.promise(18)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from squeeze.audit.recompute import disagreements
 from squeeze.core import environment
 from squeeze.probes.samples import Samples
-from squeeze.records.record import GRID_FLATTERED, NOT_REALISED, UNSTEADY, Estimate, Record, Status
+from squeeze.records.record import GRID_FLATTERED, NOT_REALISED, UNSTEADY, WARMING, Estimate, Record, Status
 from squeeze.records.roofline import Machine
 from squeeze.records.store import LARGEST_RECORD, RecordStore, encode
 from squeeze.request.cell import Cell
@@ -124,7 +125,7 @@ def test_a_complete_attempt_is_ok(attempt: Attempt) -> None:
     assert record.estimates["load_seconds"] == Estimate(1.0, 1.0, 1.0, n=ROUNDS)  # lost here once, though timed
     assert record.estimates["perplexity_delta"].value > 0
     assert record.estimates["mbu"].value == pytest.approx(0.83, abs=0.05)
-    assert len(record.block_nll) == 128
+    assert len(record.block_nll) == 16
 
 
 def test_every_leaderboard_column_is_filled(attempt: Attempt) -> None:
@@ -233,6 +234,23 @@ def test_unsteady_is_a_flag_on_an_ok_row(attempt: Attempt, who: str, unsteady: i
     record = assembled(attempt)
     assert record.status is Status.OK
     assert (UNSTEADY in record.flags) is flagged
+
+
+@pytest.mark.parametrize("who", ["candidate", "baseline"])
+@pytest.mark.parametrize(("signs", "flagged"), [((-1, -1, -1), True), ((1, 1, 1), True), ((1, -1, 1), False)])
+def test_a_trend_within_every_process_is_warming(
+    attempt: Attempt, who: str, signs: tuple[int, ...], flagged: bool
+) -> None:
+    """All one way, it is no noise: the model had not settled. Too small, or in all processes but one, it is."""
+    assert attempt.speed_baseline is not None
+    rounds = (attempt.built if who == "candidate" else attempt.speed_baseline).rounds
+    ramp = np.linspace(1, 1.4, 32)
+    for values, sign in zip(rounds, itertools.cycle(signs), strict=False):
+        values["token_s"]["1"] = (0.05 * ramp[::sign]).tolist()
+    assert (WARMING in assembled(attempt).flags) is flagged
+    for values in rounds:
+        values["token_s"]["1"] = (0.05 * np.linspace(1, 1.08, 32)).tolist()
+    assert WARMING not in assembled(attempt).flags
 
 
 def test_other_flags(attempt: Attempt, tmp_path: Path) -> None:
