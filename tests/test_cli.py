@@ -13,6 +13,7 @@ from squeeze.artifacts.keys import artifact_key
 from squeeze.boards.terms import Terms
 from squeeze.cli import main
 from squeeze.core import environment, paths
+from squeeze.records.answers import Margins
 from squeeze.records.record import Record, Status
 from squeeze.records.store import RecordStore
 from squeeze.request.expand import cells
@@ -76,14 +77,14 @@ def test_resume_continues_the_last_plan(runner, results):
 def test_board_and_compare_pass_on_what_was_asked(monkeypatch, results):
     calls = []
     monkeypatch.setitem(
-        sys.modules, "squeeze.boards.terminal", SimpleNamespace(show=lambda path, costs: calls.append((path, costs)))
+        sys.modules, "squeeze.boards.terminal", SimpleNamespace(show=lambda path, **asked: calls.append((path, asked)))
     )
     monkeypatch.setitem(
         sys.modules, "squeeze.boards.compare", SimpleNamespace(explain=lambda *asked: calls.append(asked))
     )
     assert squeeze("board", "--costs", "--results", results) == 0
     assert squeeze("compare", "one", "two", "--results", results) == 0
-    assert calls == [(results, True), (results, "one", "two", False)]
+    assert calls == [(results, {"costs": True, "asked": Terms()}), (results, "one", "two", False, Margins())]
 
 
 def test_verify_rerun_and_pick_pass_on_what_was_asked_and_their_exit_code(monkeypatch, results):

@@ -32,6 +32,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "probes": ("sources", "models", "layers", "records", "artifacts", "runtimes"),
     "runner": ("request", "sources", "records", "artifacts.keys", "runtimes.contract", "probes.samples"),
     "audit": ("request", "records", "boards", "artifacts", "runner"),
+    "commands": ("request", "records", "boards", "artifacts", "probes", "runner", "audit"),
 }
 # Functions of these do a job, in a process that is made for it; they may import what the job needs.
 DO_JOBS = {"squeeze.runner.jobs.worker", "squeeze.runner.in_process"}
@@ -49,6 +50,7 @@ LIGHT = (
     "boards",
     "runner",
     "audit",
+    "commands",
     "artifacts.keys",
     "artifacts.code_version",
 )

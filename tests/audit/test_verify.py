@@ -13,6 +13,7 @@ import pytest
 
 from squeeze.audit.verify import verify
 from squeeze.boards.leaderboard import collate
+from squeeze.boards.terms import Terms
 from squeeze.core.cache import cache_root
 from squeeze.core.errors import SqueezeError
 from squeeze.records.answers import Margins
@@ -173,7 +174,7 @@ def test_leaderboards_that_are_not_of_these_records_are_found(
 def test_verdicts_by_other_margins_are_sound_and_margins_that_are_none_are_not(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    collate(results, results, Margins(speed=0.2))
+    collate(results, results, Terms(margins=Margins(speed=0.2)))
     assert findings(results, capsys) == []
     csv = results / "leaderboard.csv"
     csv.write_text(csv.read_text().replace("speed=0.2", "sped=0.2"))

@@ -36,7 +36,7 @@ def test_what_is_no_budget_is_refused_with_what_is_one(text: str) -> None:
 def test_without_terms_a_record_is_as_it_was() -> None:
     record = smoke_records()[6]
     assert NONE.applied(record) == record
-    assert not Terms.of(None, None).given
+    assert not Terms.of().of_serving
 
 
 def test_a_table_says_its_terms_and_a_csv_gives_them_back() -> None:

@@ -117,8 +117,9 @@ class Member:
     def _asks(self) -> bool:
         """Read what came through the gate; whether the process asks for its next turn, or has closed its side."""
         assert self._gate is not None
-        if self._gate.recv(1):
-            return True
+        with contextlib.suppress(ConnectionError):  # it ended before it read what was sent last
+            if self._gate.recv(1):
+                return True
         self._gate = None
         return False
 

@@ -1,0 +1,91 @@
+"""Read what was measured: board, collate, compare, pick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from squeeze.commands.options import margin_option, results_option, terms_options
+
+if TYPE_CHECKING:
+    from squeeze.boards.terms import Terms
+
+
+@click.command()
+@results_option
+@click.option("--costs", is_flag=True, help="Show what the measuring itself took, by stage.")
+@click.option("--literature", is_flag=True, help="Show what others have published of the same, and how far off it is.")
+@click.option("--serving", is_flag=True, help="Show what serving takes: latencies by batch size, loading, energy.")
+@terms_options
+def board(results: Path, costs: bool, literature: bool, serving: bool, asked: Terms) -> None:
+    """Print the leaderboard.
+
+    With --price or --memory, what follows from them stands in the table of --serving.
+    """
+    if literature:
+        from squeeze.boards.terminal import show_literature
+
+        show_literature(results)
+    elif serving or asked.of_serving:
+        from squeeze.boards.terminal import show_serving
+
+        show_serving(results, asked)
+    else:
+        from squeeze.boards.terminal import show
+
+        show(results, costs=costs, asked=asked)
+
+
+@click.command()
+@click.argument("results", type=click.Path(path_type=Path, file_okay=False), default=Path("results"))
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the leaderboards (default: RESULTS)."
+)
+@terms_options
+def collate(results: Path, out: Path | None, asked: Terms) -> None:
+    """Turn the records below RESULTS into its leaderboards: CSVs, Markdown and a plot.
+
+    RESULTS is the folder that holds records/ (default: results).
+    """
+    from squeeze.boards.leaderboard import collate as collate_records
+
+    collate_records(results, out or results, asked)
+
+
+@click.command()
+@click.argument("first")
+@click.argument("second")
+@results_option
+@click.option("--allow-mixed", is_flag=True, help="Show rows of unlike machines or protocols, apart.")
+@margin_option
+def compare(first: str, second: str, results: Path, allow_mixed: bool, margins: str) -> None:
+    """Explain how two measured cells differ.
+
+    FIRST and SECOND are labels, keys or beginnings of keys, as `squeeze list` shows them.
+    """
+    from squeeze.boards.compare import explain
+    from squeeze.records.answers import Margins
+
+    explain(results, first, second, allow_mixed, Margins.of(margins))
+
+
+@click.command()
+@results_option
+@click.option("--max", "most", multiple=True, metavar="COLUMN=VALUE", help="At most, such as bytes=80M; repeatable.")
+@click.option("--min", "least", multiple=True, metavar="COLUMN=VALUE", help="At least, such as top1_agreement=0.9.")
+@click.option("--by", default="perplexity", show_default=True, metavar="COLUMN", help="What the best is best in.")
+@terms_options
+@click.pass_context
+def pick(
+    context: click.Context, results: Path, most: tuple[str, ...], least: tuple[str, ...], by: str, asked: Terms
+) -> None:
+    """Print the rows that keep all bounds, best first; the exit code is 1 when there is none.
+
+    The columns are those of leaderboard.csv: squeeze pick --max bytes=80M --max ttft_ms=20 --max itl_p95_ms=60. Those
+    of --price and --memory may be bounded, too: squeeze pick --memory 4GB --min max_context_estimated=8192.
+    """
+    from squeeze.boards.pick import show
+
+    context.exit(show(results, most, least, by, asked))
