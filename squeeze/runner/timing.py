@@ -18,7 +18,8 @@ from squeeze.runner.results import Measured, Process
 
 ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a weight
 FURTHER = 1 << 30  # bytes that a process takes beside its weights, at most
-PILOT_ROUNDS = (6, 8)  # of the two dtypes of a baseline: the fewest that show a difference, the most
+PILOT_ROUNDS = 8  # of the two dtypes of a baseline, at most
+OBVIOUS = 1.25  # times as fast, in each of two rounds: ten times the noise of a round, no test is needed
 
 
 def time_rounds(shop: Executor, members: Sequence[Measured]) -> Iterator[tuple[int, Process | Failure | str]]:
@@ -60,12 +61,13 @@ def speed_up(own: Sequence[Process], baseline: Sequence[Process]) -> Estimate:
 
 
 def faster(shop: Executor, members: Sequence[Measured]) -> tuple[Measured, bool]:
-    """Return which of two members is faster, and whether a test shows it; one that fails is the slower one.
+    """Return which of two members is faster, and whether that is shown; one that fails is the slower one.
 
-    Rounds are added in pairs until the difference is shown, up to eight. Raises StageError when both fail.
+    Two rounds are enough where it is obvious; else pairs are added until a test shows the difference, up to eight.
+    Raises StageError when both fail.
     """
     timings: list[list[Process]] = [[] for _ in members]
-    for number in range(PILOT_ROUNDS[1]):
+    for number in range(PILOT_ROUNDS):
         failures: dict[int, StageError] = {}
         # Counted from 1: in round 0 figures are taken that no round changes.
         for position, result in _round(shop, members, [0, 1][:: -1 if number % 2 else 1], number + 1):
@@ -77,11 +79,18 @@ def faster(shop: Executor, members: Sequence[Measured]) -> tuple[Measured, bool]
             raise failures[0]
         if failures:
             return members[1 - next(iter(failures))], True
-        if number % 2 and number + 1 >= PILOT_ROUNDS[0]:
+        if number % 2:
             ratio = speed_up(*timings)
-            if ratio.p_value is not None and ratio.p_value < ALPHA:
-                return members[0 if ratio.value > 1 else 1], True
-    return members[0 if ratio.value > 1 else 1], False
+            first = ratio.value > 1
+            if _is_obvious(*timings) or (ratio.p_value is not None and ratio.p_value < ALPHA):
+                return members[0 if first else 1], True
+    return members[0 if first else 1], False
+
+
+def _is_obvious(own: Sequence[Process], baseline: Sequence[Process]) -> bool:
+    """Tell whether in every round one was faster, and the same one, by far."""
+    ratios = [speed_up([one], [other]).value for one, other in zip(own, baseline, strict=True)]
+    return min(ratios) > OBVIOUS or max(ratios) < 1 / OBVIOUS
 
 
 def interleaves(members: Sequence[Measured]) -> bool:

@@ -97,7 +97,7 @@ def _score(job: Job) -> None:
 
 def _time(job: Job, turns: Turns) -> None:
     latency = job.cell.protocol["latency"]
-    pace = 0.010 if job.cell.model["dtype"] == "float32" and job.cell.model["name"] != "even" else 0.008
+    pace = 0.012 if job.cell.model["dtype"] == "float32" and job.cell.model["name"] != "even" else 0.008
     pace *= 1.0 if not job.cell.technique["steps"] else 0.5
     pace *= 1.4 if job.cell.technique["name"] == "restless" and job.round % 3 else 1.0
     samples = Samples(job.out)

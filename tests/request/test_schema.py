@@ -61,7 +61,7 @@ from tests.planted import place, planned
         ("protocol.generations.prompts=0", "protocol.generations.prompts: 0 is not allowed; expected an integer"),
         ("protocol.generations.tokens=null", "protocol.generations.tokens: None is not allowed"),
         ("~protocol.generations.tokens", "protocol.generations.tokens is missing"),
-        ("protocol.perplexity.window=16385", "expected at most its tokens, 16384"),
+        ("protocol.perplexity.window=8193", "expected at most its tokens, 8192"),
         ("protocol.perplexity.stride=2048", "expected at most its window, 1024"),
         ("protocol.tasks=[lambda]", "protocol.tasks: 'lambda' is not allowed; did you mean 'lambada'?"),
         ("protocol.tasks=[speeches]", "protocol.tasks: 'speeches' is not allowed"),

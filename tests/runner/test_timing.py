@@ -14,7 +14,7 @@ from squeeze.runner.rounds import companies, fits, settled
 from squeeze.runner.timing import PILOT_ROUNDS
 from tests.faults.conftest import own_places  # noqa: F401 - a fixture
 from tests.faults.sweeps import MODEL, PROTOCOL, cell, run_made_up
-from tests.runner.test_run import log
+from tests.runner.test_run import PILOT, log
 
 EXTENDED = {**PROTOCOL, "rounds": 6, "most_rounds": 10}
 
@@ -30,8 +30,8 @@ def test_rounds_are_added_in_pairs_to_whoever_is_not_settled(tmp_path: Path) -> 
     assert found["restless"].realised["rounds_ended"] == "most rounds"
     assert [found[name].estimates["decode_speedup"].n for name in ("a", "restless")] == [6, 10]
     assert timed() == {
-        "tiny-none-bfloat16": PILOT_ROUNDS[0] + 10,
-        "tiny-none-float32": PILOT_ROUNDS[0],
+        "tiny-none-bfloat16": PILOT + 10,
+        "tiny-none-float32": PILOT,
         "tiny-a-4": 6,
         "tiny-restless-4": 10,
     }
@@ -71,7 +71,7 @@ def test_groups_that_memory_makes_have_a_baseline_process_each(tmp_path: Path, m
     monkeypatch.setattr("psutil.virtual_memory", lambda: Memory(int(2.6 * 2**30)))
     found = run_made_up([cell("a"), cell("b")], tmp_path / "results")
     assert {record.realised["timing"] for record in found.values()} == {"interleaved"}
-    assert timed()["tiny-none-bfloat16"] == PILOT_ROUNDS[0] + 2 * PROTOCOL["rounds"]
+    assert timed()["tiny-none-bfloat16"] == PILOT + 2 * PROTOCOL["rounds"]
 
 
 def test_where_memory_does_not_hold_two_they_run_one_after_the_other(
@@ -114,4 +114,4 @@ def test_a_speed_baseline_is_kept_only_where_a_test_shows_that_it_is_faster(
     first = timed()
     run_made_up([cell("b", model=model)], tmp_path / "results")
     again = (timed() - first)[f"{name}-none-float32"]
-    assert again == (0 if kept else PILOT_ROUNDS[1])
+    assert again == (0 if kept else PILOT_ROUNDS)
