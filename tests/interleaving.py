@@ -7,7 +7,7 @@ from squeeze.runner.rounds import NARROW, settled
 
 __all__ = ["NARROW", "NOMINAL", "ROUNDS", "TREND", "TURN", "TURNS", "settled", "trend", "turn_ratio"]
 
-TURN, TURNS = 4, 8  # tokens of a member before the next one's; turns in a round of conf/protocol/smoke.yaml
+TURN, TURNS = 2, 32  # tokens of a member before the next one's; turns in a round of conf/protocol/smoke.yaml
 ROUNDS = (8, 10, 12)  # after which it asks whether there are enough
 NOMINAL = 0.041  # p-value at which the sequential rule calls a difference in at most 5 % of pairs, whatever the noise
 

@@ -13,7 +13,7 @@ AGREEMENT = 0.10  # two windows agree when their medians differ by less than thi
 
 def turn_tokens(protocol: Mapping[str, Any]) -> int:
     """Return the tokens of a turn, which a protocol's `latency` part says; cells of older records do not."""
-    return int(protocol.get("turn_tokens", 4))
+    return int(protocol.get("turn_tokens", 2))
 
 
 def positions(protocol: Mapping[str, Any]) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean
 from typing import Self
 
 from rich.console import Console
@@ -45,7 +45,7 @@ class LastLine:
 class Display:
     """Show a run of ``cells`` cells, each of which takes at most so many steps of each stage.
 
-    steps: stage -> processes of its own. The time that is left is that of the steps ahead, each as long as the median
+    steps: stage -> processes of its own. The time that is left is that of the steps ahead, each as long as the mean
     of its stage so far: scoring takes ten times as long as one round, and comes first.
     """
 
@@ -114,7 +114,7 @@ class Display:
         """Say how long the steps ahead take; nothing while there is a stage of which none has been taken."""
         if any(stage not in self._seconds for stage in self._ahead):
             return ""
-        seconds = sum(count * median(self._seconds[stage]) for stage, count in self._ahead.items())
+        seconds = sum(count * mean(self._seconds[stage]) for stage, count in self._ahead.items())
         return f"about {seconds / 60:.0f} min left" if seconds >= 60 else "less than a minute left"
 
     def say(self, line: str, style: str = "") -> None:
