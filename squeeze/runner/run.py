@@ -52,7 +52,7 @@ def run(
     if not wanted:
         print(f"nothing to do: all {len(cells)} cells have their record in {results}", file=sys.stderr)
         return 0
-    rounds_each = max(cell.protocol.get("most_rounds", cell.protocol["rounds"]) for cell in wanted)
+    rounds_each = max(cell.protocol["rounds"] for cell in wanted)
     display = Display(len(wanted), {"build": 1, "quality": 1, "latency": rounds_each})
     try:
         with _ending_as_interrupts(), display, Executor(results, display, command) as shop:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
-from typing import Self
+from statistics import median
+from typing import NamedTuple, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -22,6 +22,7 @@ from squeeze.records.record import Record, Status
 
 STYLES = {Status.OK: "green", Status.UNSUPPORTED: "yellow"}
 LONGEST_LINE = 500  # bytes
+AT_ONCE = 0.05  # seconds between steps that ended together
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,17 @@ class LastLine:
         return "".join(letter for letter in said if letter.isprintable())
 
 
-class Display:
-    """Show a run of ``cells`` cells, each of which takes at most so many steps of each stage.
+class _Lap(NamedTuple):
+    seconds: float
+    steps: int
 
-    steps: stage -> processes of its own. The time that is left is that of the steps ahead, each as long as the mean
-    of its stage so far: scoring takes ten times as long as one round, and comes first.
+
+class Display:
+    """Show a run of ``cells`` cells, each of which takes so many steps of each stage.
+
+    steps: stage -> processes of its own. The time that is left is that of the steps ahead, each as long as the median
+    of its stage so far: scoring takes ten times as long as one round, and comes first. Steps that end at the same
+    moment, as those of models that were timed side by side do, took it together.
     """
 
     def __init__(
@@ -59,7 +66,7 @@ class Display:
         self.cells, self.steps, self.done = cells, Counter(steps), 0
         self.clock, self._last_step = clock, clock()
         self._ahead = Counter({stage: cells * count for stage, count in steps.items()})
-        self._seconds: defaultdict[str, list[float]] = defaultdict(list)
+        self._laps: defaultdict[str, list[_Lap]] = defaultdict(list)
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._taken: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._bar = Progress(
@@ -94,10 +101,15 @@ class Display:
 
     def step(self, key: str, stage: str) -> None:
         """Count a step of the cell with this key, which has been taken or was not needed."""
-        self._seconds[stage].append(self.clock() - self._last_step)
+        laps, seconds = self._laps[stage], self.clock() - self._last_step
         self._last_step = self.clock()
+        if laps and seconds < AT_ONCE:
+            laps[-1] = _Lap(laps[-1].seconds + seconds, laps[-1].steps + 1)
+        else:
+            laps.append(_Lap(seconds, 1))
         self._taken[key][stage] += 1
-        self._pass_by(Counter([stage]))
+        if self._taken[key][stage] <= self.steps[stage]:
+            self._pass_by(Counter([stage]))
 
     def finish(self, label: str, record: Record) -> None:
         """Say that a cell has its record, which is on the disk; it takes no further steps."""
@@ -112,9 +124,10 @@ class Display:
 
     def _left(self) -> str:
         """Say how long the steps ahead take; nothing while there is a stage of which none has been taken."""
-        if any(stage not in self._seconds for stage in self._ahead):
+        if any(stage not in self._laps for stage in self._ahead):
             return ""
-        seconds = sum(count * mean(self._seconds[stage]) for stage, count in self._ahead.items())
+        paces = {stage: median(lap.seconds / lap.steps for lap in self._laps[stage]) for stage in self._ahead}
+        seconds = sum(count * paces[stage] for stage, count in self._ahead.items())
         return f"about {seconds / 60:.0f} min left" if seconds >= 60 else "less than a minute left"
 
     def say(self, line: str, style: str = "") -> None:

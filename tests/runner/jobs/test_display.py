@@ -78,6 +78,22 @@ def test_where_there_is_no_terminal_the_time_that_is_left_is_told() -> None:
     ]
 
 
+def test_steps_that_end_together_took_their_time_together() -> None:
+    output, now = io.StringIO(), [0.0]
+    steps = {"latency": 2}
+    with Display(3, steps, Console(file=output, width=200), clock=lambda: now[0]) as display:
+        for _ in range(2):
+            with display.process("3 models side by side"):
+                now[0] += 300.0
+            for key in "abc":
+                display.step(key, "latency")
+        display.step("a", "latency")  # a round more than was foreseen
+    assert output.getvalue().splitlines() == [
+        "3 models side by side: 300.0 s (0 % done)",
+        "3 models side by side: 300.0 s (50 % done, about 5 min left)",
+    ]
+
+
 def test_on_a_terminal_the_bar_shows_it() -> None:
     terminal, now = io.StringIO(), [0.0]
     with Display(1, STEPS, Console(file=terminal, force_terminal=True, width=200), clock=lambda: now[0]) as display:
