@@ -79,7 +79,7 @@ def show(results: Path, most: Sequence[str], least: Sequence[str], by: str, aske
     columns = list(dict.fromkeys([by, *(bound.column for bound in bounds)]))
     for board in summary.boards(picked):
         out.print(_table(best_first(board, by), columns, records))
-    if picked["flags"].any():
+    if any(summary.star(row) for _, row in picked.iterrows()):
         out.print(Text("* see the flags in leaderboard.csv", style="dim"))
     return 0
 
@@ -123,7 +123,7 @@ def _table(board: pd.DataFrame, columns: Sequence[str], records: Mapping[str, Re
     for heading in ("row", *columns, ""):
         made.add_column(Text(heading), justify="left" if heading in ("row", "") else "right", overflow="fold")
     for number, row in board.iterrows():
-        name = summary.short_label(row) + (" *" if row["flags"] else "")
+        name = summary.short_label(row) + summary.star(row)
         remark = "best" if number == 0 else "tie: not told apart" if tied[int(str(number))] else ""
         made.add_row(Text(name), *(_figure(row[column]) for column in columns), remark)
     return made

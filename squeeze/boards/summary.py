@@ -10,7 +10,7 @@ import pandas as pd
 
 from squeeze.boards.controls import NONE, OVER
 from squeeze.records.answers import sign
-from squeeze.records.record import Status
+from squeeze.records.record import UNSTEADY, Status
 from squeeze.records.sanitize import line
 
 LEGEND = (
@@ -82,6 +82,11 @@ def short_label(row: pd.Series) -> str:
     return line(str(row["label"]).removeprefix(f"{row['model']}-"))
 
 
+def star(row: pd.Series) -> str:
+    """Return the star of a row whose flags must be seen; that its times were unsteady says more of the machine."""
+    return " *" if set(filter(None, row["flags"].split("; "))) - {UNSTEADY} else ""
+
+
 def _perplexity(name: str) -> Callable[[pd.Series], str]:
     return lambda row: _number(row[name], ".2f" if row[name] < 1000 else ".1e")
 
@@ -89,7 +94,7 @@ def _perplexity(name: str) -> Callable[[pd.Series], str]:
 COLUMNS = (
     Column("rank", rank),
     Column("group", lambda row: "" if pd.isna(row["group"]) else str(row["group"]), left=True, where="group"),
-    Column("technique", lambda row: short_label(row) + (" *" if row["flags"] else ""), left=True),
+    Column("technique", lambda row: short_label(row) + star(row), left=True),
     Column("bits", lambda row: _number(row["effective_bits"], ".2f")),
     Column("MB", lambda row: _number(row["bytes"] / 1e6, ".0f")),
     Column("tok/s", lambda row: _number(row["decode_tokens_per_s"], ".1f")),

@@ -65,9 +65,9 @@ def test_what_a_row_lacks_is_empty():
 
 def test_flags_and_missing_verdicts_are_marked():
     speedup = Estimate(3.0, 2.0, 4.0, 1e-9, 5)
-    for flag, sign in {"unsteady": "▲", "warming": "?"}.items():
+    for flag, sign, star in (("unsteady", "▲", ""), ("warming", "?", " *"), ("grid_flattered", "▲", " *")):
         row = table([record(cell("rtn", "q", {"bits": 4}), {"decode_speedup": speedup}, flags=(flag,))]).iloc[0]
-        assert shown(row)["technique"] == "rtn-4 *"
+        assert shown(row)["technique"] == f"rtn-4{star}"
         assert shown(row)["speed-up"] == f"3.00 [2.00, 4.00] {sign}"
 
 
