@@ -96,7 +96,9 @@ def _print(out: Console, board: pd.DataFrame) -> None:
 def _table(title: str, columns: Sequence[summary.Column], rows: pd.DataFrame) -> Table:
     table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=0, collapse_padding=True)
     for column in columns:
-        table.add_column(column.heading, justify="left" if column.left else "right", overflow="fold", no_wrap=column.left)
+        table.add_column(
+            column.heading, justify="left" if column.left else "right", overflow="fold", no_wrap=column.left
+        )
     for _, row in rows.iterrows():
         table.add_row(*(Text(column.text(row)) for column in columns))
     return table
