@@ -3,10 +3,9 @@
 import numpy as np
 
 from squeeze.records.answers import Estimates, Margins, answers
-from squeeze.records.estimates import BLOCK
-from squeeze.records.statistics import accuracy_change
+from squeeze.records.statistics import TOKEN_BLOCK, accuracy_change
 
-__all__ = ["ACCURACY_MARGIN", "BLOCK", "PERPLEXITY_MARGIN", "SPEED_MARGIN", "accuracy_change", "equivalent"]
+__all__ = ["ACCURACY_MARGIN", "PERPLEXITY_MARGIN", "SPEED_MARGIN", "TOKEN_BLOCK", "accuracy_change", "equivalent"]
 
 MARGINS = Margins()
 SPEED_MARGIN, PERPLEXITY_MARGIN, ACCURACY_MARGIN = MARGINS.speed, MARGINS.perplexity, MARGINS.accuracy

@@ -15,9 +15,8 @@ import pandas as pd
 from scripts.crosscheck.comparisons import UNCOMPRESSED, Comparison, Trial, comparisons
 from squeeze.boards.leaderboard import csv
 from squeeze.core.files import write_atomically
-from squeeze.records.estimates import BLOCK
 from squeeze.records.record import Estimate
-from squeeze.records.statistics import block_means, ratio
+from squeeze.records.statistics import TOKEN_BLOCK, block_means, ratio
 
 MARGIN = 0.01  # of perplexity: what two implementations may differ by
 FIGURES = ("perplexity", "seconds", "peak_bytes")
@@ -82,13 +81,13 @@ def rows(results: Path, pairs: Iterable[Comparison]) -> Iterator[dict[str, Any]]
 
 
 def perplexity_ratio(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> Estimate:
-    """Return perplexity, ours / theirs, with a paired t interval on mean losses of blocks of about BLOCK tokens.
+    """Return perplexity, ours / theirs, with a paired t interval on mean losses of blocks of about 512 tokens.
 
     Raises ValueError where the two are not losses of the same tokens.
     """
     if ours.shape != theirs.shape:
         raise ValueError(f"losses must be of the same tokens: {ours.shape} of ours, {theirs.shape} of theirs")
-    blocks = ours.size // BLOCK
+    blocks = ours.size // TOKEN_BLOCK
     return ratio(*(np.exp(block_means(losses.ravel(), blocks)).tolist() for losses in (ours, theirs)))
 
 
@@ -108,7 +107,7 @@ def markdown(frame: pd.DataFrame, uncompressed: Outcome, left: Sequence[str]) ->
     """Return the table, below it each row's forms and note, and the comparisons that are ``left`` to run."""
     numbered = list(enumerate(frame.to_dict("records"), 1))
     tokens, perplexity = uncompressed.losses.size, uncompressed.facts.get("perplexity", np.nan)
-    legend = LEGEND.format(tokens=tokens, perplexity=perplexity, block=BLOCK)
+    legend = LEGEND.format(tokens=tokens, perplexity=perplexity, block=TOKEN_BLOCK)
     lines = [HEADINGS, ALIGNMENT, *([str(number), *_cells(row)] for number, row in numbered)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     forms = [f"{number}. Ours: {row['form']}. Theirs: {row['their_form']}. {row['note']}" for number, row in numbered]

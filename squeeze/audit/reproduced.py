@@ -24,7 +24,7 @@ import numpy.typing as npt
 import scipy
 
 from squeeze.records.estimates import suffix
-from squeeze.records.record import PROCESS, UNSTEADY, WARMING, Estimate
+from squeeze.records.record import CONTENDED, PROCESS, UNSTEADY, WARMING, Estimate
 from squeeze.records.rows import Side, alike
 from squeeze.records.statistics import ALPHA, FEWEST_ROUNDS, holm
 from squeeze.records.turns import is_timing, round_ratios
@@ -73,7 +73,7 @@ def _facts(side: Side) -> dict[str, Any]:
         "status": str(record.status),
         "stage": record.stage,
         "artifact_hash": record.artifact_hash,
-        "flags": [flag for flag in record.flags if flag not in (UNSTEADY, WARMING)],
+        "flags": [flag for flag in record.flags if flag not in (UNSTEADY, WARMING, CONTENDED)],
         **{f"claimed.{name}": value for name, value in record.claimed.items()},
         **{f"realised.{name}": value for name, value in record.realised.items() if name not in OF_TIMING},
         **{name: one for name, one in record.estimates.items() if name in DETERMINED or name.startswith(SCORED)},

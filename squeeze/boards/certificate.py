@@ -1,19 +1,21 @@
 """Say in words whether a row is as good as the model that was compressed: equivalent, worse or undecided.
 
-A figure is *equivalent* where its 95 % interval lies within the margin (that is two one-sided tests at 2.5 %), *worse*
-where it lies beyond no loss and not within the margin, *undecided* otherwise. Of the divergence, no loss is the noise
-floor: how far the uncompressed model is from itself when the same mathematics is rounded otherwise. A row whose
-divergence lies below that floor is the uncompressed model, as far as the text can tell.
+A figure is *equivalent* where it is shown to keep the margin, *worse* where a loss is shown and that is not, else
+*undecided*: the answers of `squeeze.records.answers`. Of the divergence, no loss is the noise floor: how far the
+uncompressed model is from itself when the same mathematics is rounded otherwise. A row whose divergence lies below that
+floor is the uncompressed model, as far as the text can tell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 
+from squeeze.records.answers import ACCURACY, FAILED, KL, PERPLEXITY, UNDECIDED, Answer, Margins, relative
 from squeeze.records.record import Estimate, Record
 
-EQUIVALENT, WORSE, BETTER, UNDECIDED = "equivalent", "worse", "better", "undecided"
+EQUIVALENT, WORSE = "equivalent", "worse"
 NOT_MEASURED = "another rounding; not measured"
 
 
@@ -27,14 +29,11 @@ class Finding:
     settles: bool = False
 
 
-def lines(record: Record, *, perplexity: float = 0.01, accuracy: float = 0.01, kl: float = 0.01) -> list[str]:
-    """Return the row's verdict against its own baseline, and what it rests on, a line each; none without a divergence.
-
-    Margins: ``perplexity`` relative, ``accuracy`` absolute and of all tasks together, ``kl`` in nats.
-    """
+def lines(record: Record, margins: Margins) -> list[str]:
+    """Return a row's verdict against its own baseline, and what it rests on, a line each; none without a divergence."""
     if "kl_median" not in record.estimates:  # a baseline, an encoder, or a record of before these figures
         return []
-    findings = list(_findings(record, perplexity, accuracy, kl))
+    findings = list(_findings(record, margins))
     told = [f"    {finding.name}: {finding.words}: {finding.verdict}" for finding in findings]
     return [f"  against its own baseline: {overall(findings)}", *told, *_details(record)]
 
@@ -49,46 +48,45 @@ def overall(findings: list[Finding]) -> str:
     return EQUIVALENT
 
 
-def _findings(record: Record, perplexity: float, accuracy: float, kl: float) -> Iterator[Finding]:
+def _findings(record: Record, margins: Margins) -> Iterator[Finding]:
     found = record.estimates
-    yield _divergence(record, kl)
+    yield _divergence(record, margins)
     if {"perplexity", "perplexity_delta"} <= found.keys():
         delta = found["perplexity_delta"]
         before = found["perplexity"].value - delta.value
-        yield _change("perplexity", _scaled(delta, 1 / before), perplexity, " %", worse=1)
-    if "acc_pooled_delta" in found:
-        yield _change("accuracy", found["acc_pooled_delta"], accuracy, " points", worse=-1)
+        verdict = _verdict(Answer.to(PERPLEXITY, relative(delta, before), margins))
+        yield Finding("perplexity", verdict, _words(_scaled(delta, 100 / before), " %", margins.perplexity))
+    if (change := found.get("acc_pooled_delta")) is not None:
+        verdict = _verdict(Answer.to(ACCURACY, change, margins))
+        yield Finding("accuracy", verdict, _words(_scaled(change, 100), " points", margins.accuracy))
 
 
-def _divergence(record: Record, margin: float) -> Finding:
+def _divergence(record: Record, margins: Margins) -> Finding:
     value, floor = record.estimates["kl_divergence"], record.estimates.get("kl_floor")
     how = record.realised.get("noise_floor", NOT_MEASURED)
     said = f"{value.value:.2g} nats{_interval(value, '.2g')}"
-    if value.low is None or value.high is None:
+    if value.high is None:
         return Finding("KL", UNDECIDED, f"{said}; {value.n} blocks of text are too few for an interval")
     if floor is None:
-        against, least = f"no noise floor ({NOT_MEASURED})", 0.0
-    else:
-        against, least = f"the noise floor {floor.value:.2g} ({how}; {floor.n:,} tokens)", floor.value
-    if floor is not None and value.high <= least:
+        words = f"{said}, no noise floor ({NOT_MEASURED}), margin {margins.kl:g}"
+        return Finding("KL", _verdict(Answer.to(KL, value, margins)), words)
+    against = f"the noise floor {floor.value:.2g} ({how}; {floor.n:,} tokens)"
+    if value.high <= floor.value:
         return Finding("KL", EQUIVALENT, f"{said} lies below {against}: no loss shown", settles=True)
-    words = f"{said}, {against}, margin {margin:g}"
-    if value.high <= margin:
-        return Finding("KL", EQUIVALENT, words)
-    return Finding("KL", WORSE if value.low > least else UNDECIDED, words)
+    words = f"{said}, {against}, margin {margins.kl:g}"
+    return Finding("KL", _verdict(Answer.to(KL, value, margins, floor.value)), words)
 
 
-def _change(name: str, change: Estimate, margin: float, unit: str, *, worse: int) -> Finding:
-    """Judge a change, as a share; ``worse`` is the sign of a loss."""
-    shown, loss = _scaled(change, 100), _scaled(change, worse)
-    said = f"{shown.value:+.2f}{_interval(shown, '+.2f')}{unit}, margin {100 * margin:g}{unit}"
-    if loss.low is None or loss.high is None:
-        return Finding(name, UNDECIDED, f"{said}; too few samples for an interval")
-    if -margin <= loss.low and loss.high <= margin:
-        return Finding(name, EQUIVALENT, said)
-    if loss.low > 0:
-        return Finding(name, WORSE, said)
-    return Finding(name, BETTER if loss.high < 0 else UNDECIDED, said)
+def _verdict(answer: Answer) -> str:
+    """Return the word for an answer: a difference that is shown to keep the margin is none."""
+    if answer.word in (UNDECIDED, FAILED):
+        return UNDECIDED
+    return EQUIVALENT if isfinite(answer.within) else answer.word
+
+
+def _words(change: Estimate, unit: str, margin: float) -> str:
+    few = "; too few samples for an interval" if change.low is None else ""
+    return f"{change.value:+.2f}{_interval(change, '+.2f')}{unit}, margin {100 * margin:g}{unit}{few}"
 
 
 def _details(record: Record) -> Iterator[str]:
@@ -116,9 +114,8 @@ def _details(record: Record) -> Iterator[str]:
 
 
 def _scaled(estimate: Estimate, by: float) -> Estimate:
-    """Return a multiple of a change, its interval too."""
-    bounds = [None if each is None else by * each for each in (estimate.low, estimate.high)]
-    low, high = bounds if by > 0 else bounds[::-1]
+    """Return a positive multiple of a change, its interval too."""
+    low, high = (None if each is None else by * each for each in (estimate.low, estimate.high))
     return Estimate(by * estimate.value, low, high, n=estimate.n)
 
 

@@ -1,7 +1,7 @@
 """Tell how one row differs from another, in words and figures, from their raw samples: ``squeeze compare A B``.
 
-Speed is compared round by round, each candidate relative to the baseline process of its own round: where both shared
-that process it cancels, where they did not it stands in for the conditions of the moment.
+Speed is compared round by round. Rows that were timed in the same rounds are compared directly, turn by turn; others
+each relative to the baseline process of its own round, which stands in for the conditions of the moment.
 """
 
 from __future__ import annotations
@@ -14,13 +14,24 @@ import numpy as np
 
 from squeeze.boards import certificate
 from squeeze.core.errors import SqueezeError
-from squeeze.records.answers import ACCURACY, FAILED, PERPLEXITY, SPEED, UNDECIDED, Answer, Kind, Margins, amount
+from squeeze.records.answers import (
+    ACCURACY,
+    FAILED,
+    PERPLEXITY,
+    SPEED,
+    UNDECIDED,
+    Answer,
+    Kind,
+    Margins,
+    amount,
+    relative,
+)
 from squeeze.records.estimates import changes
 from squeeze.records.record import UNSTEADY, WARMING, Estimate, Record, Status
 from squeeze.records.rows import Side, find, unlike_environments
 from squeeze.records.statistics import accuracy_change, mcnemar, ratio, retained_accuracy
 from squeeze.records.store import RecordStore
-from squeeze.records.turns import round_ratios
+from squeeze.records.turns import processes, round_ratio, round_ratios
 
 TIMINGS = {"ttft_s": "first token", "token_s": "decoding"}
 
@@ -52,9 +63,8 @@ def explain(results: Path, a: str, b: str, allow_mixed: bool = False, margins: M
     chosen = margins or Margins()
     parts = (part(first, second, chosen) for part in (_speed, _perplexity, _answers))
     print("\n".join(line for lines in parts for line in lines))
-    bounds = {"perplexity": chosen.perplexity, "accuracy": chosen.accuracy, "kl": chosen.kl}
     for side in (first, second):
-        if found_against := certificate.lines(side.record, **bounds):
+        if found_against := certificate.lines(side.record, chosen):
             print("\n".join([side.cell.label, *found_against]))
     print("Intervals and p-values are of this pair alone; `squeeze board` corrects its verdicts for all rows.")
 
@@ -105,15 +115,21 @@ def _speed(first: Side, second: Side, margins: Margins) -> Iterator[str]:
     note = ", among unsteady times" if UNSTEADY in flags else ""
     for name in sorted(name for name in first.arrays.keys() & second.arrays.keys() if name.startswith(tuple(TIMINGS))):
         what = f"{TIMINGS[name.rpartition('_b')[0]]} at batch {name.rpartition('_b')[2]}"
-        estimate = ratio(_relative_rates(first, name), _relative_rates(second, name))
+        estimate = _times_as_fast(first, second, name)
         said = f"{FAILED} ({WARMING})" if WARMING in flags else _in_words(SPEED, estimate, margins)
         yield f"  {what}: {estimate.value:.3f} times as fast{_interval(estimate)}, {estimate.n} rounds{note}: {said}"
 
 
-def _relative_rates(side: Side, name: str) -> list[float]:
-    """Return, for each round, the rate of the row's process over that of its baseline's."""
+def _times_as_fast(first: Side, second: Side, name: str) -> Estimate:
+    """Return how many times as fast the first row is as the second, of the calls whose times are the array ``name``."""
     kind, _, batch = name.rpartition("_b")
-    return [1 / each for each in round_ratios(side.arrays, kind, batch)]
+    one, other = ([1 / each for each in round_ratios(side.arrays, kind, batch)] for side in (first, second))
+    rounds = min(len(one), len(other))
+    beside, beside_other = (side.arrays[f"baseline_{name}"][:rounds] for side in (first, second))
+    if np.array_equal(beside, beside_other):
+        pairs = zip(processes(first.arrays)[:rounds], processes(second.arrays)[:rounds], strict=True)
+        one, other = [1 / round_ratio(*pair, kind, batch) for pair in pairs], [1.0] * rounds
+    return ratio(one, other)
 
 
 def _perplexity(first: Side, second: Side, margins: Margins) -> Iterator[str]:
@@ -122,11 +138,10 @@ def _perplexity(first: Side, second: Side, margins: Margins) -> Iterator[str]:
     one, other = (side.arrays["token_nll"].astype(np.float64) for side in (first, second))
     estimate = changes({"token_nll": one}, {"token_nll": other}, first.cell.protocol["seed"])["perplexity_delta"]
     values = [float(np.exp(losses.mean())) for losses in (one, other)]
-    low, high = (None if bound is None else 1 + bound / values[1] for bound in (estimate.low, estimate.high))
-    relative = Estimate(values[0] / values[1], low, high, estimate.p_value, estimate.n)
+    said = _in_words(PERPLEXITY, relative(estimate, values[1]), margins)
     yield (
         f"  perplexity: {values[0]:.4g} against {values[1]:.4g}, {estimate.value:+.3g}{_interval(estimate, '+')} or "
-        f"{estimate.value / values[1]:+.1%}, {estimate.n} blocks of tokens: {_in_words(PERPLEXITY, relative, margins)}"
+        f"{estimate.value / values[1]:+.1%}, {estimate.n} blocks of tokens: {said}"
     )
 
 

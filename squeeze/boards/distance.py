@@ -13,10 +13,10 @@ from rich.text import Text
 
 from squeeze.core.files import write_atomically
 from squeeze.core.progress import console
-from squeeze.records.distance import BLOCK, Distance, Guess, Layer, Worst
+from squeeze.records.distance import Distance, Guess, Layer, Worst
 from squeeze.records.record import Estimate
 from squeeze.records.sanitize import line
-from squeeze.records.statistics import FEWEST_BLOCKS
+from squeeze.records.statistics import FEWEST_BLOCKS, TOKEN_BLOCK
 
 
 def show(distance: Distance, json_file: Path | None = None) -> None:
@@ -24,7 +24,8 @@ def show(distance: Distance, json_file: Path | None = None) -> None:
     out = console()
     out.print(_overall(distance))
     if distance.blocks < FEWEST_BLOCKS:
-        _note(out, f"no intervals: {distance.blocks} blocks of {BLOCK} tokens, {FEWEST_BLOCKS} needed (--tokens 8192)")
+        blocks = f"{distance.blocks} blocks of {TOKEN_BLOCK} tokens"
+        _note(out, f"no intervals: {blocks}, {FEWEST_BLOCKS} needed (--tokens 8192)")
     out.print(_worst(distance.worst))
     if distance.layers:
         out.print(_layers(distance.layers))

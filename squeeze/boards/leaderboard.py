@@ -5,7 +5,6 @@ The same records give the same CSV bytes in any clone: rows are in reading order
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,24 +52,6 @@ def terms_of(results: Path) -> Terms:
     """Return the terms that a folder's leaderboard.csv was made with. Raises as `Terms.of_csv` does."""
     path = results / "leaderboard.csv"
     return Terms.of_csv(path.read_bytes()) if path.exists() else terms.NONE
-
-
-def says(content: bytes, expected: bytes, older: bool) -> bool:
-    """Tell whether a published file says what is expected of it.
-
-    A CSV that is ``older`` than margins has fewer columns and verdicts by other rules: the columns that both have are
-    compared, but for verdicts; of an older file of another kind nothing is asked.
-    """
-    if not older or content == expected:
-        return content == expected
-    if not content.startswith(b"rank,"):
-        return content.startswith(b"# ")
-    try:
-        old, new = (pd.read_csv(io.BytesIO(text), dtype=str, keep_default_na=False) for text in (content, expected))
-    except ValueError:  # one of them is no table
-        return False
-    common = [name for name in old.columns if name in new.columns and not name.endswith("_verdict")]
-    return old[common].equals(new[common])
 
 
 def csv(frame: pd.DataFrame) -> bytes:

@@ -37,38 +37,16 @@ def _compared(name: str) -> tuple[str, ...]:
 
 REQUESTED = axes.columns()  # numbers where a technique has them, else missing
 COLUMNS = (
-    *(
-        "rank",
-        "rank_low",
-        "rank_high",
-        "group",
-        "model",
-        "technique",
-        "family",
-        "label",
-        "dtype",
-        *REQUESTED,
-        "effective_bits",
-    ),
+    *("rank", "rank_low", "rank_high", "group"),
+    *("model", "technique", "family", "label", "dtype", *REQUESTED, "effective_bits"),
     *("bytes", "compression_ratio", "load_peak_bytes", "prefill_peak_bytes", "decode_peak_bytes"),
     *("ttft_ms", *_compared("ttft_speedup"), "decode_tokens_per_s", *_compared("decode_speedup")),
     *("perplexity", *_compared("perplexity_delta"), "bits_per_byte", "kl_divergence", "top1_agreement"),
 )
 LAST_COLUMNS = (
     *("build_seconds", "build_peak_bytes", "bytes_real", "memory_real", "compute_real", "batch_dependent"),
-    *(
-        "speed_baseline",
-        "verdict_reason",
-        "margins",
-        "flags",
-        "coverage",
-        "status",
-        "stage",
-        "reason",
-        "isolation",
-        "protocol",
-        "device",
-    ),
+    *("speed_baseline", "verdict_reason", "margins", "flags"),
+    *("coverage", "status", "stage", "reason", "isolation", "protocol", "device"),
     *("fingerprint", "board", "key", "artifact_key", "attempt", "finished"),
 )
 WARMED_UP_NEVER = "every process moved the same way by over 10 %"
@@ -220,7 +198,8 @@ def _estimates(frame: pd.DataFrame, name: str, of: Kind, warming: npt.NDArray[np
         own = frame[name.removesuffix("_delta")].astype(float) if name.removesuffix("_delta") in frame else np.nan
         value, low, high = (1 + each / (own - value) for each in (value, low, high))
     corrected = p_value.groupby(frame["board"]).transform(holm)
-    return Estimates(*(np.asarray(each, dtype=np.float64) for each in (value, low, high, corrected, n)))
+    floor = frame["kl_floor"].astype(float) if of.distance and "kl_floor" in frame else value * np.nan
+    return Estimates(*(np.asarray(each, dtype=np.float64) for each in (value, low, high, corrected, n, floor)))
 
 
 def _arranged(frame: pd.DataFrame) -> pd.DataFrame:

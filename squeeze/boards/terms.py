@@ -25,12 +25,12 @@ class Terms:
     """Hold the terms of a board.
 
     price: of the machine, in any currency, an hour; memory: bytes of a process; margins: of differences that count as
-    none, None for a leaderboard that was made before there were any.
+    none.
     """
 
     price: float | None = None
     memory: int | None = None
-    margins: Margins | None = DEFAULT
+    margins: Margins = DEFAULT
 
     @classmethod
     def of(cls, price: str | None = None, memory: str | None = None, margins: str = "") -> Terms:
@@ -46,8 +46,7 @@ class Terms:
         """
         row = next(csv.DictReader(io.StringIO(content.decode())), {})
         price, memory, margins = (row.get(name) for name in (PRICE, MEMORY, MARGINS))
-        known = None if margins is None else Margins.of(margins)
-        return cls(float(price) if price else None, int(memory) if memory else None, known)
+        return cls(float(price) if price else None, int(memory) if memory else None, Margins.of(margins or ""))
 
     @property
     def of_serving(self) -> bool:

@@ -6,8 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 LINE_EVERY = 30.0  # seconds between two lines about a training, where nobody watches
 
@@ -18,31 +22,32 @@ Trained = Callable[[int, float], None]
 @contextmanager
 def progress(title: str) -> Iterator[Advance]:
     """Show ``title`` while the body runs, which may call the yielded ``advance(bytes_so_far)``."""
-    if not sys.stderr.isatty():
-        print(f"{title} ...", file=sys.stderr, flush=True)
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import DownloadColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(file=sys.stderr)) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done: bar.update(task, completed=done)
+    with _bar(title, None, DownloadColumn(), TimeElapsedColumn()) as advance:
+        yield advance
 
 
 @contextmanager
 def counted(title: str, total: int) -> Iterator[Advance]:
     """Show ``title`` while the body runs, which calls the yielded ``advance(so_far)`` as it goes."""
+    from rich.progress import MofNCompleteColumn, TimeRemainingColumn
+
+    with _bar(title, total, MofNCompleteColumn(), TimeRemainingColumn()) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(title: str, total: int | None, *columns: ProgressColumn) -> Iterator[Advance]:
+    """Draw a bar on a terminal, print one line elsewhere."""
     if not sys.stderr.isatty():
         print(f"{title} ...", file=sys.stderr, flush=True)
         yield lambda _: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr)) as bar:
+    with Progress(TextColumn("{task.description}"), BarColumn(), *columns, console=Console(file=sys.stderr)) as bar:
         task = bar.add_task(title, total=total)
         yield lambda done: bar.update(task, completed=done)
 

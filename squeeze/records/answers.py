@@ -69,7 +69,8 @@ class Kind:
 
     margin: the field of Margins. lower, higher: words for a value below and above that of no difference, which is 1
     of a ratio, else 0. unit: what its ``n`` counts, of which it takes ``fewest``. An estimate that cannot be below
-    zero (``distance``) is not tested against zero, where no model but the baseline lies, but against its margin.
+    zero (``distance``) is not tested against zero, where no model but the baseline lies, but against the floor of what
+    rounding does or, where that was not measured, its margin.
     tail: of each of the two one-sided tests. That of accuracies is half: with 5 % each, of rows that lose the margin on
     400 items, where answers seldom flip, 9 % were called equal.
     """
@@ -117,13 +118,17 @@ class Answers(NamedTuple):
 
 
 class Estimates(NamedTuple):
-    """Hold estimates (rows,) with their 95 % intervals, p-values (corrected, where they are of a family) and n."""
+    """Hold estimates (rows,) with their 95 % intervals, p-values (corrected, where they are of a family) and n.
+
+    floor: of a distance, that of the baseline from itself, (rows,); NaN where it was not measured.
+    """
 
     value: Array
     low: Array
     high: Array
     p_value: Array
     n: Array
+    floor: Array | float = np.nan
 
 
 def answers(of: Kind, found: Estimates, margins: Margins) -> Answers:
@@ -140,7 +145,8 @@ def answers(of: Kind, found: Estimates, margins: Margins) -> Answers:
         least, most = value - (value - low) * shrunk, value + (high - value) * shrunk
         keeps = (least > -margin) & (most < margin)
         known = np.isfinite(low) & np.isfinite(high)
-        differs = known & (low > margin) if of.distance else found.p_value <= ALPHA
+        none = np.where(np.isnan(found.floor), margin, found.floor)
+        differs = known & (low > none) if of.distance else found.p_value <= ALPHA
         reach = np.maximum(np.abs(low), np.abs(high))
         sizes, at = np.unique(found.n, return_inverse=True)
         detectable = (high - low) / 2 / two_sided * np.array([_noncentrality(float(n)) for n in sizes])[at]
@@ -170,9 +176,9 @@ class Answer:
     reason: str = ""
 
     @classmethod
-    def to(cls, of: Kind, estimate: Estimate, margins: Margins) -> Answer:
-        """Answer one estimate by its own p-value."""
-        bounds = (estimate.value, estimate.low, estimate.high, estimate.p_value, estimate.n)
+    def to(cls, of: Kind, estimate: Estimate, margins: Margins, floor: float | None = None) -> Answer:
+        """Answer one estimate by its own p-value; a distance by its ``floor``, where that is known."""
+        bounds = (estimate.value, estimate.low, estimate.high, estimate.p_value, estimate.n, floor)
         found = Estimates(*(np.array([np.nan if each is None else each], dtype=np.float64) for each in bounds))
         return cls(of, *(each[0] for each in answers(of, found, margins)))
 
@@ -183,6 +189,12 @@ class Answer:
             return self.word
         ahead = {EQUAL: " within ", UNDECIDED: " within ±"}.get(self.word, ", yet within ")
         return f"{self.word}{ahead}{amount(self.kind, self.within)}"
+
+
+def relative(change: Estimate, before: float) -> Estimate:
+    """Return a change of perplexity as the ratio to the one ``before`` it, which is how PERPLEXITY is read."""
+    low, value, high = (None if each is None else 1 + each / before for each in (change.low, change.value, change.high))
+    return Estimate(value or 1.0, low, high, change.p_value, change.n)
 
 
 def amount(of: Kind, size: float) -> str:

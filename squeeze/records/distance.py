@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy
 
 from squeeze.core.errors import SqueezeError
 from squeeze.records.record import Estimate
-from squeeze.records.statistics import ALPHA, FEWEST_BLOCKS, block_means, perplexity_ratio
+from squeeze.records.statistics import TOKEN_BLOCK, block_mean, block_means, perplexity_ratio
 
-BLOCK = 512  # tokens: neighbours are alike, and shorter blocks make intervals too narrow
 QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 Array = npt.NDArray[Any]
@@ -108,7 +106,7 @@ class Distance:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data; of estimates, the fields that are known."""
         estimates = {name: getattr(self, name).to_json() for name in ("perplexity_ratio", "kl", "top1")}
-        return {**asdict(self), "block_tokens": BLOCK, **estimates}
+        return {**asdict(self), "block_tokens": TOKEN_BLOCK, **estimates}
 
 
 def overall(scores: TokenScores) -> dict[str, Any]:
@@ -122,29 +120,14 @@ def overall(scores: TokenScores) -> dict[str, Any]:
             f"predictions are not finite at {int((~finite).sum()):,} of {finite.size:,} tokens, the first of them "
             f"{int(finite.argmin()):,}; a model is damaged, or overflows in its dtype (load it in float32 to tell)"
         )
-    kl, agree, nll_a, nll_b = (
-        np.array(block_means(values, finite.size // BLOCK))
-        for values in (scores.kl, scores.agree, scores.nll_a, scores.nll_b)
-    )
+    blocks = finite.size // TOKEN_BLOCK or 1
     return {
         "tokens": finite.size,
-        "blocks": len(kl),
+        "blocks": blocks,
         "perplexity_a": float(np.exp(scores.nll_a.mean(dtype=np.float64))),
         "perplexity_b": float(np.exp(scores.nll_b.mean(dtype=np.float64))),
-        "perplexity_ratio": perplexity_ratio(nll_b, nll_a),
-        "kl": mean_of_blocks(kl, 0.0, np.inf),
+        "perplexity_ratio": perplexity_ratio(block_means(scores.nll_b, blocks), block_means(scores.nll_a, blocks)),
+        "kl": block_mean(scores.kl, blocks, 0.0),
         "kl_quantiles": {name: float(np.quantile(scores.kl, share)) for name, share in QUANTILES.items()},
-        "top1": mean_of_blocks(agree, 0.0, 1.0),
+        "top1": block_mean(scores.agree, blocks, 0.0, 1.0),
     }
-
-
-def mean_of_blocks(blocks: Array, least: float, most: float) -> Estimate:
-    """Return the mean of blocks' means, (n,), with Student's interval, which is cut off at the bounds.
-
-    The interval is None with fewer than 16 blocks.
-    """
-    mean, n = float(blocks.mean()), len(blocks)
-    if n < FEWEST_BLOCKS:
-        return Estimate(mean, n=n)
-    half = float(blocks.std(ddof=1) / np.sqrt(n) * scipy.stats.t.isf(ALPHA / 2, n - 1))
-    return Estimate(mean, max(mean - half, least), min(mean + half, most), n=n)

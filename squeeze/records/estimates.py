@@ -17,10 +17,16 @@ import numpy.typing as npt
 
 from squeeze.records.record import RECORD_BLOCKS, Estimate
 from squeeze.records.roofline import Machine, mbu, mfu
-from squeeze.records.statistics import accuracy_change, block_means, perplexity_delta, ratio
+from squeeze.records.statistics import (
+    TOKEN_BLOCK,
+    accuracy_change,
+    block_means,
+    perplexity_delta,
+    ratio,
+    token_blocks,
+)
 from squeeze.records.turns import round_ratio
 
-BLOCK = 512  # fewest tokens of a block, to within one: blocks of 64 or 128 depend on each other (8 % false alarms)
 FEWEST = 20  # token times of a process that have a 95th percentile: one of them lies beyond it
 STEPS = ("load", "prefill", "decode")  # those of a latency process
 MEMORY = ("peak", "peak_anon_bound", "rss_anon", "rss_file", "cuda_reserved", "cuda_device")
@@ -148,7 +154,7 @@ def changes(arrays: Arrays, baseline: Arrays, seed: int) -> Estimates:
     found = {}
     for name, change in TEXTS.items():
         if name in arrays:
-            block = max(BLOCK, arrays[name].size // RECORD_BLOCKS)
+            block = max(TOKEN_BLOCK, arrays[name].size // RECORD_BLOCKS)
             found[change] = perplexity_delta(arrays[name], baseline[name], block, seed)
     for name in sorted(name for name in arrays if name.endswith("_correct")):
         found[f"acc_{name.removesuffix('_correct')}_delta"] = accuracy_change(arrays[name], baseline[name])
@@ -164,12 +170,8 @@ def _speed_up(rounds: Sequence[Values], baseline: Sequence[Values], name: str, b
 
 
 def block_losses(nll: npt.ArrayLike) -> tuple[float, ...]:
-    """Return what a record keeps of nll (tokens,) for ranking: mean NLL of at most 128 blocks, of BLOCK tokens or more.
-
-    To within one token: 8 windows of 1,024, of which each predicts 1,023, make 16 blocks of 511 or 512.
-    """
-    count = max(1, min(RECORD_BLOCKS, round(np.size(nll) / BLOCK)))
-    return tuple(round(value, 5) for value in block_means(nll, count))
+    """Return what a record keeps of nll (tokens,) to rank it: mean NLL of at most 128 blocks, of 512 tokens or more."""
+    return tuple(round(value, 5) for value in block_means(nll, min(RECORD_BLOCKS, token_blocks(np.size(nll)))))
 
 
 def _spread(values: Sequence[float]) -> Estimate:

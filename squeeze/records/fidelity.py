@@ -10,13 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy
 
 from squeeze.records.record import Estimate
-from squeeze.records.statistics import ALPHA, FEWEST_BLOCKS, accuracy_change, retained_accuracy
+from squeeze.records.statistics import accuracy_change, block_mean, retained_accuracy, student_mean, token_blocks
 
-BLOCK = 512  # tokens of a block: shorter ones depend on their neighbours, and their intervals are too narrow
-MEANS = {"kl": "kl_divergence", "top1": "top1_agreement"}
 PERCENTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
 BANDS = {"unsure": (0.0, 0.5), "likely": (0.5, 0.9), "confident": (0.9, np.inf)}  # of the baseline's likeliest token
 GENERATED = ("generated", "generated_alone")  # together in batches, or each prompt alone
@@ -42,8 +39,11 @@ def distances(arrays: Arrays) -> Estimates:
 
     Means have 95 % intervals (``block_mean``), ``n`` of a percentile and of a band counts tokens.
     """
-    found = {column: block_mean(arrays[name]) for name, column in MEANS.items() if name in arrays}
+    found = {}
+    if "top1" in arrays:
+        found["top1_agreement"] = block_mean(arrays["top1"], token_blocks(arrays["top1"].size), 0.0, 1.0)
     if "kl" in arrays:
+        found["kl_divergence"] = block_mean(arrays["kl"], token_blocks(arrays["kl"].size), 0.0)
         found |= {f"kl_{name}": _quantile(arrays["kl"], share) for name, share in PERCENTILES.items()}
     if {"kl", "confidence"} <= arrays.keys():
         for name, (low, high) in BANDS.items():
@@ -84,7 +84,7 @@ def generations(arrays: Arrays, baseline: Arrays) -> Estimates:
     prompts, tokens = differs.shape
     first = np.where(differs.any(axis=1), differs.argmax(axis=1), tokens)
     found = {
-        "divergent_share": _mean(differs.mean(axis=1)),
+        "divergent_share": student_mean(differs.mean(axis=1), 0.0, 1.0),
         "first_divergence": Estimate(float(np.median(first)), n=prompts),
         "repetition": Estimate(_repetition(arrays[name]), n=prompts),
         "baseline_repetition": Estimate(_repetition(baseline[name]), n=prompts),
@@ -111,26 +111,6 @@ def pooled(arrays: Arrays, baseline: Arrays) -> Estimates:
     if (kept := retained_accuracy(own, other)) is not None:
         found["retained_accuracy"] = Estimate(kept, n=own.size)
     return found
-
-
-def block_mean(values: npt.ArrayLike) -> Estimate:
-    """Return the mean of values (tokens,) with Student's 95 % interval over blocks of 512 consecutive tokens.
-
-    Blocks are equal to within a token, and as many as come nearest to that length; ``n`` counts them. With fewer than
-    16 blocks there is no interval.
-    """
-    each = np.asarray(values, dtype=np.float64)
-    blocks = np.array_split(each, max(1, round(each.size / BLOCK)))
-    return _mean(np.array([block.mean() for block in blocks]), float(each.mean()))
-
-
-def _mean(units: npt.NDArray[np.float64], value: float | None = None) -> Estimate:
-    """Return the mean of independent units, with Student's interval where there are at least 16."""
-    n, value = units.size, float(units.mean()) if value is None else value
-    if n < FEWEST_BLOCKS:
-        return Estimate(value, n=n)
-    half = float(units.std(ddof=1) / np.sqrt(n) * scipy.stats.t.isf(ALPHA / 2, n - 1))
-    return Estimate(value, value - half, value + half, n=n)
 
 
 def _quantile(values: npt.NDArray[Any], share: float) -> Estimate:

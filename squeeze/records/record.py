@@ -14,6 +14,7 @@ SCHEMA = 2
 READABLE = (1, 2)  # 1 had fewer columns, and intervals from shorter token blocks
 PROCESS = "process"  # the isolation of official records: each measurement in a process of its own
 RECORD_BLOCKS = 128  # of mean token losses in a record, at most: what ranking needs of them, in a kilobyte
+CONTENDED = "contended"  # flag: other work competed for the processor, which slows some kernels more than others
 UNSTEADY = "unsteady"  # flag: half the processes or more did not settle; it informs, intervals hold what it costs
 WARMING = "warming"  # flag: every process moved the same way from start to end, so a time supports no verdict
 GRID_FLATTERED = "grid_flattered"  # flag: the baseline's weights lay on a grid that this artifact's codes fall on

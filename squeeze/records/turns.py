@@ -79,6 +79,21 @@ def round_ratios(arrays: Arrays, name: str, batch: str) -> list[float]:
     return [round_ratio(own, baseline, name, batch) for own, baseline in pairs]
 
 
+def contention(rounds: Sequence[Values]) -> float:
+    """Return in what share of the timed seconds some task had to wait for a processor, the mean over rounds.
+
+    It counts tasks of all processes, as `squeeze.probes.turns.pressure` reads them; alone, a row comes to 2 to 4 %. NaN
+    where the system does not say.
+    """
+    shares = []
+    for values in rounds:
+        for began in values["turns"].values():
+            (first, _, stalled), (last, _, stalled_then) = began[0], began[-1]
+            if last > first:
+                shares.append((stalled_then - stalled) / (last - first))
+    return float(np.mean(shares)) if shares else float("nan")
+
+
 def is_timing(array: str) -> bool:
     """Tell whether an array of a record's samples, of whichever model, is of times or turns."""
     return array.removeprefix("baseline_").startswith((*TIMINGS, "turns_", "interleaved"))

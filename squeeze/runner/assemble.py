@@ -17,6 +17,7 @@ from squeeze.records import estimates as figures
 from squeeze.records import serving
 from squeeze.records.fidelity import GENERATED, fidelity, pooled
 from squeeze.records.record import (
+    CONTENDED,
     GRID_FLATTERED,
     NOT_REALISED,
     UNSTEADY,
@@ -27,7 +28,7 @@ from squeeze.records.record import (
 )
 from squeeze.records.sanitize import public
 from squeeze.records.statistics import trend
-from squeeze.records.turns import how_timed
+from squeeze.records.turns import contention, how_timed
 from squeeze.runner.attempt import Attempt, now
 from squeeze.runner.jobs.outcome import Failure
 from squeeze.runner.results import Measured, Process
@@ -38,6 +39,7 @@ REALISED = (
 )
 NOT_AVAILABLE = "not available"
 FLOOR = "floor_"  # arrays of a baseline that say how far it is from itself; in its own record they stand once, too
+MOST_CONTENTION = 0.05  # of the timed seconds, in which some task waited for a processor
 MOST_TREND = 0.10  # of the time of a token within a process; one way in all rounds, it is no noise
 
 Values = dict[str, Any]
@@ -176,6 +178,8 @@ def _flags(attempt: Attempt, weighed: Values) -> Iterator[str]:
     assert attempt.speed_baseline is not None
     if any(_unsteady(member.rounds) for member in (attempt.built, attempt.speed_baseline)):
         yield UNSTEADY
+    if contention(attempt.built.rounds) > MOST_CONTENTION:
+        yield CONTENDED
     if any(_warming(member.rounds) for member in (attempt.built, attempt.speed_baseline)):
         yield WARMING
     if attempt.built.artifact.info.get(GRID_FLATTERED):

@@ -73,7 +73,7 @@ class Baselines:
     def fastest(self, cell: Cell, fingerprint: str) -> Measured:
         """Return the baseline to beat in speed, not timed: a pilot finds its dtype; its times are not kept.
 
-        Nor is its choice, beyond this run, unless a test shows the difference. Raises StageError when no baseline can
+        Nor is its choice, beyond this run, unless the difference was shown. Raises StageError when no baseline can
         be timed.
         """
         choice = _choice(cell, fingerprint)

@@ -43,13 +43,11 @@ def companies(needs: Sequence[int], available: int) -> list[list[int]]:
     a fifth is left alone. A group of which even one candidate does not fit beside the baseline has that one alone.
     """
     groups: list[list[int]] = []
-    room = 0.0
-    for position, need in enumerate(needs[1:], start=1):
-        if not groups or need > room:
-            groups.append([])
-            room = SHARE * available - needs[0]
-        groups[-1].append(position)
-        room -= need
+    for position in range(1, len(needs)):
+        if groups and fits([needs[at] for at in (0, *groups[-1], position)], available):
+            groups[-1].append(position)
+        else:
+            groups.append([position])
     return groups
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from squeeze.boards.certificate import lines
+from squeeze.records.answers import Margins
 from squeeze.records.record import Estimate, Record
 from tests.fabricated import cell, record
 
@@ -23,7 +24,7 @@ def row(
         "kl_divergence": Estimate(*kl, n=16),
         "kl_floor": Estimate(0.0006, n=5115),
         "perplexity": Estimate(13.5),
-        "perplexity_delta": Estimate(sum(delta) / 2, *delta, p_value=0.5, n=64),
+        "perplexity_delta": Estimate(sum(delta) / 2, *delta, p_value=0.5 if delta[0] <= 0 <= delta[1] else 0.001, n=64),
         "top1_agreement": Estimate(0.95, 0.94, 0.96, n=16),
         "top1_floor": Estimate(0.988, n=5115),
         **changes,
@@ -33,12 +34,13 @@ def row(
 
 
 def said(subject: Record, name: str, **margins: float) -> str:
-    [line] = [line.strip() for line in lines(subject, **margins) if line.strip().startswith(f"{name}:")]
+    told = lines(subject, Margins(**margins))
+    [line] = [line.strip() for line in told if line.strip().startswith(f"{name}:")]
     return line
 
 
 def verdict(subject: Record, **margins: float) -> str:
-    return lines(subject, **margins)[0].removeprefix("  against its own baseline: ")
+    return lines(subject, Margins(**margins))[0].removeprefix("  against its own baseline: ")
 
 
 def test_below_the_floor_no_loss_is_shown_and_the_floor_is_named() -> None:
@@ -84,8 +86,8 @@ def test_margins_are_the_readers() -> None:
     subject = row(delta=(0.05, 0.2))
     assert said(subject, "perplexity", perplexity=0.02).endswith("margin 2 %: equivalent")
     assert said(row(), "KL", kl=0.004).endswith("margin 0.004: worse")
-    answers = row(acc_pooled_delta=Estimate(-0.03, -0.05, -0.011, 0.01, 4000))
-    assert said(answers, "accuracy") == "accuracy: -3.00 [-5.00, -1.10] points, margin 1 points: worse"
+    answers = row(acc_pooled_delta=Estimate(-0.03, -0.049, -0.011, 0.01, 4000))
+    assert said(answers, "accuracy") == "accuracy: -3.00 [-4.90, -1.10] points, margin 1 points: worse"
     assert said(answers, "accuracy", accuracy=0.05).endswith("margin 5 points: equivalent")
 
 
@@ -112,7 +114,7 @@ def test_tails_agreement_and_generations_are_told() -> None:
         baseline_repetition=Estimate(0.2, n=8),
         retained_accuracy=Estimate(0.981, n=6000),
     )
-    text = "\n".join(lines(subject))
+    text = "\n".join(lines(subject, Margins()))
     assert "by the baseline's confidence 0.001 (at least 0.9)" in text
     assert "same likeliest token: 95.0 [94.0, 96.0] %; the baseline with itself 98.8%" in text
     assert "of 8 prompts: 42% of tokens differ, the first after 11.5 (median); the baseline with itself 5%" in text
@@ -121,4 +123,4 @@ def test_tails_agreement_and_generations_are_told() -> None:
 
 
 def test_records_without_these_figures_say_nothing() -> None:
-    assert lines(row(kl_median=None)) == []
+    assert lines(row(kl_median=None), Margins()) == []

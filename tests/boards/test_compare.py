@@ -74,6 +74,24 @@ def test_two_rows_in_words_and_figures(store, capsys):
     assert "0 answers won, 40 lost, McNemar p = 1.8e-12, -10.0 points (95 % interval -13.0 to -6.9): worse" in sciq
 
 
+def in_turns(speed, spells, turn):
+    """Arrays of a row that decodes ``speed`` times as fast, while spells slow the machine for a turn of all members."""
+    seconds = 0.05 * spells
+    turns = np.zeros((ROUNDS, spells.shape[1] // turn, 3))
+    return {"token_s_b1": seconds / speed, "turns_token_s_b1": turns, "interleaved": np.ones(ROUNDS, dtype=bool)}
+
+
+def test_rows_of_the_same_rounds_are_compared_turn_by_turn(store, capsys):
+    """What slows a turn of both cancels, though the baseline beside them was disturbed by other spells."""
+    rng = np.random.default_rng(0)
+    spells, others = (np.repeat(rng.choice([1.0, 1.5, 2.0], size=(ROUNDS, 16)), 2, axis=1) for _ in range(2))
+    beside = {f"baseline_{name}": array for name, array in in_turns(1.0, others, 2).items()}
+    for bits, speed in ((4, 1.2), (8, 1.0)):
+        keep(store, bits, {**samples(1.0, 0.0, seed=bits), **in_turns(speed, spells, 2), **beside})
+    explain(store.results, RTN4, RTN8)
+    assert "decoding at batch 1: 1.200 times as fast (95 % interval 1.2 to 1.2," in capsys.readouterr().out
+
+
 def test_each_row_is_judged_against_its_own_baseline(store, capsys):
     near = {"kl_median": Estimate(0.001), "kl_p90": Estimate(0.001), "kl_p99": Estimate(0.001)}
     far = near | {"kl_divergence": Estimate(0.2, 0.1, 0.3, n=16), "kl_floor": Estimate(0.0006, n=5115)}

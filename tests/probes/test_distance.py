@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -219,14 +221,22 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
         distance(NAMES, (tmp_path / "a", tmp_path / "b"), conditions(tmp_path))
 
 
-def test_other_tokenizers_are_refused_with_the_first_token_that_differs(tmp_path: Path) -> None:
-    saved(tiny_subject("llama"), tmp_path / "a")
-    saved(tiny_subject("llama"), tmp_path / "b")
-    path = tmp_path / "b" / "tokenizer.json"
+def saved_with_another_tokenizer(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """One model twice, in a and b; the tokenizer of b is changed where it is saved."""
+    for name in "ab":
+        saved(tiny_subject("llama"), folder / name)
+    path = folder / "b" / "tokenizer.json"
     content = json.loads(path.read_text())
-    vocabulary = content["model"]["vocab"]
-    vocabulary["n"], vocabulary["e"] = vocabulary["e"], vocabulary["n"]
+    change(content)
     path.write_text(json.dumps(content))
+
+
+def test_other_tokenizers_are_refused_with_the_first_token_that_differs(tmp_path: Path) -> None:
+    def swap(content: dict[str, Any]) -> None:
+        vocabulary = content["model"]["vocab"]
+        vocabulary["n"], vocabulary["e"] = vocabulary["e"], vocabulary["n"]
+
+    saved_with_another_tokenizer(tmp_path, swap)
     with pytest.raises(
         SqueezeError, match=r"differ: token 2 of text .* \('n'\) to the first, .* \('n'\) to the second"
     ):
@@ -234,12 +244,8 @@ def test_other_tokenizers_are_refused_with_the_first_token_that_differs(tmp_path
 
 
 def test_a_tokenizer_that_makes_fewer_tokens_is_another_one(tmp_path: Path) -> None:
-    saved(tiny_subject("llama"), tmp_path / "a")
-    saved(tiny_subject("llama"), tmp_path / "b")
-    path = tmp_path / "b" / "tokenizer.json"
-    content = json.loads(path.read_text())
-    content["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[a-z ]"}, "content": ""}
-    path.write_text(json.dumps(content))
+    fewer = {"type": "Replace", "pattern": {"Regex": "[a-z ]"}, "content": ""}
+    saved_with_another_tokenizer(tmp_path, lambda content: content.update(normalizer=fewer))
     tokens = len(TEXT.encode()) - 1
     with pytest.raises(SqueezeError, match=r"tokenizers of first and second differ: to the second, text .* are asked"):
         distance(NAMES, (tmp_path / "a", tmp_path / "b"), conditions(tmp_path, tokens=tokens))

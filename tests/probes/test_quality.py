@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
-from safetensors.torch import load_file, save_file
 
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import IntegrityError, SqueezeError
-from squeeze.models.subject import Subject
 from squeeze.probes import quality, rounding, samples
 from squeeze.probes.divergence import FILE_NAME
-from squeeze.probes.quality import measure_quality, scored_difference, standard_error
-from squeeze.probes.samples import Samples
+from squeeze.probes.quality import scored_difference, standard_error
 from squeeze.runtimes.compiled import Compiled
 from squeeze.runtimes.eager import Eager
 from squeeze.sources import questions as data
@@ -28,45 +23,11 @@ from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.inference.kivi import KIVI
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.quantization.torch_dynamic import TorchDynamic
+from tests.scored import PROTOCOL, made_up_data, measure  # noqa: F401 - a fixture
 from tests.tiny import tiny_subject
 
-PROTOCOL: Mapping[str, Any] = {
-    "perplexity": {"corpus": "wikipedia_eval", "tokens": 300, "window": 64, "stride": 64},
-    "tasks": ["lambada", "sciq"],
-    "items": 3,
-    "token_budget": 256,
-}
 SCALARS = {"perplexity", "bits_per_byte", "acc_lambada", "acc_sciq", "acc_lambada_stderr", "acc_sciq_stderr"}
 COMPARED = {"kl_divergence", "top1_agreement"}
-
-
-@pytest.fixture(autouse=True)
-def _made_up_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "The cat sat on the mat; 東京 is far away. " * 50
-
-    def questions(*, member: str, items: int, **_: Any) -> dict[str, Dataset]:
-        choices = [" one", " two", " three"] if "sciq" in member else [" word"]
-        docs = [
-            {
-                "contexts": [f"Question {number}:"] * (len(choices) - number % 2 or 1),
-                "continuations": choices[: len(choices) - number % 2 or 1],
-                "gold": 0,
-            }
-            for number in range(items)
-        ]
-        return {"test": Dataset.from_list(docs)}
-
-    monkeypatch.setattr(data, "questions", questions)
-    monkeypatch.setattr(data.corpora, "text", lambda _: text)
-
-
-def measure(subject: Subject, folder: Path, baseline: Path | None = None, **changes: Any) -> Samples:
-    """What was found, after a trip through the files. The baseline's artifact lies beside its samples."""
-    collected = Samples(folder)
-    stored = baseline and baseline.with_name("artifact")
-    measure_quality(Eager("cpu", 1).engine(subject), {**PROTOCOL, **changes}, collected, baseline, stored)
-    collected.write()
-    return samples.read(folder)
 
 
 @pytest.fixture
@@ -205,43 +166,6 @@ def test_corrupted_weights_worsen_the_distance_not_the_probe(baseline: Path, tmp
     found = measure(subject, tmp_path / "corrupted", baseline)
     assert found.values["kl_divergence"] > 0
     assert found.values["batch_dependent"] is False
-
-
-def trained(text: str, steps: int = 60) -> Subject:
-    """A tiny model that has learnt a text by heart: one that corruption can make worse."""
-    subject = tiny_subject("llama")
-    tokens = torch.tensor([subject.tokenizer.encode(text)[:512]])
-    optimizer = torch.optim.Adam(subject.model.requires_grad_(True).parameters(), lr=3e-3)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        subject.model(tokens, labels=tokens).loss.backward()
-        optimizer.step()
-    subject.model.requires_grad_(False)
-    return subject
-
-
-@pytest.mark.promise(12)
-def test_corrupted_weights_worsen_perplexity(tmp_path: Path, figure: Callable[[str], None]) -> None:
-    """Corrupted in the saved file: what is scored is what lies there."""
-    artifact.save(trained(data.corpora.text("")), tmp_path / "artifact")
-    path, perplexities = tmp_path / "artifact" / "model.safetensors", []
-    sound = load_file(path)
-    for share in (0.0, 0.02, 0.1, 0.5):
-        spoilt = {name: spoil(weight, share) for name, weight in sound.items()}
-        save_file(spoilt, path, metadata={"format": "pt"})
-        found = measure(artifact.load(tmp_path / "artifact"), tmp_path / f"out{share}")
-        perplexities.append(found.values["perplexity"])
-    assert perplexities[0] < 10
-    assert perplexities == sorted(perplexities)
-    assert perplexities[-1] > 3 * perplexities[0]
-    words = ", ".join(f"{value:.4g}" for value in perplexities)
-    figure(f"0, 2, 10 and 50 % of the saved weights set to zero: perplexity {words}")
-
-
-def spoil(weight: torch.Tensor, share: float) -> torch.Tensor:
-    """The weights with a random ``share`` of them zero."""
-    kept = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) >= share
-    return weight * kept
 
 
 def test_a_baseline_of_another_text_is_refused(baseline: Path, tmp_path: Path) -> None:

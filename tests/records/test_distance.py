@@ -16,9 +16,9 @@ from squeeze.records.distance import (
     StateError,
     TokenScores,
     Worst,
-    mean_of_blocks,
     overall,
 )
+from squeeze.records.statistics import student_mean
 
 
 def scores(tokens: int, seed: int = 0) -> TokenScores:
@@ -63,8 +63,8 @@ def test_no_block_is_shorter_and_with_fewer_than_sixteen_there_is_no_interval() 
 
 def test_an_interval_ends_where_the_figure_cannot_lie() -> None:
     blocks = np.array([0.0] * 15 + [1.0])
-    assert mean_of_blocks(blocks, 0.0, np.inf).low == 0
-    assert mean_of_blocks(1 - blocks, 0.0, 1.0).high == 1
+    assert student_mean(blocks, 0.0).low == 0
+    assert student_mean(1 - blocks, 0.0, 1.0).high == 1
 
 
 @pytest.mark.parametrize("field", ["kl", "nll_a", "nll_b"])

@@ -10,7 +10,7 @@ from scipy import stats
 from squeeze.records.answers import ACCURACY, PERPLEXITY, SPEED
 from squeeze.records.record import Estimate
 from squeeze.records.statistics import ALPHA, perplexity_delta
-from tests.equivalence import ACCURACY_MARGIN, BLOCK, PERPLEXITY_MARGIN, SPEED_MARGIN, accuracy_change, equivalent
+from tests.equivalence import ACCURACY_MARGIN, PERPLEXITY_MARGIN, SPEED_MARGIN, TOKEN_BLOCK, accuracy_change, equivalent
 from tests.noise import RUNS, extended, in_turns, measured, one_after_the_other, student
 
 TRIALS = int(os.environ.get("SQUEEZE_TEST_TRIALS", "1000"))
@@ -42,7 +42,7 @@ def said_of_perplexities(changes, texts, tokens, ratio, seed=0):
         starts = rng.integers(changes.size, size=tokens // PIECE)
         drawn = changes[(starts[:, None] + np.arange(PIECE)) % changes.size].ravel()
         baseline = rng.gamma(1.0, 2.6, size=tokens)
-        delta = perplexity_delta(baseline + drawn, baseline, block=BLOCK, seed=0)
+        delta = perplexity_delta(baseline + drawn, baseline, block=TOKEN_BLOCK, seed=0)
         before = np.exp(baseline.mean())
         relative = (1 + each / before for each in (delta.value, delta.low, delta.high))
         said.append(equivalent(PERPLEXITY, *relative, delta.n))

@@ -6,7 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from squeeze.records.fidelity import block_mean, distances, fidelity, generations, noise_floor, pooled
+from squeeze.records.fidelity import distances, fidelity, generations, noise_floor, pooled
+from squeeze.records.record import Estimate
+from squeeze.records.statistics import block_mean, token_blocks
 
 TOKENS = 16 * 512
 
@@ -14,6 +16,10 @@ TOKENS = 16 * 512
 def correlated(rng: np.random.Generator, count: int, reach: int = 64) -> npt.NDArray[np.float64]:
     """A series whose neighbours are alike for ``reach`` tokens: a topic, say."""
     return np.convolve(rng.standard_normal(count + reach), np.ones(reach) / np.sqrt(reach), "valid")[:count]
+
+
+def meant(values: npt.NDArray[np.float64]) -> Estimate:
+    return block_mean(values, token_blocks(values.size))
 
 
 def test_percentiles_and_mean_are_those_of_the_tokens() -> None:
@@ -34,9 +40,9 @@ def test_percentiles_and_mean_are_those_of_the_tokens() -> None:
 def test_sixteen_blocks_of_512_tokens_are_the_fewest_that_have_an_interval() -> None:
     """Eight windows of 1024 tokens, the first of each unscored, are sixteen to within a token."""
     values = np.random.default_rng(0).random(9000)
-    assert block_mean(values[: 8 * 1023]).n == 16
-    assert block_mean(values[: 8 * 1023]).low is not None
-    few = block_mean(values[: 15 * 512])
+    assert meant(values[: 8 * 1023]).n == 16
+    assert meant(values[: 8 * 1023]).low is not None
+    few = meant(values[: 15 * 512])
     assert (few.n, few.low, few.high) == (15, None, None)
     assert few.value == pytest.approx(values[: 15 * 512].mean())
 
@@ -45,7 +51,7 @@ def test_intervals_of_correlated_tokens_hold_the_truth_as_often_as_they_say() ->
     """By single tokens the interval would be a seventh as wide, and miss in four of five texts."""
     rng, held, trials = np.random.default_rng(1), 0, 400
     for _ in range(trials):
-        found = block_mean(correlated(rng, TOKENS))
+        found = meant(correlated(rng, TOKENS))
         assert found.low is not None
         assert found.high is not None
         held += found.low <= 0 <= found.high

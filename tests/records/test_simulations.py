@@ -7,9 +7,8 @@ import pytest
 from scipy import stats
 
 from squeeze.core.paths import conf
-from squeeze.records import estimates
 from squeeze.records.ranking import ranking
-from squeeze.records.statistics import ALPHA, holm, perplexity_delta, ratio, retained_accuracy, steady
+from squeeze.records.statistics import ALPHA, TOKEN_BLOCK, holm, perplexity_delta, ratio, retained_accuracy, steady
 from squeeze.request.plain_yaml import read_plain
 from tests.interleaving import NOMINAL, ROUNDS, TREND, TURN, TURNS, settled, trend, turn_ratio
 from tests.losses import board, token_losses
@@ -195,12 +194,12 @@ def alarms_of_texts(tokens, block, texts, seed=1):
 def test_equal_models_are_called_different_in_five_per_cent_of_texts(tokens, figure):
     """Both the interval and the p-value keep it; each trial is another text."""
     texts = max(300, TRIALS // 5)
-    intervals, tests = alarms_of_texts(tokens, estimates.BLOCK, texts)
+    intervals, tests = alarms_of_texts(tokens, TOKEN_BLOCK, texts)
     assert_at_most_five_per_cent(intervals)
     assert_at_most_five_per_cent(tests)
     figure(
         f"equal perplexities on {tokens:,} tokens of {texts:,} texts drawn from published losses: {tests.mean():.1%} "
-        f"called different with blocks of {estimates.BLOCK} tokens"
+        f"called different with blocks of {TOKEN_BLOCK} tokens"
     )
 
 

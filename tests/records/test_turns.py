@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from squeeze.records.turns import how_timed, round_ratio, turn_ratio
+from squeeze.records.turns import contention, how_timed, round_ratio, turn_ratio
 
 RNG = np.random.default_rng(0)
 SLOW_SPELLS = np.repeat(RNG.choice([1.0, 1.35, 1.65], size=16), 4)  # of the machine, as long as a turn
@@ -55,6 +55,17 @@ def test_by_turns_only_where_both_were_interleaved() -> None:
     for interleaved in (True, False):
         one = process(own, interleaved=interleaved)
         assert round_ratio(one, process(other, interleaved=False), "token_s", "1") == 8.0
+
+
+def test_contention_is_the_share_of_time_in_which_some_task_waited() -> None:
+    def stalled(*moments: tuple[float, float]) -> dict[str, object]:
+        return {"turns": {"token_s/1": [[at, 0.0, waited] for at, waited in moments]}}
+
+    assert contention(
+        [stalled((10.0, 5.0), (11.0, 5.1), (12.0, 5.4)), stalled((0.0, 0.0), (1.0, 0.0))]
+    ) == pytest.approx(0.1)
+    assert np.isnan(contention([stalled((1.0, 0.0))]))
+    assert np.isnan(contention([stalled((1.0, np.nan), (2.0, np.nan))]))
 
 
 def test_a_record_says_how_it_was_timed() -> None:

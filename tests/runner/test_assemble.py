@@ -15,7 +15,7 @@ import pytest
 from squeeze.audit.recompute import disagreements
 from squeeze.core import environment
 from squeeze.probes.samples import Samples
-from squeeze.records.record import GRID_FLATTERED, NOT_REALISED, UNSTEADY, WARMING, Estimate, Record, Status
+from squeeze.records.record import CONTENDED, GRID_FLATTERED, NOT_REALISED, UNSTEADY, WARMING, Estimate, Record, Status
 from squeeze.records.roofline import Machine
 from squeeze.records.store import LARGEST_RECORD, RecordStore, encode
 from squeeze.request.cell import Cell
@@ -234,6 +234,15 @@ def test_unsteady_is_a_flag_on_an_ok_row(attempt: Attempt, who: str, unsteady: i
     record = assembled(attempt)
     assert record.status is Status.OK
     assert (UNSTEADY in record.flags) is flagged
+
+
+@pytest.mark.parametrize(("stalled", "flagged"), [(0.04, False), (0.06, True), (math.nan, False)])
+def test_other_work_beside_the_timing_is_flagged(attempt: Attempt, stalled: float, flagged: bool) -> None:
+    for values in attempt.built.rounds:
+        values["turns"] = {
+            name: [[at, 0.0, stalled * at] for at in range(len(turns))] for name, turns in values["turns"].items()
+        }
+    assert (CONTENDED in assembled(attempt).flags) is flagged
 
 
 @pytest.mark.parametrize("who", ["candidate", "baseline"])

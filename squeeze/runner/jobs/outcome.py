@@ -33,7 +33,7 @@ MIB = 1024**2
 class Exit:
     """Hold how one process ended.
 
-    code: exit code, negative for the signal that ended it. seconds: wall time from request to end.
+    code: exit code, negative for the signal that ended it. seconds: wall time of its own work, start and end included.
     bytes: private memory last seen, descendants included. breach: the limit it was ended for ("seconds", "bytes").
     kernel_kill: the kernel killed a process for want of memory meanwhile; None where the kernel does not say.
     """

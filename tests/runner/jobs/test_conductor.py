@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,19 +13,10 @@ from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.launcher import Launcher, Task
 from squeeze.runner.jobs.limits import Limits
 from squeeze.runner.jobs.outcome import Exit
-from tests.faults.sweeps import JOBS, WORKER, cell, ours, wait_until
+from tests.faults.sweeps import cell
 from tests.faults.worker import TURNS
 
 KINDS = 2  # of timed calls, each with as many turns
-
-
-@pytest.fixture(params=["fork", "spawn"])
-def launcher(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launcher]:
-    monkeypatch.setenv(JOBS, str(tmp_path / "jobs"))
-    command = (*WORKER, "--fork") if request.param == "fork" else WORKER
-    with Launcher(tmp_path / "worker.log", command=command) as made:
-        yield made
-    assert wait_until(lambda: not ours(os.environ[JOBS]), 5), "processes were left behind"
 
 
 def together(launcher: Launcher, folder: Path, *techniques: str, seconds: float = 30) -> list[Exit]:

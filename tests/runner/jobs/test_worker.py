@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,18 +16,9 @@ from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.launcher import Launcher, Task
 from squeeze.runner.jobs.limits import PATIENCE, Limits
 from squeeze.runner.jobs.outcome import REPORT, Exit
-from tests.faults.sweeps import JOBS, WORKER, cell, ours, wait_until
+from tests.faults.sweeps import JOBS, WORKER, cell, ours
 
 ROOMY = Limits(seconds=60, bytes=2**30)
-
-
-@pytest.fixture(params=["fork", "spawn"])
-def launcher(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launcher]:
-    monkeypatch.setenv(JOBS, str(tmp_path / "jobs"))
-    command = (*WORKER, "--fork") if request.param == "fork" else WORKER
-    with Launcher(tmp_path / "worker.log", command=command) as made:
-        yield made
-    assert wait_until(lambda: not ours(os.environ[JOBS]), 5), "processes were left behind"
 
 
 def start(launcher: Launcher, fault: str, tmp_path: Path, limits: Limits = ROOMY) -> tuple[Exit, Path]:
