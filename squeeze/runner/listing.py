@@ -10,6 +10,7 @@ from statistics import median
 from squeeze.records.record import Record, Status
 from squeeze.request import axes
 from squeeze.request.cell import Cell
+from squeeze.request.labels import Recipe, distinct
 
 AXES = axes.headings()
 HEADER = ("cell", *AXES, "status", "estimate", "key")
@@ -28,7 +29,11 @@ def show(cells: Sequence[Cell], statuses: Mapping[str, str], seconds: Mapping[st
 
     statuses: by cell key; a cell without one is planned. seconds: by cell key, what measuring the cell will take.
     """
-    rows = [_row(cell, statuses.get(cell.key, "planned"), seconds[cell.key]) for cell in cells]
+    labels = distinct([Recipe.of(cell) for cell in cells])
+    rows = [
+        _row(cell, label, statuses.get(cell.key, "planned"), seconds[cell.key])
+        for cell, label in zip(cells, labels, strict=True)
+    ]
     planned = [seconds[cell.key] for cell in cells if cell.key not in statuses]
     summary = f"{len(cells)} cells, {len(planned)} to measure in about {_duration(sum(planned))}"
     if sys.stdout.isatty() and len(rows) <= LONGEST_TABLE:
@@ -51,6 +56,15 @@ def forecast(cells: Sequence[Cell], records: Iterable[Record]) -> dict[str, floa
     return {cell.key: usual.get(_kind(cell), default(cell)) for cell in cells}
 
 
+def about(seconds: float) -> str:
+    """Say a duration as people do: ``about 14 min``, ``about 2 h 20 min``."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "less than a minute"
+    hours, rest = divmod(minutes, 60)
+    return f"about {hours} h {rest} min" if hours else f"about {minutes} min"
+
+
 def default(cell: Cell) -> float:
     """Return seconds by rule of thumb: a build, a scoring, and two processes a round, the baseline's and its own."""
     protocol = cell.protocol
@@ -64,10 +78,10 @@ def _kind(cell: Cell) -> tuple[str, ...]:
     return *(str(group.get("name")) for group in groups), str(cell.runtime.get("device"))
 
 
-def _row(cell: Cell, status: str, seconds: float) -> tuple[str, ...]:
+def _row(cell: Cell, label: str, status: str, seconds: float) -> tuple[str, ...]:
     values = cell.step_values
     numbers = (axes.shown(axis, values) for axis in AXES.values())
-    return (cell.label, *numbers, status, _duration(seconds), cell.key[:8])
+    return (label, *numbers, status, _duration(seconds), cell.key[:8])
 
 
 def _duration(seconds: float) -> str:
