@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ def _recipe(record: Record, config_dir: Path | None) -> Iterator[str]:
 
     found = recipe(Cell.from_json(record.cell), config_dir)
     yield "to make it again:" if found.exact else f"to make it again, nearly ({found.why}):"
-    yield f"  squeeze run {' '.join(found.overrides)}"
+    yield f"  squeeze run {shlex.join(found.overrides)}"
 
 
 def _files(store: RecordStore, record: Record) -> Iterator[str]:

@@ -15,7 +15,7 @@ from squeeze.request.choices import GROUPS, Choices
 from squeeze.request.expand import cells
 
 _ABSENT = object()  # stands for a field that is not there
-PLAIN = re.compile(r"[A-Za-z][\w./:@-]*|-?\d+(\.\d+)?(e-?\d+)?")
+PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z][\w./:@-]*")  # what needs no quotes
 
 
 class Recipe(NamedTuple):
@@ -88,8 +88,7 @@ def _differing(own: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any,
 
 
 def _written(value: Any) -> str:
-    """Write a value as Hydra's grammar reads it, for a shell."""
-    if isinstance(value, str):
-        return value if PLAIN.fullmatch(value) else f"'{value!r}'"
-    text = json.dumps(value)
-    return f"'{text}'" if re.search(r"[\s\[\]{}\"]", text) else text
+    """Write a value as Hydra's grammar reads it."""
+    if not isinstance(value, str):
+        return json.dumps(value, separators=(",", ":"))
+    return value if PLAIN.fullmatch(value) else "'{}'".format(value.replace("\\", "\\\\").replace("'", "\\'"))

@@ -4,7 +4,8 @@ import pytest
 
 from squeeze.records.record import Record, Status
 from squeeze.request.cell import Cell
-from squeeze.runner.listing import default, forecast
+from squeeze.request.expand import cells
+from squeeze.runner.listing import about, default, forecast, parameters
 
 
 def cell(technique="rtn", bits=4, rounds=5):
@@ -43,3 +44,39 @@ def test_a_like_cell_takes_the_median_of_what_was_taken():
 def test_a_failed_attempt_says_nothing_about_time():
     found = forecast([cell()], [record(cell(), 1, Status.CRASHED)])
     assert found == {cell().key: default(cell())}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "millions"),
+    [
+        ("model=smollm2_135m", 135),
+        ("model=tinyllama_1b", 1000),
+        ("model=llama2_7b", 7000),
+        ("model=gpt2", 135),
+        ("model=tiny", 0.313),
+        ("model=tiny_llama", 0.1),
+        ("model=gpt2 model.name=own model.source=hf:org/Some-1.5B-Instruct", 1500),
+    ],
+)
+def test_how_large_a_model_is_shows_before_it_is_fetched(overrides, millions):
+    [cell] = cells(overrides.split())
+    assert parameters(cell.model) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+def test_a_local_model_is_as_large_as_its_files(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 5000)
+    assert parameters({"name": "own_7b", "source": f"file:{tmp_path}"}) == 2500
+
+
+def test_a_first_run_on_the_tiny_model_is_announced_as_one_of_minutes():
+    tiny, usual = (cells([f"model={name}", "protocol=smoke"])[0] for name in ("tiny", "smollm2_135m"))
+    assert 10 < default(tiny) < 30
+    assert 150 < default(usual) < 220
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(20, "less than a minute"), (840, "about 14 min"), (3600, "about 1 h 0 min"), (8400, "about 2 h 20 min")],
+)
+def test_durations_are_said_as_people_do(seconds, text):
+    assert about(seconds) == text
