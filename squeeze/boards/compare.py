@@ -28,7 +28,7 @@ from squeeze.records.answers import (
 )
 from squeeze.records.estimates import changes
 from squeeze.records.record import UNSTEADY, WARMING, Estimate, Record, Status
-from squeeze.records.rows import Side, find, unlike_environments
+from squeeze.records.rows import Side, called, find, unlike_environments
 from squeeze.records.statistics import accuracy_change, mcnemar, ratio, retained_accuracy
 from squeeze.records.store import RecordStore
 from squeeze.records.turns import processes, round_ratio, round_ratios
@@ -48,6 +48,8 @@ def explain(results: Path, a: str, b: str, allow_mixed: bool = False, margins: M
     store = RecordStore(results)
     found = find(store, {a, b})
     first, second = (_measured(store, name, found[name]) for name in (a, b))
+    names = called([first.record, second.record])
+    headings = [_heading(*each) for each in zip(names, (first, second), strict=True)]
     unlike = list(_unlike(first, second))
     if unlike and not allow_mixed:
         raise SqueezeError(
@@ -56,16 +58,16 @@ def explain(results: Path, a: str, b: str, allow_mixed: bool = False, margins: M
         )
     if unlike:
         print(f"Not measured alike, so shown apart: {'; '.join(unlike)}.")
-        for side in (first, second):
-            print("\n".join([_heading(side), *_alone(side)]))
+        for heading, side in zip(headings, (first, second), strict=True):
+            print("\n".join([heading, *_alone(side)]))
         return
-    print(f"{_heading(first)}\nagainst {_heading(second)}")
+    print("\nagainst ".join(headings))
     chosen = margins or Margins()
     parts = (part(first, second, chosen) for part in (_speed, _perplexity, _answers))
     print("\n".join(line for lines in parts for line in lines))
-    for side in (first, second):
+    for name, side in zip(names, (first, second), strict=True):
         if found_against := certificate.lines(side.record, chosen):
-            print("\n".join([side.cell.label, *found_against]))
+            print("\n".join([name, *found_against]))
     print("Intervals and p-values are of this pair alone; `squeeze board` corrects its verdicts for all rows.")
 
 
@@ -95,8 +97,8 @@ def _differing(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> I
             yield f"{name}.{key} ({one.get(key)} and {other.get(key)})"
 
 
-def _heading(side: Side) -> str:
-    return f"{side.cell.label} (attempt {side.record.attempt[:12]}, protocol {side.cell.protocol['name']})"
+def _heading(name: str, side: Side) -> str:
+    return f"{name} (attempt {side.record.attempt[:12]}, protocol {side.cell.protocol['name']})"
 
 
 def _alone(side: Side) -> Iterator[str]:
