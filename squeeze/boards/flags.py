@@ -17,6 +17,9 @@ WORDS = {
     WARMING: "every process moved the same way from start to end, so that its times support no verdict",
     GRID_FLATTERED: "the uncompressed weights lie on a grid that its codes fall on: another model would lose more",
     NOT_REALISED: "a recount found other than what its technique claims; `squeeze show` says what",
+    "implausible": "better on the text than its distance from the uncompressed model allows; it has no rank",
+    "decode != score": "the tokens that were timed are not those that the scored model chooses; it has no rank",
+    "not causal": "later tokens move the scores of earlier ones, so that its perplexity says nothing; it has no rank",
 }
 INFORMING = frozenset({UNSTEADY})  # of the machine more than of the row: it gets no star
 
