@@ -51,13 +51,18 @@ def explained(rows: pd.DataFrame, name: str = "name") -> Iterator[str]:
 
 
 def _failed(rows: pd.DataFrame, name: str) -> Iterator[str]:
-    """Yield why a verdict is "?", for each reason."""
-    found: dict[str, list[str]] = defaultdict(list)
+    """Yield why verdicts are "?", a line for each reason and its rows; what a flag says already is not said again."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for _, row in rows.iterrows():
         for part in filter(None, row["verdict_reason"].split("; ")):
-            found[part].append(row[name])
-    for reason, names in found.items():
-        yield line(f"? {reason} ({_all_or_some(names, len(rows))})")
+            figure, _, reason = part.partition(": ")
+            if reason.partition(":")[0] not in of(row):
+                found[reason, figure].append(row[name])
+    together: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (reason, figure), names in found.items():
+        together[reason, _all_or_some(names, len(rows))].append(figure)
+    for (reason, who), figures in together.items():
+        yield line(f"? {', '.join(figures)} ({who}): {reason}")
 
 
 def _all_or_some(names: list[str], of_rows: int) -> str:
