@@ -57,6 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Path("results"),
         help="folder for the records of what is measured in this process (default: %(default)s)",
     )
+    group.addoption("--config-dir", type=Path, metavar="FOLDER", help="choices of your own, as for `squeeze run`")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -176,7 +177,9 @@ def _jobs(config: pytest.Config) -> list[Job]:
             return [Job.read(config.option.cell)]
         from squeeze.runner.in_process import InProcess  # Hydra, which a measuring process does without
 
-        config.stash[IN_PROCESS] = InProcess.of(config.option.squeeze.split(), config.option.results)
+        config.stash[IN_PROCESS] = InProcess.of(
+            config.option.squeeze.split(), config.option.results, config.option.config_dir
+        )
         return config.stash[IN_PROCESS].jobs()
     except SqueezeError as error:
         raise pytest.UsageError(str(error)) from error

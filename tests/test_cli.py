@@ -143,6 +143,23 @@ def test_list_shows_status_and_time_and_runs_nothing(results, capsys):
     assert sorted(results.rglob("*")) == before
 
 
+def test_what_makes_no_difference_is_said_in_a_line(runner, results, capsys):
+    assert squeeze("list", *TINY, "bits=5", "dtype=float32", "--results", results) == 0
+    assert "note: no chosen technique reads bits\n" in capsys.readouterr().err
+    assert squeeze("run", *TINY, "bits=5", "sparsity=0.1", "--results", results) == 0
+    assert "note: no chosen technique reads bits, sparsity\n" in capsys.readouterr().err
+    for beside in ("technique=none,rtn", "sweep=smoke"):
+        assert squeeze("list", "model=tiny_llama", beside, "bits=4", "replicate=1", "--results", results) == 0
+        assert "note: no" not in capsys.readouterr().err
+
+
+def test_a_value_that_no_code_is_for_is_refused_before_anything_is_loaded(runner, results, capsys):
+    assert squeeze("run", "model=tiny_llama", "technique=none,rtn", "bits=7", "--results", results) == 2
+    assert "bits: 7 is not allowed; rtn.RoundToNearest has code for 8, 4, 3, 2\n" in capsys.readouterr().err
+    assert not runner.calls
+    assert not results.exists()
+
+
 def test_axes_shows_what_can_be_swept(tmp_path, capsys):
     assert squeeze("axes") == 0
     rows = {name: rest for name, *rest in (line.split("\t") for line in capsys.readouterr().out.splitlines())}

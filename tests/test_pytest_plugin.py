@@ -15,6 +15,7 @@ from squeeze.probes import samples
 from squeeze.request.cell import Cell
 from squeeze.runner.jobs.job import Job
 from squeeze.sources import corpora
+from tests.planted import place
 from tests.tiny import tiny_subject
 
 pytestmark = pytest.mark.timed
@@ -209,6 +210,15 @@ def test_cells_are_parameters_with_readable_names(own_benches: pytest.Pytester) 
     selection = "model=tiny_llama technique=none dtype=float32 protocol=smoke"
     result = own_benches.runpytest_inprocess(own_benches.path, "--collect-only", "-q", "--squeeze", selection)
     result.stdout.fnmatch_lines(["*test_sound?tiny_llama-none-float32?", "*test_each?tiny_llama-none-float32?"])
+
+
+def test_choices_of_the_users_own_are_measured_too(own_benches: pytest.Pytester, tmp_path: Path) -> None:
+    smoke = (paths.conf() / "protocol" / "smoke.yaml").read_text()
+    place(tmp_path / "conf", "protocol", "mine", smoke.replace("name: smoke", "name: mine"))
+    place(tmp_path / "conf", "model", "my_llama", "source: random:llama\nseed: 7\nkind: causal_lm\ndtype: ${dtype}\n")
+    arguments = ["--squeeze", "model=my_llama technique=none protocol=mine", "--config-dir", tmp_path / "conf"]
+    result = own_benches.runpytest_inprocess(own_benches.path, "--collect-only", "-q", *arguments)
+    result.stdout.fnmatch_lines(["*test_sound?my_llama-none-bfloat16?"])
 
 
 def test_a_misspelt_selection_is_one_line(own_benches: pytest.Pytester) -> None:

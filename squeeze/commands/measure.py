@@ -34,7 +34,7 @@ def run(
     from squeeze.runner import plan
     from squeeze.runner.run import run as run_cells
 
-    wanted = cells(overrides, config_dir)
+    wanted = cells(overrides, config_dir, _note)
     _advise_controls(wanted, RecordStore(results).records())
     plan.save(wanted, results)
     context.exit(run_cells(wanted, results, resume=not fresh, retry=retry))
@@ -65,7 +65,7 @@ def list_cells(overrides: tuple[str, ...], results: Path, config_dir: Path | Non
     from squeeze.request.expand import cells
     from squeeze.runner import listing, plan
 
-    wanted = cells(overrides, config_dir)
+    wanted = cells(overrides, config_dir, _note)
     records = list(RecordStore(results).records())
     listing.show(wanted, plan.statuses(wanted, records), listing.forecast(wanted, records))
     _advise_controls(wanted, records)
@@ -90,4 +90,8 @@ def _advise_controls(cells: Sequence[Cell], records: Iterable[Record]) -> None:
     from squeeze.runner.plan import advice, uncontrolled
 
     if alone := uncontrolled(cells, records):
-        click.echo(f"note: {advice(alone)}", err=True)
+        _note(advice(alone))
+
+
+def _note(text: str) -> None:
+    click.echo(f"note: {text}", err=True)

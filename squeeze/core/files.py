@@ -1,10 +1,13 @@
-"""Write files that are either wholly there or not there at all."""
+"""Write files that are either wholly there or not there at all, and read those of strangers."""
 
 import os
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from squeeze.core.errors import SqueezeError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -38,3 +41,28 @@ def replacing(path: Path) -> Iterator[Path]:
 def total_bytes(paths: Iterable[Path]) -> int:
     """Sum the files' lengths in bytes, as the file system reports them."""
     return sum(path.stat().st_size for path in paths)
+
+
+def read_regular(path: Path, largest: int) -> bytes:
+    """Return the content of a regular file of at most ``largest`` bytes; no more than that is ever read.
+
+    Raises SqueezeError, with the path, for a link to nothing, a folder, a FIFO or a device (which is not opened), for a
+    file that may not be read, and for a larger one.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise SqueezeError(f"{path}: {_kind(path)}, expected a regular file; remove it or put a file in its place")
+        with path.open("rb") as file:
+            content = file.read(largest + 1)
+    except OSError as error:
+        reason = "a link to nothing" if path.is_symlink() else error.strerror or str(error)
+        raise SqueezeError(f"{path}: {reason}; expected a file that can be read") from error
+    if len(content) > largest:
+        raise SqueezeError(f"{path}: {path.stat().st_size:,} bytes, expected at most {largest:,}; give a smaller file")
+    return content
+
+
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        return "a folder"
+    return "a FIFO" if path.is_fifo() else "a device or a socket"

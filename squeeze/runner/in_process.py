@@ -39,12 +39,14 @@ class InProcess:
     _scratch: TemporaryDirectory[str] = field(default_factory=lambda: TemporaryDirectory(prefix="squeeze-"))
 
     @classmethod
-    def of(cls, overrides: Sequence[str], results: Path) -> InProcess:
+    def of(cls, overrides: Sequence[str], results: Path, conf_dir: Path | None = None) -> InProcess:
         """Return the session of the cells that overrides such as ``technique=rtn bits=4`` name.
+
+        conf_dir: the user's own choices, see ``request.choices``.
 
         Raises SqueezeError for a wrong request.
         """
-        return cls(expand.cells(overrides), results)
+        return cls(expand.cells(overrides, conf_dir), results)
 
     def jobs(self) -> list[Job]:
         """Return both stages of each cell, every baseline before the candidates that need it."""

@@ -10,15 +10,20 @@ from statistics import median
 from squeeze.records.record import Record, Status
 from squeeze.request import axes
 from squeeze.request.cell import Cell
+from squeeze.sources.size import parameters
 
 AXES = axes.headings()
 HEADER = ("cell", *AXES, "status", "estimate", "key")
 NUMBERS = (*AXES, "estimate")
 LONGEST_TABLE = 1000  # rows; laying out 10,000 takes seconds, and nobody reads them
 
-# Where no record helps, figures of a 2-core CPU and a model of 135 M parameters.
-PROCESS_SECONDS = 10.0  # a measuring process, imports included
+# Where no record helps, figures of a 2-core CPU and a model of 135 M parameters. What a model computes, and loading it,
+# takes time in proportion to its size.
+USUAL = 135_000_000  # parameters; of a model of which nothing is known, too
+START_SECONDS = 5.0  # of a measuring process: imports
+PROCESS_SECONDS = 5.0  # of it: loading and timing the model
 TOKENS_PER_SECOND = 1000.0  # scored
+LONGEST = timedelta.max.total_seconds() // 2
 WHOLE_TEXT = 300_000  # tokens, about those of WikiText-2
 ITEM_TOKENS = 100  # of one item of a task, all its choices together
 
@@ -53,10 +58,11 @@ def forecast(cells: Sequence[Cell], records: Iterable[Record]) -> dict[str, floa
 
 def default(cell: Cell) -> float:
     """Return seconds by rule of thumb: a build, a scoring, and two processes a round, the baseline's and its own."""
-    protocol = cell.protocol
+    protocol, scale = cell.protocol, (parameters(cell.model) or USUAL) / USUAL
     text = protocol["perplexity"]["tokens"] or WHOLE_TEXT
     tokens = text + len(protocol["tasks"]) * (protocol["items"] or 1000) * ITEM_TOKENS
-    return PROCESS_SECONDS * (2 + 2 * int(protocol["rounds"])) + float(tokens) / TOKENS_PER_SECOND
+    processes = 2 + 2 * int(protocol["rounds"])
+    return processes * (START_SECONDS + scale * PROCESS_SECONDS) + scale * float(tokens) / TOKENS_PER_SECOND
 
 
 def _kind(cell: Cell) -> tuple[str, ...]:
@@ -71,7 +77,7 @@ def _row(cell: Cell, status: str, seconds: float) -> tuple[str, ...]:
 
 
 def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=round(min(seconds, LONGEST))))
 
 
 def _print_table(rows: Sequence[Sequence[str]], summary: str) -> None:

@@ -40,7 +40,12 @@ def snapshot(repository: str, revision: str) -> Path:
                 " give a revision that has them"
             )
 
-    return cache.sealed(f"hub/{repository.replace('/', '--')}-{revision[:16]}", take)
+    return cache.sealed(place(repository, revision), take)
+
+
+def place(repository: str, revision: str) -> str:
+    """Return where below the cache root a snapshot is kept, whether it is there or not."""
+    return f"hub/{repository.replace('/', '--')}-{revision[:16]}"
 
 
 def data_file(repository: str, revision: str, name: str) -> Path:
