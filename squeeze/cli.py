@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    from squeeze.records.sanitize import line
+
+    print(f"error: {line(message)}", file=sys.stderr)
     return USAGE
 
 
