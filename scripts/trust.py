@@ -28,6 +28,7 @@ PROMISES = {
     14: "Unlike machines are never compared.",
     15: "Untrusted input can neither run nor leak anything.",
     18: "What differs by more than the margin is called equivalent in at most 5 % of comparisons.",
+    20: "One bad record harms no other.",
 }
 HELD, BROKEN, NOT_SHOWN = "held", "**broken**", "**not shown**"
 

@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    # One line, and nothing in it steers the terminal: a file's name may hold anything.
-    words = "".join(letter if letter.isprintable() else " " for letter in message).split()
-    print(f"error: {' '.join(words)}", file=sys.stderr)
+    from squeeze.records.sanitize import line
+
+    print(f"error: {line(message)}", file=sys.stderr)
     return USAGE
 
 

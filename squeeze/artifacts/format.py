@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, initializat
 from squeeze.artifacts.safetensors_header import sort_metadata
 from squeeze.core import plugins
 from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.core.files import read_small
 from squeeze.layers.contract import (
     count_parameters,
     dtype_name,
@@ -42,6 +43,7 @@ from squeeze.models.subject import CacheFactory, Subject
 FORMAT = 2  # in 1, layers were named by their modules' paths
 DESCRIPTION = "artifact.json"
 WEIGHTS = "model.safetensors"
+LARGEST_DESCRIPTION = 64 * 2**20  # bytes: of a model of 100,000 layers
 UNHASHED = frozenset({"build.json"})  # timings: two equal builds differ there
 
 
@@ -118,11 +120,12 @@ def describe(folder: Path) -> dict[str, Any]:
     Raises IntegrityError where it is absent, torn, or of another format.
     """
     try:
-        description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
-    except (OSError, ValueError) as error:
+        description: dict[str, Any] = json.loads(read_small(folder / DESCRIPTION, LARGEST_DESCRIPTION))
+    except (OSError, ValueError, RecursionError, IntegrityError) as error:
         raise IntegrityError(f"{folder.name}: no readable {DESCRIPTION} ({error})") from error
-    if description.get("format") != FORMAT:
-        raise IntegrityError(f"{folder.name}: artifact format {description.get('format')!r}, expected {FORMAT}")
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise IntegrityError(f"{folder.name}: artifact format {found!r}, expected {FORMAT}")
     return description
 
 

@@ -1,4 +1,4 @@
-"""Write files that are either wholly there or not there at all, and read those of strangers."""
+"""Write files that are either wholly there or not there at all; read only what is a file and small enough."""
 
 import os
 import stat
@@ -7,7 +7,57 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from squeeze.core.errors import SqueezeError
+from squeeze.core.errors import IntegrityError, SqueezeError
+
+KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def read_small(path: Path, most: int) -> bytes:
+    """Return the content of a regular file, or of one that a link leads to, of at most ``most`` bytes.
+
+    Whatever else a folder may hold (a FIFO, which would wait for a writer; a device, which need not end; a file larger
+    than memory) is refused before anything is read.
+    Raises IntegrityError for these, without the path, and OSError for what is not there or may not be read.
+    """
+    _check_small(os.stat(path), most)
+    # Not blocking, and looked at once more: it may have become another thing since.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    with open(descriptor, "rb") as file:
+        _check_small(os.fstat(descriptor), most)
+        content = file.read(most + 1)
+    if content is None:
+        raise IntegrityError("has nothing to read as yet, expected a regular file")
+    if len(content) > most:  # some files of the kernel say that they are empty
+        raise IntegrityError(f"has more than {most:,} bytes, expected at most that")
+    return content
+
+
+def read_given(path: Path, most: int) -> bytes:
+    """Return the content of a file that the user gives, as ``read_small`` does.
+
+    Raises SqueezeError, with the path and what was expected, for what that refuses or cannot find.
+    """
+    try:
+        return read_small(path, most)
+    except IntegrityError as error:
+        raise SqueezeError(f"{path} {error}; put such a file in its place") from error
+    except OSError as error:
+        reason = "is a link to nothing" if path.is_symlink() else f"cannot be read ({error.strerror or error})"
+        raise SqueezeError(f"{path} {reason}, expected a file; make it one, or name another") from error
+
+
+def _check_small(status: os.stat_result, most: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        found = KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise IntegrityError(f"is {found}, expected a regular file")
+    if status.st_size > most:
+        raise IntegrityError(f"has {status.st_size:,} bytes, expected at most {most:,}")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -41,28 +91,3 @@ def replacing(path: Path) -> Iterator[Path]:
 def total_bytes(paths: Iterable[Path]) -> int:
     """Sum the files' lengths in bytes, as the file system reports them."""
     return sum(path.stat().st_size for path in paths)
-
-
-def read_regular(path: Path, largest: int) -> bytes:
-    """Return the content of a regular file of at most ``largest`` bytes; no more than that is ever read.
-
-    Raises SqueezeError, with the path, for a link to nothing, a folder, a FIFO or a device (which is not opened), for a
-    file that may not be read, and for a larger one.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise SqueezeError(f"{path}: {_kind(path)}, expected a regular file; remove it or put a file in its place")
-        with path.open("rb") as file:
-            content = file.read(largest + 1)
-    except OSError as error:
-        reason = "a link to nothing" if path.is_symlink() else error.strerror or str(error)
-        raise SqueezeError(f"{path}: {reason}; expected a file that can be read") from error
-    if len(content) > largest:
-        raise SqueezeError(f"{path}: {path.stat().st_size:,} bytes, expected at most {largest:,}; give a smaller file")
-    return content
-
-
-def _kind(path: Path) -> str:
-    if path.is_dir():
-        return "a folder"
-    return "a FIFO" if path.is_fifo() else "a device or a socket"

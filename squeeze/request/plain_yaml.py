@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from squeeze.core.errors import SqueezeError, shown
-from squeeze.core.files import read_regular
+from squeeze.core.files import read_given
 
 # YAML 1.1 reads 0123 as 83, off as false and 1:30 as 90.
 _MISREAD = re.compile(r"[-+]?0[0-9_]+|(?i:yes|no|on|off)|[-+]?[0-9]+(:[0-5]?[0-9])+")
@@ -31,7 +31,7 @@ def read_plain(path: Path) -> Any:
     keys, tags, anchors, deep nesting, control characters, huge integers, interpolations other than ``${name}``, and for
     scalars that YAML 1.1 takes for another value than a reader would.
     """
-    content = read_regular(path, _LARGEST)
+    content = read_given(path, _LARGEST)
     try:
         text = content.decode()
         depth = 0

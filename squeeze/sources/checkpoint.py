@@ -12,7 +12,7 @@ from typing import Any
 
 from squeeze.core.cache import cache_root
 from squeeze.core.errors import IntegrityError, SqueezeError, Unsupported, shown
-from squeeze.core.files import read_regular
+from squeeze.core.files import read_given
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 # One of which every tokenizer has.
@@ -93,7 +93,7 @@ def _wrong(path: Path, what: str) -> IntegrityError:
 def _object(path: Path) -> dict[str, Any]:
     """Return the object that a JSON file holds."""
     try:
-        found = json.loads(read_regular(path, LARGEST_JSON))
+        found = json.loads(read_given(path, LARGEST_JSON))
     except (ValueError, RecursionError) as error:
         raise _wrong(path, f"not readable as JSON ({shown(str(error))})") from error
     except SqueezeError as error:

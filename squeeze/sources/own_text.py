@@ -12,7 +12,7 @@ from pathlib import Path
 
 from squeeze.core import cache
 from squeeze.core.errors import SqueezeError
-from squeeze.core.files import read_regular
+from squeeze.core.files import read_given
 
 FILE = "file:"
 KEPT = re.compile(r"sha256:([0-9a-f]{64})")
@@ -28,7 +28,7 @@ def taken_in(corpus: str) -> str:
     if not corpus.startswith(FILE):
         return corpus
     path = Path(corpus.removeprefix(FILE)).expanduser().absolute()
-    content = read_regular(path, LARGEST)
+    content = read_given(path, LARGEST)
     try:
         if not content.decode().strip():
             raise SqueezeError(f"{path}: empty, expected a text")
