@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import click
 
 from squeeze import __version__
-from squeeze.commands import check, export, measure, read
+from squeeze.commands import check, export, measure, read, show
 from squeeze.core.errors import SqueezeError
 
 USAGE, INTERRUPTED = 2, 130
 COMMANDS = (
     *(measure.run, measure.resume, measure.list_cells, measure.show_axes),
-    *(read.board, read.collate, read.compare, read.pick),
+    *(read.board, show.show, read.collate, read.compare, read.pick),
     *(check.verify, check.rerun, check.kld, export.export),
 )
 
@@ -34,7 +34,11 @@ for command in COMMANDS:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns its exit code: 0, 2 for a request that cannot be served, 130 when interrupted."""
+    """Run the command line; returns its exit code.
+
+    0; 1 where all that was measured failed, or something that was checked is wrong; 2 for a request that cannot be
+    served; 130 when interrupted.
+    """
     try:
         return int(app.main(arguments, prog_name="squeeze", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from squeeze.boards import plots, serving, summary, terms
+from squeeze.boards import columns, plots, serving, summary, terms
+from squeeze.boards.columns import Column
 from squeeze.boards.table import read
 from squeeze.boards.terms import Terms
 from squeeze.core.errors import SqueezeError
@@ -24,8 +25,8 @@ EXCERPT_ROWS = 50
 EXCERPT_BOARDS = 10
 
 
-def collate(results: Path, out: Path, asked: Terms = terms.NONE) -> None:
-    """Write the leaderboards of ``results``/records into ``out``, with what a reader asks of them.
+def collate(results: Path, out: Path, asked: Terms = terms.NONE) -> pd.DataFrame:
+    """Write the leaderboards of ``results``/records into ``out``, with what a reader asks of them; return the table.
 
     Files that are no records are named on stderr and left alone. Raises SqueezeError when there is no record, or
     ``out`` cannot be written to.
@@ -37,6 +38,7 @@ def collate(results: Path, out: Path, asked: Terms = terms.NONE) -> None:
         write_atomically(out / "pareto.png", plots.pareto(frame))
     except OSError as error:
         raise SqueezeError(f"cannot write leaderboards to {out} ({error.strerror}); name another folder") from error
+    return frame
 
 
 def texts(frame: pd.DataFrame) -> dict[str, bytes]:
@@ -70,7 +72,7 @@ def csv(frame: pd.DataFrame) -> bytes:
 def markdown(frame: pd.DataFrame) -> str:
     """Return a readable excerpt: the first rows of each board, then what failed and why."""
     boards = summary.boards(frame)
-    parts = ["# Leaderboard", summary.legend(frame), *map(_board, boards[:EXCERPT_BOARDS])]
+    parts = ["# Leaderboard", columns.legend(frame), *map(_board, boards[:EXCERPT_BOARDS])]
     if (left_out := len(boards) - EXCERPT_BOARDS) > 0:
         parts.append(f"{left_out} more boards are in leaderboard.csv.")
     return "\n\n".join(parts) + "\n"
@@ -78,11 +80,14 @@ def markdown(frame: pd.DataFrame) -> str:
 
 def _board(board: pd.DataFrame) -> str:
     ok, failed = summary.parted(board)
-    columns = summary.columns(board, wide=True)
     shown = ok.head(EXCERPT_ROWS)
+    rows = summary.shown(shown)
     reasons = [f"- {_plain(summary.failure(row))}" for _, row in failed.head(EXCERPT_ROWS).iterrows()]
     controls = [f"- {_plain(text)}" for text in summary.controls(board.head(EXCERPT_ROWS))]
-    parts = [f"## {_plain(summary.title(board))}", *map("\n".join, (_lines(columns, shown), controls, reasons))]
+    chosen = columns.columns(rows)
+    remarks = [f"- {_plain(text)}" for text in (*summary.below(rows), *columns.gaps(rows, chosen))]
+    lines = _lines(chosen, rows) if len(rows) else []
+    parts = [f"## {_plain(summary.title(board))}", *map("\n".join, (lines, remarks, controls, reasons))]
     if (left_out := len(board) - len(shown) - len(reasons)) > 0:
         parts.append(f"{left_out} more rows are in leaderboard.csv.")
     parts += _serving(board.head(EXCERPT_ROWS))
@@ -98,10 +103,10 @@ def _serving(board: pd.DataFrame) -> list[str]:
     return ["### Serving", serving.LEGEND, _plain(serving.caption(board)), table]
 
 
-def _lines(columns: Sequence[summary.Column], rows: pd.DataFrame) -> list[str]:
-    headings = [column.heading for column in columns]
-    alignment = [":--" if column.left else "--:" for column in columns]
-    cells = [[_plain(column.text(row)) for column in columns] for _, row in rows.iterrows()]
+def _lines(shown: Sequence[Column], rows: pd.DataFrame) -> list[str]:
+    headings = [column.heading for column in shown]
+    alignment = [":--" if column.left else "--:" for column in shown]
+    cells = [[_plain(column.text(row)) for column in shown] for _, row in rows.iterrows()]
     return [f"| {' | '.join(line)} |" for line in (headings, alignment, *cells)]
 
 

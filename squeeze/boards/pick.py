@@ -14,9 +14,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from squeeze.boards import summary, terms
+from squeeze.boards import flags, summary, terms
 from squeeze.boards.table import table
 from squeeze.boards.terms import Terms
+from squeeze.boards.words import short_label
 from squeeze.core.errors import SqueezeError, hint
 from squeeze.core.progress import console
 from squeeze.records.ranking import ranking
@@ -79,8 +80,8 @@ def show(results: Path, most: Sequence[str], least: Sequence[str], by: str, aske
     columns = list(dict.fromkeys([by, *(bound.column for bound in bounds)]))
     for board in summary.boards(picked):
         out.print(_table(best_first(board, by), columns, records))
-    if any(summary.star(row) for _, row in picked.iterrows()):
-        out.print(Text("* see the flags in leaderboard.csv", style="dim"))
+    for text in flags.explained(picked.assign(name=[short_label(row) for _, row in picked.iterrows()])):
+        out.print(Text(text, style="dim"))
     return 0
 
 
@@ -123,7 +124,7 @@ def _table(board: pd.DataFrame, columns: Sequence[str], records: Mapping[str, Re
     for heading in ("row", *columns, ""):
         made.add_column(Text(heading), justify="left" if heading in ("row", "") else "right", overflow="fold")
     for number, row in board.iterrows():
-        name = summary.short_label(row) + summary.star(row)
+        name = short_label(row) + flags.star(row)
         remark = "best" if number == 0 else "tie: not told apart" if tied[int(str(number))] else ""
         made.add_row(Text(name), *(_figure(row[column]) for column in columns), remark)
     return made

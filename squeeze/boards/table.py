@@ -6,6 +6,7 @@ is ranked, tested or counted across boards.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,7 @@ from squeeze.records.statistics import holm
 from squeeze.records.store import RecordStore
 from squeeze.request import axes
 from squeeze.request.cell import Cell
+from squeeze.request.labels import Recipe, distinct
 
 BOUNDS = ("low", "high", "p_value", "n")
 VERDICT = ("verdict", "within", "detectable")
@@ -75,6 +77,7 @@ def table(records: Iterable[Record], margins: Margins | None = None) -> pd.DataF
     if not frames:
         return pd.DataFrame(columns=[*COLUMNS, *LAST_COLUMNS])
     frame = controls.joined(_newest(pd.concat(frames, ignore_index=True)))
+    frame["label"] = distinct(list(frame.pop("recipe")))
     found = {**_ranks(frame), "coverage": _coverage(frame), **_verdicts(frame, margins or Margins())}
     frame = _arranged(frame.assign(**found).drop(columns=["block_nll", "training"]))
     return frame.sort_values(READING_ORDER, na_position="last", ignore_index=True)
@@ -88,6 +91,7 @@ def _row(record: Record) -> dict[str, Any]:
         "technique": cell.technique["name"],
         "family": cell.technique["family"],
         "label": cell.label,
+        "recipe": _recipe(cell),
         "dtype": cell.model["dtype"],
         **{column: cell.axis(axis.name) for column, axis in REQUESTED.items()},
         "bits": record.claimed.get("bits", cell.axis("bits")),
@@ -109,6 +113,12 @@ def _row(record: Record) -> dict[str, Any]:
         "precedence": record.precedence,
         "block_nll": np.array(record.block_nll, dtype=np.float32),
     }
+
+
+def _recipe(cell: Cell) -> Recipe:
+    """Return a cell's recipe; what many cells share is kept once."""
+    recipe = Recipe.of(cell)
+    return recipe._replace(parts=tuple(map(sys.intern, recipe.parts)))
 
 
 def _figures(record: Record) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squeeze.commands.options import config_option, overrides_argument, results_option, retry_option
+from squeeze.commands.options import config_option, overrides_argument, results_option, retry_option, yes_option
 
 if TYPE_CHECKING:
     from squeeze.records.record import Record
@@ -21,23 +21,36 @@ if TYPE_CHECKING:
 @config_option
 @retry_option
 @click.option("--fresh", is_flag=True, help="Measure the cells that have a valid record, too.")
+@yes_option
 @click.pass_context
 def run(
-    context: click.Context, overrides: tuple[str, ...], results: Path, config_dir: Path | None, retry: bool, fresh: bool
+    context: click.Context,
+    overrides: tuple[str, ...],
+    results: Path,
+    config_dir: Path | None,
+    retry: bool,
+    fresh: bool,
+    yes: bool,
 ) -> None:
-    """Measure the cells that OVERRIDES name.
+    """Measure the cells that OVERRIDES name, and write the leaderboards.
 
-    Cells that have a valid record already are passed over, and so are those that failed.
+    Cells that have a valid record already are passed over, and so are those that failed. The exit code is 1 when all
+    cells failed.
     """
+    from squeeze.commands.around import announce, ask, conclude
     from squeeze.records.store import RecordStore
     from squeeze.request.expand import cells
     from squeeze.runner import plan
     from squeeze.runner.run import run as run_cells
 
     wanted = cells(overrides, config_dir, _note)
-    _advise_controls(wanted, RecordStore(results).records())
+    records = list(RecordStore(results).records())
+    announce(wanted, results, records, retry=retry, fresh=fresh)
+    _advise_controls(wanted, records)
+    if not (overrides or yes or ask(wanted)):
+        return
     plan.save(wanted, results)
-    context.exit(run_cells(wanted, results, resume=not fresh, retry=retry))
+    context.exit(conclude(wanted, results, run_cells(wanted, results, resume=not fresh, retry=retry)))
 
 
 @click.command()
@@ -46,10 +59,14 @@ def run(
 @click.pass_context
 def resume(context: click.Context, results: Path, retry: bool) -> None:
     """Measure what the last run has left unmeasured."""
+    from squeeze.commands.around import announce, conclude
+    from squeeze.records.store import RecordStore
     from squeeze.runner import plan
     from squeeze.runner.run import run as run_cells
 
-    context.exit(run_cells(plan.load(results), results, resume=True, retry=retry))
+    wanted = plan.load(results)
+    announce(wanted, results, list(RecordStore(results).records()), retry=retry)
+    context.exit(conclude(wanted, results, run_cells(wanted, results, resume=True, retry=retry)))
 
 
 @click.command(name="list")

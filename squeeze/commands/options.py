@@ -29,6 +29,7 @@ margin_option = click.option(
     metavar="NAME=NUMBER,...",
     help="Differences that count as none, such as speed=0.05,perplexity=0.01,accuracy=0.01,kl=0.01 (the defaults).",
 )
+yes_option = click.option("--yes", is_flag=True, help="Do not ask, though OVERRIDES name nothing.")
 retry_option = click.option("--retry", is_flag=True, help="Measure anew the cells that failed, too.")
 
 

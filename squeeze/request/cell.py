@@ -13,9 +13,6 @@ from squeeze.request import axes
 # Fields that name a thing for people; two cells that differ only here are the same cell.
 LABELS = frozenset({"name", "family", "title", "description"})
 
-# Of a model: about how large it is, for estimates. What is measured does not depend on what is said of it.
-SIZE = "parameters"
-
 # What a protocol asks beyond the rest where a technique reads text. Rows that differ only here can be compared.
 CALIBRATED_ONLY = frozenset({"perplexity_ood"})
 DEFAULT_CALIBRATION = "wikipedia"  # the name of the text that a label leaves out
@@ -44,8 +41,7 @@ class Cell:
     @cached_property
     def key(self) -> str:
         """Return the sha256 of the request without its labels: equal requests have equal keys."""
-        request = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return digest(_without_labels({**request, "model": self._sized_by_nobody}))
+        return digest(_without_labels({entry.name: getattr(self, entry.name) for entry in fields(self)}))
 
     @cached_property
     def label(self) -> str:
@@ -72,11 +68,7 @@ class Cell:
     @property
     def model_identity(self) -> dict[str, Any]:
         """Return what the models of rows that are compared have in common: all but the dtype."""
-        return {name: value for name, value in self._sized_by_nobody.items() if name != "dtype"}
-
-    @property
-    def _sized_by_nobody(self) -> dict[str, Any]:
-        return {name: value for name, value in self.model.items() if name != SIZE}
+        return {name: value for name, value in self.model.items() if name != "dtype"}
 
     @property
     def runtime_identity(self) -> dict[str, Any]:
@@ -99,7 +91,7 @@ class Cell:
         schedule = {name: step[name] for step in steps for name in SCHEDULE if name in step}
         if not schedule:
             return None
-        shared = [self._sized_by_nobody, self.calibration, schedule, self.runtime["device"], self.common_protocol]
+        shared = [self.model, self.calibration, schedule, self.runtime["device"], self.common_protocol]
         return digest(_without_labels(shared))
 
     @property

@@ -105,9 +105,7 @@ def _check_known(where: str, value: str, known: Sequence[str]) -> None:
 
 
 def _check_pinned(model: Mapping[str, Any]) -> None:
-    needed = {"hf": ("revision",), "pypi": ("wheel_sha256",), "random": ("seed",)}.get(
-        model["source"].partition(":")[0], ()
-    )
+    needed = PINNED.get(model["source"].partition(":")[0], ())
     for name in needed:
         if name not in model:
             raise SqueezeError(
@@ -115,6 +113,8 @@ def _check_pinned(model: Mapping[str, Any]) -> None:
             )
 
 
+# What a source cannot do without.
+PINNED = {"hf": ("revision",), "pypi": ("wheel_sha256",), "packaged": ("sha256",), "random": ("seed",)}
 MODEL_PINS: Mapping[str, Rule] = {
     "revision": matching("a commit of 40 hex digits", r"[0-9a-f]{40}"),
     "wheel_sha256": matching("a sha256 of 64 hex digits", r"[0-9a-f]{64}"),
@@ -124,13 +124,14 @@ MODEL_PINS: Mapping[str, Rule] = {
 _MODEL: Schema = {
     "name": NAME,
     "source": matching(
-        "pypi:NAME==VERSION, hf:ORG/NAME, file:PATH or random:ARCHITECTURE", r"(pypi|hf|file|random):.+"
+        "pypi:NAME==VERSION, hf:ORG/NAME, file:PATH, packaged:NAME or random:ARCHITECTURE",
+        r"(pypi|hf|file|packaged|random):.+",
     ),
     "kind": one_of("causal_lm", "encoder"),
     "dtype": DTYPE,
 }
 
-_OPTIONAL: Mapping[str, Rule] = {"member": TEXT, "seed": at_least(0), "parameters": POSITIVE, **MODEL_PINS}
+_OPTIONAL: Mapping[str, Rule] = {"member": TEXT, "seed": at_least(0), **MODEL_PINS}
 
 _TECHNIQUE: Schema = {
     "name": NAME,

@@ -6,15 +6,14 @@ from safetensors.torch import save_file
 
 from squeeze.records.record import Record, Status
 from squeeze.request.cell import Cell
-from squeeze.request.choices import Choices
 from squeeze.request.expand import cells
-from squeeze.runner.listing import default, forecast, show
+from squeeze.runner.listing import USUAL, about, default, forecast, show
 from squeeze.sources.size import parameters
 
 
 def cell(technique="rtn", bits=4, rounds=5):
     return Cell(
-        model={"name": "m", "source": "hf:a/b"},
+        model={"name": "m"},
         technique={"name": technique, "steps": [{"bits": bits}]},
         runtime={"name": "eager", "device": "cpu"},
         protocol={"name": "p", "rounds": rounds, "perplexity": {"tokens": 8000}, "tasks": ["a", "b"], "items": 10},
@@ -33,32 +32,15 @@ def test_without_records_the_rule_of_thumb_counts_processes_and_tokens():
     assert default(cell(rounds=10)) - default(cell(rounds=5)) == 100
 
 
-@pytest.mark.parametrize("said", [{"parameters": 1_350_000_000}, {}])
-def test_a_larger_model_takes_longer_in_proportion(said, tmp_path, monkeypatch):
-    monkeypatch.setenv("SQUEEZE_CACHE", str(tmp_path / "cache"))
-    small = cell()
-    large = replace(small, model={**small.model, **said})
-    work = 12 * 5 + (8000 + 2 * 10 * 100) / 1000
-    assert default(large) - default(small) == pytest.approx(9 * work if said else 0)
-
-
-def test_the_size_of_a_model_that_is_here_is_counted(tmp_path):
+def test_a_model_that_is_here_is_counted_and_a_damaged_one_goes_by_its_name(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"a.weight": torch.zeros(30, 50), "b.bias": torch.zeros(7)}, path)
     (tmp_path / "config.json").write_text("{}")
-    local = {"name": "m", "source": f"file:{tmp_path}", "parameters": 9}
+    local = {"name": "own_7b", "source": f"file:{tmp_path}"}
     assert parameters(local) == 30 * 50 + 7
     assert parameters({**local, "source": f"file:{path}"}) == path.stat().st_size
-    assert parameters({**local, "source": f"file:{tmp_path / 'gone'}"}) == 9, "what its YAML says"
-    assert parameters({"source": "random:llama", "seed": 0}) < 1_000_000
-
-
-def test_packaged_models_say_how_large_they_are_and_nothing_measured_depends_on_it():
-    for name in Choices.within(None).names("model"):
-        (found,) = cells([f"model={name}", "technique=none", "protocol=smoke"])
-        assert parameters(found.model), name
-        unsaid = replace(found, model={key: value for key, value in found.model.items() if key != "parameters"})
-        assert (unsaid.key, unsaid.model_identity) == (found.key, found.model_identity)
+    assert parameters({**local, "source": f"file:{tmp_path / 'gone'}"}) == 7e9
+    assert parameters({"name": "m"}) is None
 
 
 def test_what_takes_longer_than_calendars_go_is_shown_too(capsys):
@@ -81,3 +63,34 @@ def test_a_like_cell_takes_the_median_of_what_was_taken():
 def test_a_failed_attempt_says_nothing_about_time():
     found = forecast([cell()], [record(cell(), 1, Status.CRASHED)])
     assert found == {cell().key: default(cell())}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "millions"),
+    [
+        ("model=smollm2_135m", 135),
+        ("model=tinyllama_1b", 1000),
+        ("model=llama2_7b", 7000),
+        ("model=gpt2", 135),
+        ("model=tiny", 0.313),
+        ("model=tiny_llama", 0.1),
+        ("model=gpt2 model.name=own model.source=hf:org/Some-1.5B-Instruct", 1500),
+    ],
+)
+def test_how_large_a_model_is_shows_before_it_is_fetched(overrides, millions):
+    [cell] = cells(overrides.split())
+    assert (parameters(cell.model) or USUAL) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+def test_a_first_run_on_the_tiny_model_is_announced_as_one_of_minutes():
+    tiny, usual = (cells([f"model={name}", "protocol=smoke"])[0] for name in ("tiny", "smollm2_135m"))
+    assert 10 < default(tiny) < 30
+    assert 150 < default(usual) < 220
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(20, "less than a minute"), (840, "about 14 min"), (3600, "about 1 h 0 min"), (8400, "about 2 h 20 min")],
+)
+def test_durations_are_said_as_people_do(seconds, text):
+    assert about(seconds) == text
