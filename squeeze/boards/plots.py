@@ -22,7 +22,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator
 
 from squeeze.boards import summary
-from squeeze.records.record import Status
+from squeeze.records.record import DISQUALIFYING, Status
 from squeeze.records.sanitize import line
 
 # Okabe & Ito's colours, told apart by colour-blind readers, too.
@@ -118,6 +118,7 @@ def _draw(axes: Axes, panel: Panel, board: pd.DataFrame, families: Sequence[str]
 
 def _placed(panel: Panel, board: pd.DataFrame) -> pd.DataFrame:
     """Return the rows to draw, those on the front first, with their place (x, y) and whether ``beyond`` the edge."""
+    board = board[board["flags"].str.split("; ").map(DISQUALIFYING.isdisjoint)]
     rows = board[(board["status"] == Status.OK) & board["perplexity"].notna() & board[panel.column].notna()]
     ceiling = rows["perplexity"].min() * HEADROOM
     rows = rows.assign(

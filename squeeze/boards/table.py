@@ -20,7 +20,7 @@ from squeeze.boards.terms import Terms
 from squeeze.core.hashing import digest
 from squeeze.records.answers import FAILED, PERPLEXITY, SPEED, Estimates, Kind, Margins, answers, kind
 from squeeze.records.ranking import ranking
-from squeeze.records.record import WARMING, Record, Row, Status
+from squeeze.records.record import DISQUALIFYING, WARMING, Record, Row, Status
 from squeeze.records.statistics import holm
 from squeeze.records.store import RecordStore
 from squeeze.request import axes
@@ -76,7 +76,7 @@ def table(records: Iterable[Record], margins: Margins | None = None) -> pd.DataF
         return pd.DataFrame(columns=[*COLUMNS, *LAST_COLUMNS])
     frame = controls.joined(_newest(pd.concat(frames, ignore_index=True)))
     found = {**_ranks(frame), "coverage": _coverage(frame), **_verdicts(frame, margins or Margins())}
-    frame = _arranged(frame.assign(**found).drop(columns=["block_nll", "training"]))
+    frame = _arranged(frame.assign(**found).drop(columns=["block_nll", "training", "disqualified"]))
     return frame.sort_values(READING_ORDER, na_position="last", ignore_index=True)
 
 
@@ -93,6 +93,7 @@ def _row(record: Record) -> dict[str, Any]:
         "bits": record.claimed.get("bits", cell.axis("bits")),
         "sparsity": _sparsity(record),
         "flags": "; ".join(record.flags),
+        "disqualified": "; ".join(sorted(DISQUALIFYING & {*record.flags})),
         "status": str(record.status),
         "stage": record.stage,
         "reason": record.reason,
@@ -146,7 +147,7 @@ def _ranks(frame: pd.DataFrame) -> dict[str, pd.Series]:
     places = {name: pd.Series(pd.NA, index=frame.index, dtype="Int64") for name in ("rank_low", "rank_high")}
     group = pd.Series(None, index=frame.index, dtype=object)
     lengths = frame["block_nll"].map(len)
-    scored = frame[(frame["status"] == Status.OK) & (lengths > 0)]
+    scored = frame[(frame["status"] == Status.OK) & (lengths > 0) & ~frame["disqualified"].astype(bool)]
     for _, board in scored.groupby("board"):
         board = board[lengths[board.index] == lengths[board.index].mode()[0]]
         found = ranking(np.stack(list(board["block_nll"])))
@@ -169,15 +170,16 @@ def _verdicts(frame: pd.DataFrame, margins: Margins) -> dict[str, Any]:
     found: dict[str, Any] = {"margins": str(margins)}
     reasons = np.full(len(frame), "", dtype=object)
     warming = frame["flags"].str.split("; ").map(lambda flags: WARMING in flags).to_numpy()
+    disqualified = frame["disqualified"].to_numpy() != ""
     for name in [name for name in frame.columns if kind(name)]:
         of = kind(name)
         assert of is not None
-        estimates = _estimates(frame, name, of, warming)
+        no_test = disqualified | warming if of is SPEED else disqualified
+        estimates = _estimates(frame, name, of, no_test)
         answered = answers(of, estimates, margins)
-        if of is SPEED:
-            vetoed = warming & np.isfinite(estimates.value)
-            answered.word[vetoed], answered.reason[vetoed] = FAILED, f"{WARMING}: {WARMED_UP_NEVER}"
-            answered.within[vetoed] = np.nan
+        vetoed = no_test & np.isfinite(estimates.value)
+        answered.word[vetoed], answered.within[vetoed] = FAILED, np.nan
+        answered.reason[vetoed] = np.where(disqualified, frame["disqualified"], f"{WARMING}: {WARMED_UP_NEVER}")[vetoed]
         told = answered.reason != ""
         between = np.where(reasons[told] == "", "", "; ")
         reasons[told] += between + f"{name}: " + answered.reason[told]
@@ -186,14 +188,16 @@ def _verdicts(frame: pd.DataFrame, margins: Margins) -> dict[str, Any]:
     return {**found, "verdict_reason": reasons}
 
 
-def _estimates(frame: pd.DataFrame, name: str, of: Kind, warming: npt.NDArray[np.bool_]) -> Estimates:
-    """Return a column's estimates as ``answers`` reads them: perplexities as ratios, p-values corrected by board."""
+def _estimates(frame: pd.DataFrame, name: str, of: Kind, untested: npt.NDArray[np.bool_]) -> Estimates:
+    """Return a column's estimates as ``answers`` reads them: perplexities as ratios, p-values corrected by board.
+
+    untested: rows whose figure is no test of anything, and counts in no correction.
+    """
     value, low, high, p_value, n = (
         frame[column].astype(float) if column in frame else pd.Series(np.nan, index=frame.index)
         for column in (name, *(f"{name}_{bound}" for bound in BOUNDS))
     )
-    if of is SPEED:
-        p_value = p_value.mask(warming)
+    p_value = p_value.mask(untested)
     if of is PERPLEXITY:
         own = frame[name.removesuffix("_delta")].astype(float) if name.removesuffix("_delta") in frame else np.nan
         value, low, high = (1 + each / (own - value) for each in (value, low, high))

@@ -10,7 +10,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from squeeze.probes import latency
 
 
-@pytest.mark.parametrize(("warmup", "expected"), [(2, 12 + 16), (1, 12 + 9)])
+@pytest.mark.parametrize(("warmup", "expected"), [(2, 12 + 1 + 16), (1, 12 + 1 + 9)])
 def test_positions_suffice_for_timing_and_for_warming_up(warmup: int, expected: int) -> None:
     assert latency.positions({"prompt_tokens": 12, "decode_tokens": 9, "warmup_rounds": warmup}) == expected
 
