@@ -198,7 +198,7 @@ def _decoded(attempt: Attempt, scored: Values) -> Values:
     if gap is None:
         return {}
     coarse = bool(scored.get("batch_dependent") or rounds[0].get("coarse"))
-    return {"decode_gap": round(gap, 6), "decode_gap_allowed": decoded.allowed(attempt.built.artifact.dtype, coarse)}
+    return {"decode_gap": round(gap, 6), "decode_gap_allowed": decoded.allowed(coarse)}
 
 
 def _flags(attempt: Attempt, found: Values) -> Iterator[str]:
