@@ -16,10 +16,12 @@ from squeeze.probes import samples
 from squeeze.records import estimates as figures
 from squeeze.records import decoded, serving
 from squeeze.records.fidelity import GENERATED, fidelity, pooled
+from squeeze.records.plausibility import implausible
 from squeeze.records.record import (
     CONTENDED,
     DECODES_OTHERWISE,
     GRID_FLATTERED,
+    IMPLAUSIBLE,
     NOT_CAUSAL,
     NOT_REALISED,
     UNSTEADY,
@@ -118,6 +120,8 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
         block_nll=() if diverged else _block_nll(arrays),
         flags=tuple(_flags(attempt, {**scored, **weighed, **found})),
     )
+    if implausible(record):
+        record = replace(record, flags=(*record.flags, IMPLAUSIBLE))
     return record, _packed(_raw(rounds, baseline_rounds, arrays, baseline_arrays))
 
 
