@@ -121,8 +121,8 @@ def timed(
 ) -> Iterator[Callable[..., Prepare]]:
     """Time in turns: yield what makes the setup of ``benchmark.pedantic`` that asks for a turn every so many calls.
 
-    When each turn began, and what pressed the machine until then, goes into the samples, and on how many processors this
-    process ran meanwhile; a meter counts within turns.
+    When each turn began, and what pressed the machine until then, goes into the samples, and on how many processors
+    this process ran meanwhile; a meter counts within turns.
     """
     began = []
     computed, passed = time.process_time(), samples.clock()

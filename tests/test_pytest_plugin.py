@@ -161,7 +161,9 @@ def test_an_encoder_is_timed_too(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, make_job: Any, tmp_path: Path
 ) -> None:
     result = real_benches(pytester, monkeypatch, make_job("bert"))
-    result.assert_outcomes(passed=5)  # two batch sizes, memory, size, what it left alone; prefill and decode are of another kind
+    result.assert_outcomes(
+        passed=5
+    )  # two batch sizes, memory, size, what it left alone; prefill and decode are of another kind
     values = samples.read(tmp_path / "out").values
     assert len(values["ttft_s"]["2"]) == 3
     assert "token_s" not in values

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -27,9 +28,19 @@ from squeeze.core.hashing import digest
 WATCHED = (
     *("torch", "torch.nn.functional", "torch.nn", "torch.nn.modules.module", "torch.nn.modules.linear"),
     *("torch.nn.modules.sparse", "torch.nn.modules.normalization", "torch.nn.modules.activation"),
-    *("transformers.masking_utils", "transformers.cache_utils", "transformers.modeling_utils", "transformers.activations"),
+    *(
+        "transformers.masking_utils",
+        "transformers.cache_utils",
+        "transformers.modeling_utils",
+        "transformers.activations",
+    ),
     *("transformers.integrations.sdpa_attention", "time", "statistics"),
-    *("squeeze.runtimes.generation", "squeeze.runtimes.eager", "squeeze.runtimes.compiled", "squeeze.runtimes.kv_cache"),
+    *(
+        "squeeze.runtimes.generation",
+        "squeeze.runtimes.eager",
+        "squeeze.runtimes.compiled",
+        "squeeze.runtimes.kv_cache",
+    ),
     *("squeeze.probes.latency", "squeeze.probes.scoring", "squeeze.probes.teacher_forced", "squeeze.probes.turns"),
     *("squeeze.probes.samples", "squeeze.models.logits", "squeeze.models.architecture", "pytest_benchmark.fixture"),
 )
@@ -37,11 +48,25 @@ CLASSES = (torch.Tensor,)  # beside those of these modules
 # Pytest names the test that runs. CUDA and OpenMP variables count only where a process starts: all others are heeded.
 VOLATILE = frozenset({"PYTEST_CURRENT_TEST", "PYTEST_VERSION"})
 # What honest libraries do as they are imported, with the artifact that needs them: torch's own compiler names its cache
-# and keeps itself out of one function; tqdm watches its bars from a thread.
-HARMLESS = frozenset({"variable TORCHINDUCTOR_CACHE_DIR", "torch.manual_seed", "code of torch.manual_seed"})
+# and keeps itself out of one function; transformers gives modules a way to be initialised; tqdm watches its bars from a
+# thread.
+MODULE = "torch.nn.modules.module.Module"
+HARMLESS = frozenset(
+    {
+        *("variable TORCHINDUCTOR_CACHE_DIR", "torch.manual_seed", "code of torch.manual_seed"),
+        f"{MODULE}.smart_apply",
+    }
+)
 WATCHERS = frozenset({"TMonitor"})  # classes of threads
-# What a runtime that compiles does besides: its compilers are processes, and threads that wait for them.
-COMPILERS = frozenset({"threads", "children", "variable TRITON_CACHE_DIR"})
+# What a runtime that compiles does besides: its compilers are processes, and threads that wait for them; modules are
+# told apart by when they were made.
+COMPILERS = frozenset(
+    {
+        *("threads", "children", "variable TRITON_CACHE_DIR", "variable _TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"),
+        *(f"{of}{MODULE}.{name}" for of in ("", "code of ") for name in ("__init__", "__setstate__")),
+        f"{MODULE}.___needs_generation_tag_patch",
+    }
+)
 COMPILES = "compiled.Compiled"
 BUSY = 1.1  # times as many processors as a process was given threads: clocks differ by less
 
@@ -50,16 +75,27 @@ State = dict[str, str]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Hold a moment: what is set, in words by name, and what is watched, by name, which is the very same or another."""
+    """Hold a moment: what is set, in words by name, and what is watched, by name, which is the very same or another.
+
+    classes: the names of all that each watched class defines, for one may be added that hides what it inherits.
+    """
 
     settings: State
     functions: Mapping[str, Any]
+    classes: Mapping[str, frozenset[str]]
     modules: tuple[str, ...] = ()
 
     @classmethod
     def now(cls, modules: tuple[str, ...] = ()) -> Snapshot:
         """Return the state of this process. modules: further ones whose functions are watched, such as a model's."""
-        return cls(dict(_settings()), dict(_functions((*WATCHED, *modules))), modules)
+        watched = [
+            module for name in (*WATCHED, *modules) if (module := sys.modules.get(name))
+        ]  # none is imported here
+        classes = [*CLASSES, *(kind for module in watched for kind in _own_classes(module))]
+        functions = [trait for module in watched for trait in _functions(module)]
+        methods = [trait for kind in classes for trait in _methods(kind)]
+        names = {f"{kind.__module__}.{kind.__qualname__}": frozenset(vars(kind)) for kind in classes}
+        return cls(dict(_settings()), dict([*functions, *methods]), names, modules)
 
     def changes(self) -> list[str]:
         """Name what is otherwise now: ``threads to compute with (2 before, 4 after)``."""
@@ -69,7 +105,9 @@ class Snapshot:
             for name in sorted(self.settings.keys() | later.settings.keys())
             if (one := self.settings.get(name, "not set")) != (other := later.settings.get(name, "not set"))
         ]
-        return found + [name for name, one in self.functions.items() if later.functions.get(name) is not one]
+        found += [name for name, one in self.functions.items() if later.functions.get(name) is not one]
+        both = self.classes.keys() & later.classes.keys()
+        return found + [f"{kind}.{each}" for kind in sorted(both) for each in later.classes[kind] - self.classes[kind]]
 
 
 def dishonest(changes: Iterable[str], runtime: Mapping[str, Any]) -> list[str]:
@@ -99,7 +137,7 @@ def _settings() -> Iterator[tuple[str, str]]:
         ("interop threads", torch.get_num_interop_threads()),
         ("default dtype", torch.get_default_dtype()),
         ("default device", torch.get_default_device()),
-        ("precision of float32 products", torch.get_float32_matmul_precision()),
+        ("precision of float32 products", _product_precision()),
         ("precision of oneDNN", torch.backends.mkldnn.matmul.fp32_precision),  # type: ignore[attr-defined]
         ("oneDNN", torch._C._get_mkldnn_enabled()),
         ("NNPACK", torch._C._get_nnpack_enabled()),
@@ -114,7 +152,10 @@ def _settings() -> Iterator[tuple[str, str]]:
         ("kinds of attention", _attentions()),
         ("modes of torch functions", torch._C._len_torch_function_stack()),
         ("modes of dispatch", len(_python_dispatch._get_current_dispatch_mode_stack())),
-        ("hooks of all modules", [len(getattr(module_hooks, name)) for name in sorted(vars(module_hooks)) if _is_hooks(name)]),
+        (
+            "hooks of all modules",
+            [len(getattr(module_hooks, name)) for name in sorted(vars(module_hooks)) if _is_hooks(name)],
+        ),
         ("tracing", [sys.gettrace(), sys.getprofile(), threading.gettrace(), threading.getprofile()]),
         ("switch interval", sys.getswitchinterval()),
         ("garbage collector", [gc.get_threshold(), len(gc.callbacks)]),
@@ -137,7 +178,15 @@ def _is_hooks(name: str) -> bool:
 
 def _handler(number: int) -> str:
     handler = signal.getsignal(number)
-    return f"{handler.__module__}.{handler.__qualname__}" if hasattr(handler, "__qualname__") else str(handler)
+    name = getattr(handler, "__qualname__", None)
+    return str(handler) if name is None else f"{getattr(handler, '__module__', '')}.{name}"
+
+
+def _product_precision() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by torch's older and newer functions at once
+        return "mixed"
 
 
 def _flushes_denormals() -> bool:
@@ -156,24 +205,25 @@ def _cuda_precisions() -> list[bool]:
 
 
 def _attentions() -> list[bool]:
-    cuda = torch.backends.cuda
+    cuda: Any = torch.backends.cuda
     return [cuda.flash_sdp_enabled(), cuda.math_sdp_enabled(), cuda.mem_efficient_sdp_enabled()]
 
 
-def _functions(modules: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """Yield all functions and classes of those modules that are there, and the code of each; of classes their methods."""
-    for name in modules:
-        module = sys.modules.get(name)  # one that nobody has imported yet is not imported for this
-        for attribute, value in list(vars(module).items() if module else ()):
-            if callable(value):
-                yield from _traits(f"{name}.{attribute}", value)
-                if isinstance(value, type) and value.__module__ == name:
-                    yield from _methods(value)
-    for kind in CLASSES:
-        yield from _methods(kind)
+def _own_classes(module: ModuleType) -> list[type]:
+    return [
+        each for each in list(vars(module).values()) if isinstance(each, type) and each.__module__ == module.__name__
+    ]
+
+
+def _functions(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    """Yield all functions and classes of a module, by name, and the code of each."""
+    for attribute, value in list(vars(module).items()):
+        if callable(value):
+            yield from _traits(f"{module.__name__}.{attribute}", value)
 
 
 def _methods(kind: type) -> Iterator[tuple[str, Any]]:
+    """Yield all methods of a class, as ``_functions`` does of a module."""
     for attribute, value in list(vars(kind).items()):
         if callable(value) or isinstance(value, property | classmethod | staticmethod):
             yield from _traits(f"{kind.__module__}.{kind.__qualname__}.{attribute}", value)

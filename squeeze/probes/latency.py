@@ -21,14 +21,15 @@ Clock = Callable[[], float]
 MOST_WINDOWS = 8  # of warm-up calls; after that the process is flagged
 AGREEMENT = 0.10  # two windows agree when their medians differ by less than this share
 JITTER = 0.02  # of a protocol's prompt tokens, by which a prompt is longer or shorter at most
-POOL = 4096  # tokens of text, at least, in which prompts begin anywhere
+POOL = 4096  # tokens of text, at least, in which prompts begin
+STRETCHES = 32  # of that text: more than a process makes calls of a kind
 
 
 @dataclass(frozen=True)
 class Prompts:
     """Draw the prompts of one process.
 
-    text: (n,) int64, in which they begin anywhere. latency: that part of the protocol. seed: the protocol's. round: the
+    text: (n,) int64, in which they begin. latency: that part of the protocol. seed: the protocol's. round: the
     process's. most: tokens that an encoder takes at once; a generation says for itself how many it needs.
     """
 
@@ -46,8 +47,10 @@ class Prompts:
         for each: warming up has had both, and what is timed compiles nothing.)
         """
         length = self._length(use, number)
-        chance = self.chance(use, batch, number)
-        starts = [chance.randrange(len(self.text) - length + 1) for _ in range(batch)]
+        chance, pairs = self.chance(use, batch, number), (len(self.text) - length + 1) // (2 * STRETCHES)
+        # Neighbouring calls begin in stretches of their own, those of decoding at odd places: no two read the same.
+        begin = number % STRETCHES * pairs
+        starts = [2 * (begin + chance.randrange(pairs)) + (use == "decode") for _ in range(batch)]
         return torch.stack([self.text[start : start + length] for start in starts])
 
     def nominal(self) -> Tensor:
@@ -61,8 +64,8 @@ class Prompts:
 
     def _length(self, use: str, number: int) -> int:
         away = self.chance(use).choice((-1, 1)) * self.chance(use, "length").randint(1, spread(self.latency))
-        length = max(1, int(self.latency["prompt_tokens"]) + (-away if number % 2 else away))
-        return length if self.most is None else min(length, self.most)
+        length: int = self.latency["prompt_tokens"] + (-away if number % 2 else away)
+        return max(1, length if self.most is None else min(length, self.most))
 
 
 def pool(protocol: Mapping[str, Any]) -> int:

@@ -21,7 +21,7 @@ from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes import causality, continuations, rounding
 from squeeze.probes import samples as stored
-from squeeze.probes.batching import batch_dependent, takes_branches
+from squeeze.probes.batching import batch_dependent, row_dependent, takes_branches
 from squeeze.probes.divergence import Divergence, HiddenWriter, hidden_writer, stored_head, wide_head
 from squeeze.probes.lm_eval_model import SubjectLM, TokenScores, Windows
 from squeeze.probes.samples import Samples
@@ -189,9 +189,9 @@ def _put_causality(
         token_ids = corpora.tokens(protocol["perplexity"]["corpus"], engine.tokenizer, windows.tokens).tolist()
         rows = windows.rows(token_ids)
         nll = {row.owners[0]: scores.nll[scores.window == row.owners[0]].astype(np.float64) for row in rows}
-        found = causality.probe(
-            engine.subject.model, rows, nll, engine.states, dependent=dependent, seed=protocol.get("seed", 0)
-        )
+        model, seed = engine.subject.model, protocol.get("seed", 0)
+        by_right = dependent and row_dependent(model)
+        found = causality.probe(model, rows, nll, engine.states, dependent=by_right, seed=seed)
     samples.put_all(found.figures())
 
 

@@ -1,8 +1,8 @@
 """Read what was generated through the forward that is scored: whoever decodes with another model says other tokens.
 
-Greedy decoding chose the likeliest token. So must the scored forward, given the same tokens before it, but for rounding,
-which may turn the order of two that are nearly as likely. Layers that are left out for inputs of one token, behind
-prompts of a certain length, or once the warm-up is over, choose tokens that the whole model would not.
+Greedy decoding chose the likeliest token. So must the scored forward, given the same tokens before it, but for
+rounding, which may turn the order of two that are nearly as likely. Layers that are left out for inputs of one token,
+behind prompts of a certain length, or once the warm-up is over, choose tokens that the whole model would not.
 """
 
 from __future__ import annotations

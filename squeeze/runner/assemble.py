@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from squeeze.core import environment
 from squeeze.probes import samples
-from squeeze.records import estimates as figures
 from squeeze.records import decoded, serving
+from squeeze.records import estimates as figures
 from squeeze.records.fidelity import GENERATED, fidelity, pooled
 from squeeze.records.plausibility import implausible
 from squeeze.records.record import (
@@ -242,8 +242,8 @@ def _warming(rounds: Sequence[Values]) -> bool:
 def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, baseline_arrays: Arrays) -> Arrays:
     """Return all samples by name: timings (rounds, n) in seconds, quality (tokens,) or (items,), the baseline's too.
 
-    interleaved: (rounds,); turns: (rounds, turns, 3), what `squeeze.probes.turns.pressure` gave as each turn began; gaps:
-    (rounds, rows, tokens), of the candidate alone, what `squeeze.probes.teacher_forced` gave.
+    interleaved: (rounds,); turns: (rounds, turns, 3), what `squeeze.probes.turns.pressure` gave as each turn began.
+    gaps: (rounds, rows, tokens), of the candidate alone, what `squeeze.probes.teacher_forced` gave.
     """
     raw = {name: _compact(array) for name, array in arrays.items() if not name.startswith(FLOOR)}
     raw |= {f"baseline_{name}": _compact(array) for name, array in baseline_arrays.items() if _is_kept(name)}
