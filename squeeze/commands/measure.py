@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squeeze.commands.options import config_option, overrides_argument, results_option, retry_option
+from squeeze.commands.options import config_option, overrides_argument, quiet_option, results_option, retry_option
 
 if TYPE_CHECKING:
     from squeeze.records.record import Record
@@ -20,10 +20,17 @@ if TYPE_CHECKING:
 @results_option
 @config_option
 @retry_option
+@quiet_option
 @click.option("--fresh", is_flag=True, help="Measure the cells that have a valid record, too.")
 @click.pass_context
 def run(
-    context: click.Context, overrides: tuple[str, ...], results: Path, config_dir: Path | None, retry: bool, fresh: bool
+    context: click.Context,
+    overrides: tuple[str, ...],
+    results: Path,
+    config_dir: Path | None,
+    retry: bool,
+    quiet: float | None,
+    fresh: bool,
 ) -> None:
     """Measure the cells that OVERRIDES name.
 
@@ -37,19 +44,20 @@ def run(
     wanted = cells(overrides, config_dir)
     _advise_controls(wanted, RecordStore(results).records())
     plan.save(wanted, results)
-    context.exit(run_cells(wanted, results, resume=not fresh, retry=retry))
+    context.exit(run_cells(wanted, results, resume=not fresh, retry=retry, quiet=quiet))
 
 
 @click.command()
 @results_option
 @retry_option
+@quiet_option
 @click.pass_context
-def resume(context: click.Context, results: Path, retry: bool) -> None:
+def resume(context: click.Context, results: Path, retry: bool, quiet: float | None) -> None:
     """Measure what the last run has left unmeasured."""
     from squeeze.runner import plan
     from squeeze.runner.run import run as run_cells
 
-    context.exit(run_cells(plan.load(results), results, resume=True, retry=retry))
+    context.exit(run_cells(plan.load(results), results, resume=True, retry=retry, quiet=quiet))
 
 
 @click.command(name="list")

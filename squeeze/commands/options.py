@@ -29,6 +29,13 @@ margin_option = click.option(
     metavar="NAME=NUMBER,...",
     help="Differences that count as none, such as speed=0.05,perplexity=0.01,accuracy=0.01,kl=0.01 (the defaults).",
 )
+quiet_option = click.option(
+    "--quiet-machine",
+    "quiet",
+    type=click.FloatRange(min=0),
+    metavar="MINUTES",
+    help="Wait so long at most until no other program uses the processors, and measure nothing if some still does.",
+)
 retry_option = click.option("--retry", is_flag=True, help="Measure anew the cells that failed, too.")
 
 

@@ -1,7 +1,7 @@
 """Judge whether the tokens that were decoded, and timed, are those that the scored model chooses.
 
 What is judged are the gaps that ``squeeze.probes.teacher_forced`` found: of each token, how many standard deviations of
-the logits it lies below the likeliest one. The mean over a few tokens in a row counts, the worst in any round: one wrong
+the logits it lies below the likeliest one. The mean over a few tokens in a row counts, the worst in any round: one
 token may be a near tie, and text that goes round in circles agrees with every model in the end.
 """
 
@@ -18,8 +18,8 @@ RUN = 8  # tokens whose mean counts
 FIRSTS = "ttft_s"
 # A token is chosen otherwise where rounding exceeds the lead of the likeliest one, so gaps are as small as rounding.
 # Tiny models, compressed in every way, come to 0.005 at most (tests/probes/test_teacher_forced.py), and to 1.7 or more
-# where one part of one layer is left out. Deeper models round more often: by its noise floor, the logits of SmolLM2-135M
-# move by 0.04 nats in bfloat16.
+# where one part of one layer is left out. Deeper models round more often: by its noise floor, the logits of
+# SmolLM2-135M move by 0.04 nats in bfloat16.
 ROUNDED = 0.1
 # Where activations are quantized over a whole call, or keys and values are kept in few bits, one call and many give
 # other numbers by rights: tiny models come to 0.18. Of the rows published, torch_dynamic's scores are furthest off:
@@ -33,7 +33,7 @@ def worst(rounds: Sequence[Mapping[str, Any]]) -> float | None:
     Each round has ``gaps``: by step and batch size a list for each row that was checked. Of first tokens there is one
     a round: those of the rounds stand in a row.
     """
-    found = []
+    found: list[list[float]] = []
     for step in rounds[0].get("gaps", {}):
         rows = [row for values in rounds for row in values["gaps"][step]]
         found += [list(chain(*rows))] if step.startswith(FIRSTS) else rows

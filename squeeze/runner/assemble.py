@@ -210,7 +210,7 @@ def _flags(attempt: Attempt, found: Values) -> Iterator[str]:
     assert attempt.speed_baseline is not None
     if any(_unsteady(member.rounds) for member in (attempt.built, attempt.speed_baseline)):
         yield UNSTEADY
-    if contention(attempt.built.rounds) > MOST_CONTENTION:
+    if any(contention(member.rounds) > MOST_CONTENTION for member in (attempt.built, attempt.speed_baseline)):
         yield CONTENDED
     if any(_warming(member.rounds) for member in (attempt.built, attempt.speed_baseline)):
         yield WARMING

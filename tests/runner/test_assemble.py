@@ -257,6 +257,15 @@ def test_other_work_beside_the_timing_is_flagged(attempt: Attempt, stalled: floa
     assert (CONTENDED in assembled(attempt).flags) is flagged
 
 
+def test_a_baseline_that_was_disturbed_flatters_and_is_flagged(attempt: Attempt) -> None:
+    assert attempt.speed_baseline is not None
+    for values in attempt.speed_baseline.rounds:
+        values["turns"] = {
+            name: [[at, 0.0, 0.5 * at] for at in range(len(turns))] for name, turns in values["turns"].items()
+        }
+    assert CONTENDED in assembled(attempt).flags
+
+
 @pytest.mark.parametrize("who", ["candidate", "baseline"])
 @pytest.mark.parametrize(("signs", "flagged"), [((-1, -1, -1), True), ((1, 1, 1), True), ((1, -1, 1), False)])
 def test_a_trend_within_every_process_is_warming(
