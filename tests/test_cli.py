@@ -31,9 +31,10 @@ def results(tmp_path):
 @pytest.fixture
 def runner(monkeypatch):
     """Stands in for the runner; ``calls`` has what it was asked, ``end`` is how it ends."""
-    fake = SimpleNamespace(calls=[], end=lambda: 0)
+    fake = SimpleNamespace(calls=[], quiet=[], end=lambda: 0)
 
-    def run(wanted, results, *, resume, retry):
+    def run(wanted, results, *, resume, retry, quiet):
+        fake.quiet.append(quiet)
         fake.calls.append(([cell.label for cell in wanted], results, resume, retry))
         return fake.end()
 
@@ -72,6 +73,13 @@ def test_resume_continues_the_last_plan(runner, results):
     squeeze("run", *TINY, "--fresh", "--results", results)
     assert squeeze("resume", "--retry", "--results", results) == 0
     assert runner.calls[1] == (["tiny_llama-none-bfloat16"], results, True, True)
+
+
+def test_a_quiet_machine_is_waited_for_where_it_is_asked(runner, results):
+    squeeze("run", *TINY, "--quiet-machine", "5", "--results", results)
+    squeeze("resume", "--quiet-machine", "0", "--results", results)
+    squeeze("resume", "--results", results)
+    assert runner.quiet == [5, 0, None]
 
 
 def test_board_and_compare_pass_on_what_was_asked(monkeypatch, results):

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squeeze.commands.options import config_option, overrides_argument, results_option, retry_option, yes_option
+from squeeze.commands.options import (
+    config_option,
+    overrides_argument,
+    quiet_option,
+    results_option,
+    retry_option,
+    yes_option,
+)
 
 if TYPE_CHECKING:
     from squeeze.records.record import Record
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
 @results_option
 @config_option
 @retry_option
+@quiet_option
 @click.option("--fresh", is_flag=True, help="Measure the cells that have a valid record, too.")
 @yes_option
 @click.pass_context
@@ -29,6 +37,7 @@ def run(
     results: Path,
     config_dir: Path | None,
     retry: bool,
+    quiet: float | None,
     fresh: bool,
     yes: bool,
 ) -> None:
@@ -50,14 +59,16 @@ def run(
     if not (overrides or yes or ask(wanted)):
         return
     plan.save(wanted, results)
-    context.exit(conclude(wanted, results, run_cells(wanted, results, resume=not fresh, retry=retry)))
+    code = run_cells(wanted, results, resume=not fresh, retry=retry, quiet=quiet)
+    context.exit(conclude(wanted, results, code))
 
 
 @click.command()
 @results_option
 @retry_option
+@quiet_option
 @click.pass_context
-def resume(context: click.Context, results: Path, retry: bool) -> None:
+def resume(context: click.Context, results: Path, retry: bool, quiet: float | None) -> None:
     """Measure what the last run has left unmeasured."""
     from squeeze.commands.around import announce, conclude
     from squeeze.records.store import RecordStore
@@ -66,7 +77,8 @@ def resume(context: click.Context, results: Path, retry: bool) -> None:
 
     wanted = plan.load(results)
     announce(wanted, results, list(RecordStore(results).records()), retry=retry)
-    context.exit(conclude(wanted, results, run_cells(wanted, results, resume=True, retry=retry)))
+    code = run_cells(wanted, results, resume=True, retry=retry, quiet=quiet)
+    context.exit(conclude(wanted, results, code))
 
 
 @click.command(name="list")

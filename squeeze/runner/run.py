@@ -30,6 +30,7 @@ from squeeze.runner.jobs.executor import Executor, device_lock
 from squeeze.runner.jobs.launcher import WORKER
 from squeeze.runner.jobs.outcome import Failure, StageError
 from squeeze.runner.plan import pending
+from squeeze.runner.quiet import see_to_quiet
 from squeeze.runner.results import Measured, Process, Scoring
 
 INTERRUPTED = 130
@@ -37,13 +38,20 @@ ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGINT too: a shell'
 
 
 def run(
-    cells: Sequence[Cell], results: Path, *, resume: bool = True, retry: bool = False, command: Sequence[str] = WORKER
+    cells: Sequence[Cell],
+    results: Path,
+    *,
+    resume: bool = True,
+    retry: bool = False,
+    quiet: float | None = None,
+    command: Sequence[str] = WORKER,
 ) -> int:
     """Measure the cells; each ends in one record below ``results``. Returns 0, or 130 when it was interrupted.
 
     resume: pass over the cells that have a record; retry: but not over those whose record is of a failure.
-    command: how a worker is started. Raises SqueezeError when the results folder or the cache cannot be written to:
-    before any work or, when the disk fills up, with every record so far in place.
+    quiet: minutes to wait until no other program uses the processors; None to warn of them. command: how a worker is
+    started. Raises SqueezeError when the results folder or the cache cannot be written to, before any work or, when the
+    disk fills up, with every record so far in place; and when others are still at work after ``quiet`` minutes.
     """
     store = RecordStore(results)
     store.prepare()
@@ -52,6 +60,7 @@ def run(
     if not wanted:
         print(f"nothing to do: all {len(cells)} cells have their record in {results}", file=sys.stderr)
         return 0
+    see_to_quiet(quiet)
     rounds_each = max(cell.protocol["rounds"] for cell in wanted)
     display = Display(len(wanted), {"build": 1, "quality": 1, "latency": rounds_each})
     try:
