@@ -27,6 +27,7 @@ PROMISES = {
     13: "The same cell gives the same numbers.",
     14: "Unlike machines are never compared.",
     15: "Untrusted input can neither run nor leak anything.",
+    17: "A fault of the environment is no verdict: the cell stays pending, and resuming finishes it.",
     18: "What differs by more than the margin is called equivalent in at most 5 % of comparisons.",
 }
 HELD, BROKEN, NOT_SHOWN = "held", "**broken**", "**not shown**"

@@ -31,12 +31,10 @@ def run(
     """
     from squeeze.records.store import RecordStore
     from squeeze.request.expand import cells
-    from squeeze.runner import plan
     from squeeze.runner.run import run as run_cells
 
     wanted = cells(overrides, config_dir)
     _advise_controls(wanted, RecordStore(results).records())
-    plan.save(wanted, results)
     context.exit(run_cells(wanted, results, resume=not fresh, retry=retry))
 
 
@@ -45,11 +43,19 @@ def run(
 @retry_option
 @click.pass_context
 def resume(context: click.Context, results: Path, retry: bool) -> None:
-    """Measure what the last run has left unmeasured."""
+    """Measure what the runs into this folder have left unmeasured.
+
+    A fault of the environment (a full disk, a kill from outside) leaves a cell unmeasured; a failure of its own does
+    not.
+    """
+    from squeeze.records.store import RecordStore
     from squeeze.runner import plan
     from squeeze.runner.run import run as run_cells
 
-    context.exit(run_cells(plan.load(results), results, resume=True, retry=retry))
+    left = plan.unfinished(plan.load(results), RecordStore(results).records(), retry=retry)
+    if cells := plan.measurable(left, lambda line: click.echo(line, err=True)):
+        context.exit(run_cells(cells, results, resume=False, retry=retry))
+    click.echo(f"nothing to do: whatever was asked for and can be measured has its record in {results}", err=True)
 
 
 @click.command(name="list")

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+PENDING = 75  # exit code (sysexits.h: EX_TEMPFAIL) when cells are left that `squeeze resume` measures
+
 
 class SqueezeError(Exception):
     """Say that a request cannot be served as it stands. The command line prints it and exits with code 2."""
@@ -14,6 +16,10 @@ class Unsupported(SqueezeError):  # noqa: N818 - it is an answer, not a mistake
 
 class IntegrityError(SqueezeError):
     """Say that a file is not what its hash or its format promises: corrupt, truncated or replaced."""
+
+
+class TransientError(SqueezeError):
+    """Say that the environment failed, which is no verdict on what was asked: once that is mended, it can go on."""
 
 
 def hint(word: object, known: Iterable[str]) -> str:

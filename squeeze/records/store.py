@@ -10,7 +10,6 @@ ever rewritten or deleted. Standard library only.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -21,7 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.core.disk import is_full_disk
+from squeeze.core.errors import IntegrityError, SqueezeError, TransientError
 from squeeze.core.files import write_atomically
 from squeeze.core.hashing import sha256
 from squeeze.records.record import Record
@@ -67,7 +67,7 @@ class RecordStore:
     def write(self, record: Record, samples: bytes = b"") -> Record:
         """Keep a record, its samples (an .npz file's bytes) first; returns the record as written, naming them.
 
-        When this returns, both files are on the disk. Raises SqueezeError when the disk is full or the folder gone;
+        When this returns, both files are on the disk. Raises TransientError when the disk is full or the folder gone;
         then neither a torn record nor one without its samples is left.
         """
         name = stem(Cell.from_json(record.cell), record.attempt)
@@ -79,9 +79,8 @@ class RecordStore:
             write_atomically(self.folder / f"{name}.json", encode(record))
             _flush_folder(self.folder)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            advice = "free some space" if full else "check the folder"
-            raise SqueezeError(
+            advice = "free some space" if is_full_disk(error) else "check the folder"
+            raise TransientError(
                 f"record of {name} could not be written to {self.folder} ({error.strerror}); {advice}, "
                 "then `squeeze resume` measures what is missing"
             ) from error

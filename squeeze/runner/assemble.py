@@ -49,14 +49,17 @@ Arrays = dict[str, npt.NDArray[Any]]
 def assemble(attempt: Attempt, failure: Failure | None = None) -> tuple[Record, bytes]:
     """Return the record of an attempt, and the .npz file of its raw samples (empty for one that failed).
 
-    Samples that do not fit together make an invalid record, not an error.
+    Samples that do not fit together make an invalid record, not an error. Raises FileNotFoundError where they are gone.
     """
     if failure is None:
         try:
             return _measured(attempt)
+        except FileNotFoundError:  # samples that were there: somebody has removed them, which is no verdict
+            raise
         except (ValueError, KeyError, TypeError, OSError, BadZipFile) as error:
             reason = public(f"samples do not fit together: {type(error).__name__}: {error}")
             failure = Failure(Status.INVALID, reason[:300], "assemble")
+    assert failure.status is not None  # no verdict, no record
     record = _frame(attempt, failure.status)
     return replace(record, reason=failure.reason, stage=failure.stage, log_tail=failure.log_tail), b""
 

@@ -51,13 +51,16 @@ def test_exceptions(tmp_path: Path, error: BaseException, status: Status) -> Non
         (Exit(-signal.SIGSEGV, 1.0), Status.CRASHED, "ended by SIGSEGV"),
         (Exit(-signal.SIGKILL, 1.0, kernel_kill=True), Status.OUT_OF_MEMORY, "killed by the kernel"),
         (Exit(-signal.SIGKILL, 1.0, kernel_kill=None), Status.OUT_OF_MEMORY, "killed by the kernel"),
-        (Exit(-signal.SIGKILL, 1.0, kernel_kill=False), Status.CRASHED, "ended by SIGKILL"),
+        (Exit(-signal.SIGKILL, 1.0, kernel_kill=False), None, "ended by SIGKILL from outside"),
+        (Exit(-signal.SIGTERM, 1.0, kernel_kill=False), None, "ended by SIGTERM from outside"),
+        (Exit(-signal.SIGABRT, 1.0, kernel_kill=False), Status.CRASHED, "ended by SIGABRT"),
+        (Exit(-signal.SIGKILL, 61.0, breach="stopped"), None, "stopped from outside (SIGSTOP) until its limit of 60 s"),
         (Exit(-signal.SIGTERM, 61.0, breach="seconds"), Status.TIMEOUT, "limit of 60 s"),
         (Exit(0, 61.0, breach="seconds"), Status.TIMEOUT, "limit of 60 s"),
         (Exit(-signal.SIGTERM, 1.0, 2**31, "bytes"), Status.OUT_OF_MEMORY, "limit of 1024 MiB; ended (at 2048 MiB)"),
     ],
 )
-def test_exits_without_a_word(tmp_path: Path, end: Exit, status: Status, reason: str) -> None:
+def test_exits_without_a_word(tmp_path: Path, end: Exit, status: Status | None, reason: str) -> None:
     failure = judge(end, tmp_path, LIMITS, "latency")
     assert failure is not None
     assert failure.status is status
