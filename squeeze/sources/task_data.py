@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from squeeze.core.errors import SqueezeError
 from squeeze.core.hashing import digest, sha256
 from squeeze.sources import corpora, tasks, wheels
 
@@ -43,7 +44,10 @@ def _of_task(name: str) -> str:
 
 def _settings(path: Path) -> dict[str, Any]:
     """Return what a task's file says, over what the file that it includes says."""
-    own = yaml.load(path.read_text(), _Loader) or {}
+    try:
+        own = yaml.load(path.read_bytes(), _Loader) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise SqueezeError(f"task {path.name} cannot be read: {' '.join(str(error).split())}; mend the file") from error
     return {**(_settings(path.parent / own["include"]) if "include" in own else {}), **own}
 
 

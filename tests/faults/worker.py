@@ -179,6 +179,15 @@ def _kill_once() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _kill_twice() -> None:
+    """Kill the first attempt, and the second that is made of it."""
+    with Path(os.environ["SQUEEZE_TEST_JOBS"] + ".killed").open("a") as marks:
+        marks.write("!")
+        marks.flush()
+        if marks.tell() <= 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _no_room() -> None:
     """Let every further write fail as on a full disk: of samples, of the log, of a last word."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -209,6 +218,7 @@ FAULTS = {
     "segfault": _segfault,
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "kill_once": _kill_once,
+    "kill_twice": _kill_twice,
     "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "stop_worker": _stop_worker,
