@@ -13,7 +13,6 @@ from typing import Literal
 
 from squeeze.artifacts import keys
 from squeeze.core import environment
-from squeeze.core.disk import is_full_disk
 from squeeze.core.scratch import Scratch
 from squeeze.probes import samples
 from squeeze.records.record import Record, Status
@@ -61,7 +60,7 @@ class InProcess:
         artifact_of(job.cell)
 
     def records(self, failures: Mapping[Path, BaseException]) -> Iterator[Record]:
-        """Write the record of each cell that was measured or failed, and yield it; a full disk is no failure of a cell.
+        """Write the record of each cell that was measured or failed, and yield it; a fault of the environment is none.
 
         failures: the first exception of a job, by the job's ``out``.
         """
@@ -69,10 +68,10 @@ class InProcess:
         store.prepare()
         place = environment.describe()
         for cell in self.cells:
-            if any(is_full_disk(failures[out]) for stage in STAGES if (out := self._out(cell, stage)) in failures):
+            failure = self._failure(cell, failures)
+            if failure is not None and failure.status is None:
                 continue
             attempt = Attempt.begin(cell, store, place)
-            failure = self._failure(cell, failures)
             if failure is None:
                 if not (self._is_measured(cell) and self._is_measured(_baseline(cell))):
                     continue  # only some of the benches were asked for

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from squeeze.core.disk import is_full_disk
-from squeeze.core.errors import PENDING, IntegrityError, Unsupported
+from squeeze.core.errors import PENDING, IntegrityError, TransientError, Unsupported
 from squeeze.core.files import write_atomically
 from squeeze.records.record import Status
 from squeeze.records.sanitize import public
@@ -89,8 +89,13 @@ def exit_code(error: BaseException) -> int:
     return NO_ROOM if is_full_disk(error) else 1
 
 
-def status_of(error: BaseException) -> Status:
-    """Return the status that an exception stands for; torch's classes are known by name, so torch need not be there."""
+def status_of(error: BaseException) -> Status | None:
+    """Return the status that an exception stands for; None for a fault of the environment, which is no verdict.
+
+    Torch's classes are known by name, so torch need not be there.
+    """
+    if isinstance(error, TransientError) or is_full_disk(error):
+        return None
     if isinstance(error, Unsupported):
         return Status.UNSUPPORTED
     if isinstance(error, IntegrityError):
@@ -126,7 +131,7 @@ def _verdict(end: Exit, words: dict[str, Any] | None, limits: Limits) -> tuple[S
         return Status.OUT_OF_MEMORY, f"more private memory than the limit of {limits.bytes // MIB} MiB; ended"
     if words is not None:
         message = str(words["message"]).strip().partition("\n")[0]
-        return Status(words["status"]), f"{words['error']}: {message}" if message else str(words["error"])
+        return words["status"], f"{words['error']}: {message}" if message else str(words["error"])
     if end.from_outside:
         return None, f"ended by {_signal_name(-end.code)} from outside, and once more when it was tried again"
     if end.code == -signal.SIGKILL:
@@ -139,8 +144,8 @@ def _verdict(end: Exit, words: dict[str, Any] | None, limits: Limits) -> tuple[S
 def _read_report(folder: Path) -> dict[str, Any] | None:
     try:
         words = json.loads((folder / REPORT).read_bytes())
-        Status(words["status"])
-        return {"error": str(words["error"]), "message": str(words["message"]), "status": words["status"]}
+        status = None if words["status"] is None else Status(words["status"])
+        return {"error": str(words["error"]), "message": str(words["message"]), "status": status}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from squeeze.core.errors import IntegrityError, SqueezeError, Unsupported
+from squeeze.core.errors import IntegrityError, SqueezeError, TransientError, Unsupported
 from squeeze.records.record import Status
 from squeeze.records.sanitize import public
 from squeeze.runner.jobs import outcome
@@ -26,7 +26,9 @@ class OutOfMemoryError(RuntimeError):
     [
         (Unsupported("no"), Status.UNSUPPORTED),
         (IntegrityError("torn"), Status.INVALID),
-        (SqueezeError("no network"), Status.CRASHED),
+        (SqueezeError("no such repository"), Status.CRASHED),
+        (TransientError("no network"), None),
+        (OSError(28, "No space left on device"), None),
         (MemoryError(), Status.OUT_OF_MEMORY),
         (OutOfMemoryError("CUDA out of memory"), Status.OUT_OF_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), Status.OUT_OF_MEMORY),
@@ -36,7 +38,7 @@ class OutOfMemoryError(RuntimeError):
         (KeyboardInterrupt(), Status.CRASHED),
     ],
 )
-def test_exceptions(tmp_path: Path, error: BaseException, status: Status) -> None:
+def test_exceptions(tmp_path: Path, error: BaseException, status: Status | None) -> None:
     outcome.report(tmp_path, error)
     failure = judge(Exit(1, 1.0), tmp_path, LIMITS, "build")
     assert failure is not None
