@@ -49,7 +49,6 @@ def run(
     from squeeze.commands.around import announce, ask, conclude
     from squeeze.records.store import RecordStore
     from squeeze.request.expand import cells
-    from squeeze.runner import plan
     from squeeze.runner.run import run as run_cells
 
     wanted = cells(overrides, config_dir, _note)
@@ -58,7 +57,6 @@ def run(
     _advise_controls(wanted, records)
     if not (overrides or yes or ask(wanted)):
         return
-    plan.save(wanted, results)
     code = run_cells(wanted, results, resume=not fresh, retry=retry, quiet=quiet)
     context.exit(conclude(wanted, results, code))
 
@@ -69,16 +67,25 @@ def run(
 @quiet_option
 @click.pass_context
 def resume(context: click.Context, results: Path, retry: bool, quiet: float | None) -> None:
-    """Measure what the last run has left unmeasured."""
+    """Measure what the runs into this folder have left unmeasured.
+
+    A fault of the environment (a full disk, a kill from outside) leaves a cell unmeasured; a failure of its own does
+    not.
+    """
     from squeeze.commands.around import announce, conclude
     from squeeze.records.store import RecordStore
     from squeeze.runner import plan
     from squeeze.runner.run import run as run_cells
 
-    wanted = plan.load(results)
-    announce(wanted, results, list(RecordStore(results).records()), retry=retry)
-    code = run_cells(wanted, results, resume=True, retry=retry, quiet=quiet)
-    context.exit(conclude(wanted, results, code))
+    records = list(RecordStore(results).records())
+    left = plan.unfinished(plan.load(results), records, retry=retry)
+    cells = plan.measurable(left, lambda line: click.echo(line, err=True))
+    if not cells:
+        click.echo(f"nothing to do: whatever was asked for and can be measured has its record in {results}", err=True)
+        return
+    announce(cells, results, records, retry=retry)
+    code = run_cells(cells, results, resume=False, retry=retry, quiet=quiet)
+    context.exit(conclude(cells, results, code))
 
 
 @click.command(name="list")

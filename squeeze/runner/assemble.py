@@ -56,7 +56,7 @@ def assemble(attempt: Attempt, failure: Failure | None = None) -> tuple[Record, 
     """Return the record of an attempt, and the .npz file of its raw samples (empty for one that failed).
 
     Samples that do not fit together, or come from processes that were set up otherwise than the baseline's, make an
-    invalid record, not an error.
+    invalid record, not an error. Raises FileNotFoundError where samples are gone.
     """
     if failure is None and (names := _set_up_otherwise(attempt)):
         reason = f"its processes began otherwise than the baseline's: {', '.join(names)}"
@@ -64,9 +64,12 @@ def assemble(attempt: Attempt, failure: Failure | None = None) -> tuple[Record, 
     if failure is None:
         try:
             return _measured(attempt)
+        except FileNotFoundError:  # samples that were there: somebody has removed them, which is no verdict
+            raise
         except (ValueError, KeyError, TypeError, OSError, BadZipFile) as error:
             reason = public(f"samples do not fit together: {type(error).__name__}: {error}")
             failure = Failure(Status.INVALID, reason[:300], "assemble")
+    assert failure.status is not None  # no verdict, no record
     record = _frame(attempt, failure.status)
     return replace(record, reason=failure.reason, stage=failure.stage, log_tail=failure.log_tail), b""
 

@@ -100,6 +100,12 @@ def test_a_failure_is_a_record_with_its_reason(shared: InProcess) -> None:
     assert "rtn has no 5-bit codes" in record.reason
 
 
+@pytest.mark.promise(17)
+def test_a_full_disk_is_no_failure_of_a_cell(shared: InProcess) -> None:
+    job = shared.jobs()[2]
+    assert list(shared.records({job.out: OSError(28, "No space left on device")})) == []
+
+
 def test_scratch_files_vanish(shared: InProcess) -> None:
     job = shared.jobs()[0]
     measure(job, seconds=1.0)
