@@ -166,7 +166,7 @@ def engine(job: Job, samples: Samples) -> Engine:
     runtime = runtimes.of(job.cell.runtime)
     with samples.stage("load"):
         loaded, usage = memory.measured(lambda: runtime.load(job.artifact), runtime.device)
-    samples.put_all(usage.figures("load"))
+    samples.put_all({**usage.figures("load"), "load_kept_bytes": memory.kept(usage)})
     return loaded
 
 
