@@ -182,7 +182,7 @@ def engine(job: Job, samples: Samples, before: Snapshot) -> Engine:  # noqa: ARG
     runtime = runtimes.of(job.cell.runtime)
     with samples.stage("load"):
         loaded, usage = memory.measured(lambda: runtime.load(job.artifact), runtime.device)
-    samples.put_all(usage.figures("load"))
+    samples.put_all({**usage.figures("load"), "load_kept_bytes": memory.kept(usage)})
     return loaded
 
 

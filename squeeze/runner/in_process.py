@@ -89,7 +89,9 @@ class InProcess:
 
     def _job(self, cell: Cell, stage: Literal["latency", "quality"]) -> Job:
         job, baseline = Job(cell, _folder(cell), stage, self._out(cell, stage)), _baseline(cell)
-        if stage == "latency" or cell.key == baseline.key:
+        if stage == "latency":
+            return replace(job, baseline_artifact=_folder(baseline))
+        if cell.key == baseline.key:
             return job
         return replace(job, baseline=self._out(baseline, stage), baseline_artifact=_folder(baseline))
 

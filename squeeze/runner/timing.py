@@ -7,6 +7,7 @@ from itertools import count
 
 import psutil
 
+from squeeze.artifacts import keys
 from squeeze.records import estimates
 from squeeze.records.record import Estimate
 from squeeze.records.statistics import ALPHA
@@ -128,7 +129,9 @@ def _round(
 
 
 def _job(shop: Executor, member: Measured, number: int) -> Job:
-    return Job(member.cell, member.artifact.folder, "latency", shop.folder(), round=number)
+    baseline = member.cell.baseline(member.artifact.dtype)  # in one dtype, so that their files' bytes compare
+    folder = keys.folder(keys.artifact_key(baseline))
+    return Job(member.cell, member.artifact.folder, "latency", shop.folder(), round=number, baseline_artifact=folder)
 
 
 def _step(process: Process) -> str:

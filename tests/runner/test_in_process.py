@@ -48,6 +48,7 @@ def test_baselines_come_first_and_candidates_know_them(shared: InProcess) -> Non
     baseline, candidate = jobs[1], jobs[3]
     assert (candidate.baseline, candidate.baseline_artifact) == (baseline.out, baseline.artifact)
     assert baseline.baseline is None
+    assert [job.baseline_artifact for job in jobs] == [baseline.artifact, None, baseline.artifact, baseline.artifact]
     assert len({job.out for job in jobs}) == 4
 
 
