@@ -6,14 +6,14 @@ each relative to the baseline process of its own round, which stands in for the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from squeeze.boards import certificate
-from squeeze.core.errors import SqueezeError
+from squeeze.core.errors import IntegrityError, SqueezeError
 from squeeze.records.answers import (
     ACCURACY,
     FAILED,
@@ -27,12 +27,14 @@ from squeeze.records.answers import (
     relative,
 )
 from squeeze.records.estimates import changes
-from squeeze.records.record import UNSTEADY, WARMING, Estimate, Record, Status
+from squeeze.records.plausibility import implausible
+from squeeze.records.record import IMPLAUSIBLE, UNSTEADY, WARMING, Estimate, Record, Status
 from squeeze.records.rows import Side, called, find, unlike_environments
 from squeeze.records.statistics import accuracy_change, mcnemar, ratio, retained_accuracy
 from squeeze.records.store import RecordStore
 from squeeze.records.turns import processes, round_ratio, round_ratios
 
+Named = tuple[str, Side]  # what a row is called beside the other, and the row
 TIMINGS = {"ttft_s": "first token", "token_s": "decoding"}
 
 
@@ -43,32 +45,44 @@ def explain(results: Path, a: str, b: str, allow_mixed: bool = False, margins: M
     differences count as none (default: Margins()).
 
     Raises SqueezeError when a row is not there, failed or is ambiguous, or when the two are unlike (the fields are
-    named) and ``allow_mixed`` is false; IntegrityError when a samples file is missing or not the one recorded.
+    named) and ``allow_mixed`` is false; IntegrityError when a samples file is missing, not the one recorded, or its
+    arrays do not fit together.
     """
     store = RecordStore(results)
     found = find(store, {a, b})
     first, second = (_measured(store, name, found[name]) for name in (a, b))
-    names = called([first.record, second.record])
-    headings = [_heading(*each) for each in zip(names, (first, second), strict=True)]
     unlike = list(_unlike(first, second))
     if unlike and not allow_mixed:
         raise SqueezeError(
             f"{a} and {b} were not measured alike: {'; '.join(unlike)}. Measure both under one set of conditions, or "
             "use --allow-mixed to see them apart"
         )
-    if unlike:
-        print(f"Not measured alike, so shown apart: {'; '.join(unlike)}.")
-        for heading, side in zip(headings, (first, second), strict=True):
-            print("\n".join([heading, *_alone(side)]))
-        return
-    print("\nagainst ".join(headings))
-    chosen = margins or Margins()
-    parts = (part(first, second, chosen) for part in (_speed, _perplexity, _answers))
-    print("\n".join(line for lines in parts for line in lines))
-    for name, side in zip(names, (first, second), strict=True):
-        if found_against := certificate.lines(side.record, chosen):
-            print("\n".join([name, *found_against]))
-    print("Intervals and p-values are of this pair alone; `squeeze board` corrects its verdicts for all rows.")
+    try:
+        named = list(zip(called([first.record, second.record]), (first, second), strict=True))
+        lines = list(_apart(named, unlike) if unlike else _together(named, margins or Margins()))
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise IntegrityError(f"{a} and {b}: their samples or figures do not fit together ({why})") from error
+    print("\n".join(lines))
+
+
+def _apart(named: Sequence[Named], unlike: list[str]) -> Iterator[str]:
+    yield f"Not measured alike, so shown apart: {'; '.join(unlike)}."
+    for name, side in named:
+        yield from (_heading(name, side), *_alone(side))
+
+
+def _together(named: Sequence[Named], margins: Margins) -> Iterator[str]:
+    (name, first), (other, second) = named
+    yield from (_heading(name, first), f"against {_heading(other, second)}")
+    for part in (_speed, _perplexity, _answers):
+        yield from part(first, second, margins)
+    for name, side in named:
+        if found_against := certificate.lines(side.record, margins):
+            yield from (name, *found_against)
+        if doubt := implausible(side.record):
+            yield f"{name} is {IMPLAUSIBLE}: it {doubt}"
+    yield "Intervals and p-values are of this pair alone; `squeeze board` corrects its verdicts for all rows."
 
 
 def _measured(store: RecordStore, name: str, record: Record) -> Side:

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from squeeze.records.record import CONTENDED, GRID_FLATTERED, NOT_REALISED, UNSTEADY, WARMING
+from squeeze.records.record import (
+    CONTENDED,
+    DECODES_OTHERWISE,
+    GRID_FLATTERED,
+    IMPLAUSIBLE,
+    NOT_CAUSAL,
+    NOT_REALISED,
+    UNSTEADY,
+    WARMING,
+)
 from squeeze.records.sanitize import line
 
 # Of a flag that is not here, its own words must do.
@@ -17,9 +26,9 @@ WORDS = {
     WARMING: "every process moved the same way from start to end, so that its times support no verdict",
     GRID_FLATTERED: "the uncompressed weights lie on a grid that its codes fall on: another model would lose more",
     NOT_REALISED: "a recount found other than what its technique claims; `squeeze show` says what",
-    "implausible": "better on the text than its distance from the uncompressed model allows; it has no rank",
-    "decode != score": "the tokens that were timed are not those that the scored model chooses; it has no rank",
-    "not causal": "later tokens move the scores of earlier ones, so that its perplexity says nothing; it has no rank",
+    IMPLAUSIBLE: "better on the text than its distance from the uncompressed model allows; it has no rank",
+    DECODES_OTHERWISE: "the tokens that were timed are not those that the scored model chooses; it has no rank",
+    NOT_CAUSAL: "later tokens move the scores of earlier ones, so that its perplexity says nothing; it has no rank",
 }
 INFORMING = frozenset({UNSTEADY})  # of the machine more than of the row: it gets no star
 

@@ -16,10 +16,11 @@ from squeeze.boards.columns import Column
 from squeeze.boards.table import read
 from squeeze.boards.terms import Terms
 from squeeze.core.errors import SqueezeError
-from squeeze.core.files import write_atomically
+from squeeze.core.files import read_small, write_atomically
 
 FORMULA = r"\s*[=+\-@]|\t"  # what makes a spreadsheet evaluate the text that follows
 LINE_BREAKS = r"[\r\n]+"
+LARGEST_TABLE = 2**28  # bytes: those of 100,000 rows
 EXCERPT_ROWS = 50
 EXCERPT_BOARDS = 10
 
@@ -44,16 +45,19 @@ def texts(frame: pd.DataFrame) -> dict[str, bytes]:
     """Return what is published of a table as text, by file name: all its rows, those of each family, and an excerpt."""
     header, *rows = csv(frame).splitlines(keepends=True)
     families = {
-        f"leaderboard_{_file_name(str(family))}.csv": b"".join([header, *(rows[position] for position in positions)])
-        for family, positions in frame.groupby("family").indices.items()
+        f"leaderboard_{family}.csv": b"".join([header, *(rows[position] for position in positions)])
+        for family, positions in frame.groupby(frame["family"].map(_file_name)).indices.items()
     }
     return {"leaderboard.csv": b"".join([header, *rows]), **families, "leaderboard.md": markdown(frame).encode()}
 
 
 def terms_of(results: Path) -> Terms:
-    """Return the terms that a folder's leaderboard.csv was made with. Raises as `Terms.of_csv` does."""
+    """Return the terms that a folder's leaderboard.csv was made with.
+
+    Raises as `Terms.of_csv` does, IntegrityError for what is no file, OSError for one that cannot be read.
+    """
     path = results / "leaderboard.csv"
-    return Terms.of_csv(path.read_bytes()) if path.exists() else terms.NONE
+    return Terms.of_csv(read_small(path, LARGEST_TABLE)) if path.exists() else terms.NONE
 
 
 def csv(frame: pd.DataFrame) -> bytes:

@@ -7,7 +7,7 @@ is ranked, tested or counted across boards.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,19 @@ import pandas as pd
 from squeeze.boards import controls, terms
 from squeeze.boards.terms import Terms
 from squeeze.core.hashing import digest
-from squeeze.records.answers import FAILED, PERPLEXITY, SPEED, Estimates, Kind, Margins, answers, kind
+from squeeze.records.answers import ACCURACY, FAILED, PERPLEXITY, SPEED, Estimates, Kind, Margins, answers, kind
+from squeeze.records.plausibility import implausible
 from squeeze.records.ranking import ranking
-from squeeze.records.record import WARMING, Record, Row, Status
+from squeeze.records.record import (
+    DECODES_OTHERWISE,
+    IMPLAUSIBLE,
+    NOT_CAUSAL,
+    UNRANKED,
+    WARMING,
+    Record,
+    Row,
+    Status,
+)
 from squeeze.records.statistics import holm
 from squeeze.records.store import RecordStore
 from squeeze.request import axes
@@ -52,6 +62,12 @@ LAST_COLUMNS = (
     *("fingerprint", "board", "key", "artifact_key", "attempt", "finished"),
 )
 WARMED_UP_NEVER = "every process moved the same way by over 10 %"
+# Flags that leave a kind of figure without a verdict.
+VETOES: Mapping[Kind, tuple[str, ...]] = {
+    SPEED: (WARMING, DECODES_OTHERWISE),
+    PERPLEXITY: (IMPLAUSIBLE, NOT_CAUSAL),
+    ACCURACY: (IMPLAUSIBLE, NOT_CAUSAL),
+}
 READING_ORDER = ["model", "protocol", "device", "fingerprint", "board", "rank", "perplexity", "label", "key", "attempt"]
 ROWS_AT_ONCE = 5_000  # dicts turned into columns together: bounds the memory of 100,000 records
 
@@ -79,12 +95,13 @@ def table(records: Iterable[Record], margins: Margins | None = None) -> pd.DataF
     frame = controls.joined(_newest(pd.concat(frames, ignore_index=True)))
     frame["label"] = distinct(list(frame.pop("recipe")))
     found = {**_ranks(frame), "coverage": _coverage(frame), **_verdicts(frame, margins or Margins())}
-    frame = _arranged(frame.assign(**found).drop(columns=["block_nll", "training"]))
+    frame = _arranged(frame.assign(**found).drop(columns=["block_nll", "training", "doubt"]))
     return frame.sort_values(READING_ORDER, na_position="last", ignore_index=True)
 
 
 def _row(record: Record) -> dict[str, Any]:
     cell = Cell.from_json(record.cell)
+    doubt = implausible(record)  # found anew: a record of before the rule has no flag
     return {
         **_figures(record),
         "model": cell.model["name"],
@@ -96,7 +113,8 @@ def _row(record: Record) -> dict[str, Any]:
         **{column: cell.axis(axis.name) for column, axis in REQUESTED.items()},
         "bits": record.claimed.get("bits", cell.axis("bits")),
         "sparsity": _sparsity(record),
-        "flags": "; ".join(record.flags),
+        "flags": "; ".join(dict.fromkeys([*record.flags, *([IMPLAUSIBLE] if doubt else [])])),
+        "doubt": doubt,
         "status": str(record.status),
         "stage": record.stage,
         "reason": record.reason,
@@ -152,11 +170,14 @@ def _newest(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ranks(frame: pd.DataFrame) -> dict[str, pd.Series]:
-    """Return each row's range of ranks on its board, and its group; missing where one failed or has no losses."""
+    """Return each row's range of ranks on its board, and its group.
+
+    Missing where one failed, has no losses, or has some that are not believed.
+    """
     places = {name: pd.Series(pd.NA, index=frame.index, dtype="Int64") for name in ("rank_low", "rank_high")}
     group = pd.Series(None, index=frame.index, dtype=object)
     lengths = frame["block_nll"].map(len)
-    scored = frame[(frame["status"] == Status.OK) & (lengths > 0)]
+    scored = frame[(frame["status"] == Status.OK) & (lengths > 0) & ~flagged(frame, *UNRANKED)]
     for _, board in scored.groupby("board"):
         board = board[lengths[board.index] == lengths[board.index].mode()[0]]
         found = ranking(np.stack(list(board["block_nll"])))
@@ -178,15 +199,19 @@ def _verdicts(frame: pd.DataFrame, margins: Margins) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"margins": str(margins)}
     reasons = np.full(len(frame), "", dtype=object)
-    warming = frame["flags"].str.split("; ").map(lambda flags: WARMING in flags).to_numpy()
+    has = {flag: flagged(frame, flag).to_numpy() for flag in (*UNRANKED, WARMING)}
+    words = {flag: np.full(len(frame), flag, dtype=object) for flag in has}
+    words[WARMING][:] = f"{WARMING}: {WARMED_UP_NEVER}"
+    words[IMPLAUSIBLE] = f"{IMPLAUSIBLE}: it " + frame["doubt"].to_numpy(dtype=object)
     for name in [name for name in frame.columns if kind(name)]:
         of = kind(name)
         assert of is not None
-        estimates = _estimates(frame, name, of, warming)
+        vetoes = VETOES.get(of, (NOT_CAUSAL,))
+        estimates = _estimates(frame, name, of, np.logical_or.reduce([has[flag] for flag in vetoes]))
         answered = answers(of, estimates, margins)
-        if of is SPEED:
-            vetoed = warming & np.isfinite(estimates.value)
-            answered.word[vetoed], answered.reason[vetoed] = FAILED, f"{WARMING}: {WARMED_UP_NEVER}"
+        for flag in vetoes:
+            vetoed = has[flag] & np.isfinite(estimates.value)
+            answered.word[vetoed], answered.reason[vetoed] = FAILED, words[flag][vetoed]
             answered.within[vetoed] = np.nan
         told = answered.reason != ""
         between = np.where(reasons[told] == "", "", "; ")
@@ -196,20 +221,27 @@ def _verdicts(frame: pd.DataFrame, margins: Margins) -> dict[str, Any]:
     return {**found, "verdict_reason": reasons}
 
 
-def _estimates(frame: pd.DataFrame, name: str, of: Kind, warming: npt.NDArray[np.bool_]) -> Estimates:
-    """Return a column's estimates as ``answers`` reads them: perplexities as ratios, p-values corrected by board."""
+def _estimates(frame: pd.DataFrame, name: str, of: Kind, untested: npt.NDArray[np.bool_]) -> Estimates:
+    """Return a column's estimates as ``answers`` reads them: perplexities as ratios, p-values corrected by board.
+
+    untested: rows whose figure is no test of anything, and counts in no correction.
+    """
     value, low, high, p_value, n = (
         frame[column].astype(float) if column in frame else pd.Series(np.nan, index=frame.index)
         for column in (name, *(f"{name}_{bound}" for bound in BOUNDS))
     )
-    if of is SPEED:
-        p_value = p_value.mask(warming)
+    p_value = p_value.mask(untested)
     if of is PERPLEXITY:
         own = frame[name.removesuffix("_delta")].astype(float) if name.removesuffix("_delta") in frame else np.nan
         value, low, high = (1 + each / (own - value) for each in (value, low, high))
     corrected = p_value.groupby(frame["board"]).transform(holm)
     floor = frame["kl_floor"].astype(float) if of.distance and "kl_floor" in frame else value * np.nan
     return Estimates(*(np.asarray(each, dtype=np.float64) for each in (value, low, high, corrected, n, floor)))
+
+
+def flagged(frame: pd.DataFrame, *flags: str) -> pd.Series:
+    """Tell which rows have one of the flags, at least."""
+    return ~frame["flags"].str.split("; ").map(set(flags).isdisjoint).astype(bool)
 
 
 def _arranged(frame: pd.DataFrame) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from squeeze.boards.literature import Comparison
 from squeeze.boards.table import read
 from squeeze.boards.terms import Terms
 from squeeze.core.progress import console
+from squeeze.records.record import Record
 from squeeze.records.rows import called
 from squeeze.records.sanitize import line
 from squeeze.records.store import RecordStore
@@ -35,10 +36,11 @@ def show(results: Path, costs: bool = False, asked: Terms = terms.NONE) -> None:
     """
     out = console()
     if costs:
-        out.print(_costs(results))
         store = RecordStore(results)
-        for drift in drifts(store, store.records()):
-            out.print(Text(_in_words(drift), style="dim"), soft_wrap=True)
+        records = list(store.require())
+        out.print(_costs(records))
+        for drift in drifts(store, records):
+            out.print(Text(line(_in_words(drift)), style="dim"), soft_wrap=True)
         return
     frame = read(results, asked)
     shown = [column for board in summary.boards(frame) for column in _print(out, board)]
@@ -171,10 +173,9 @@ def _in_words(drift: Drift) -> str:
     )
 
 
-def _costs(results: Path) -> Table:
+def _costs(records: Sequence[Record]) -> Table:
     """Tabulate wall seconds by cell (all its attempts) and stage; stages in the order of what they took in all."""
     spent: dict[str, Counter[str]] = defaultdict(Counter)
-    records = list(RecordStore(results).require())
     for label, record in zip(called(records), records, strict=True):
         spent[label].update(record.stages)
     total = sum(spent.values(), Counter[str]())
@@ -182,8 +183,8 @@ def _costs(results: Path) -> Table:
     table = Table(title="wall seconds", title_justify="left", box=SIMPLE_HEAD, show_footer=True)
     table.add_column("cell", footer=f"{len(spent)} cells")
     for name in stages:
-        table.add_column(name, footer=f"{total[name]:.1f}", justify="right")
+        table.add_column(Text(line(name)), footer=f"{total[name]:.1f}", justify="right")
     table.add_column("total", footer=f"{total.total():.1f}", justify="right")
     for label, seconds in sorted(spent.items(), key=lambda item: -item[1].total()):
-        table.add_row(Text(label), *(f"{seconds[name]:.1f}" for name in stages), f"{seconds.total():.1f}")
+        table.add_row(Text(line(label)), *(f"{seconds[name]:.1f}" for name in stages), f"{seconds.total():.1f}")
     return table

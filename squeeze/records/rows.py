@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from squeeze.core.environment import differences, fingerprint
 from squeeze.core.errors import SqueezeError, hint
+from squeeze.records.arrays import load
 from squeeze.records.record import Record, counting
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
@@ -31,11 +31,8 @@ class Side:
 
     @classmethod
     def of(cls, store: RecordStore, record: Record) -> Side:
-        """Return the record with its samples. Raises IntegrityError when their file is missing or another."""
-        if not record.samples:
-            return cls(record, {})
-        with np.load(store.samples(record), allow_pickle=False) as arrays:
-            return cls(record, dict(arrays))
+        """Return the record with its samples. Raises IntegrityError as `squeeze.records.arrays.load` does."""
+        return cls(record, load(store, record))
 
 
 def find(store: RecordStore, names: Collection[str]) -> dict[str, Record]:

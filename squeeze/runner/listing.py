@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from statistics import median
-from typing import Any
 
 from squeeze.records.record import Record, Status
 from squeeze.request import axes
 from squeeze.request.cell import Cell
 from squeeze.request.labels import Recipe, distinct
-from squeeze.sources.fetch import PACKAGED
+from squeeze.sources.size import parameters
 
 AXES = axes.headings()
 HEADER = ("cell", *AXES, "status", "estimate", "key")
@@ -26,7 +23,7 @@ START_SECONDS = 1.0  # of a measuring process
 PROCESS_SECONDS = 9.0  # that it measures
 TOKENS_PER_SECOND = 1000.0  # scored
 USUAL = 135e6  # parameters of a model whose size nothing tells
-SIZE = re.compile(r"(\d+(?:\.\d+)?)(m|b)(?![a-z0-9])", re.IGNORECASE)  # in a name: 135m, 1.5B
+LONGEST = timedelta.max.total_seconds() // 2  # that can be shown
 WHOLE_TEXT = 300_000  # tokens, about those of WikiText-2
 ITEM_TOKENS = 100  # of one item of a task, all its choices together
 
@@ -74,28 +71,11 @@ def about(seconds: float) -> str:
 
 def default(cell: Cell) -> float:
     """Return seconds by rule of thumb: a build, a scoring, and two processes a round, the baseline's and its own."""
-    protocol, size = cell.protocol, parameters(cell.model) / USUAL
+    protocol, size = cell.protocol, (parameters(cell.model) or USUAL) / USUAL
     text = protocol["perplexity"]["tokens"] or WHOLE_TEXT
     tokens = text + len(protocol["tasks"]) * (protocol["items"] or 1000) * ITEM_TOKENS
     processes = 2 + 2 * int(protocol["rounds"])
     return START_SECONDS * processes + size * (PROCESS_SECONDS * processes + float(tokens) / TOKENS_PER_SECOND)
-
-
-def parameters(model: Mapping[str, Any]) -> float:
-    """Return about how many parameters a model has, before anything of it is fetched.
-
-    By its files where they are at hand, at two bytes each, else by a size in its name or source, else ``USUAL``; random
-    models have next to none.
-    """
-    source = str(model.get("source", ""))
-    scheme, _, rest = source.partition(":")
-    if scheme == "random":
-        return 1e5
-    folder = {"packaged": PACKAGED / rest, "file": Path(rest).expanduser()}.get(scheme)
-    if folder is not None and folder.is_dir() and (files := [*folder.glob("*.safetensors")]):
-        return sum(file.stat().st_size for file in files) / 2
-    found = SIZE.search(str(model.get("name", ""))) or SIZE.search(rest)
-    return float(found[1]) * {"m": 1e6, "b": 1e9}[found[2].lower()] if found else USUAL
 
 
 def _kind(cell: Cell) -> tuple[str, ...]:
@@ -110,7 +90,7 @@ def _row(cell: Cell, label: str, status: str, seconds: float) -> tuple[str, ...]
 
 
 def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=round(min(seconds, LONGEST))))
 
 
 def _print_table(rows: Sequence[Sequence[str]], summary: str) -> None:

@@ -5,6 +5,7 @@ hf:ORG/REPO          + revision (40 hex digits)         a snapshot of the hub, s
 hf-data:ORG/REPO     + revision, member, sha256         a file of a data set on the hub
 file:PATH            + [member], [sha256]               a local file or folder
 packaged:NAME        + sha256                           a folder that squeeze itself brings, for first runs
+sha256:HEX                                              a text of the user's own, which only the cache can have
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def fetch(source: Mapping[str, Any]) -> Path:
         _check_hash(path, expected)
     elif scheme == "file":
         path = _local(rest, source.get("member"), source.get("sha256"))
+    elif scheme == "sha256":
+        raise SqueezeError(f"the text {scheme}:{rest[:16]}... is in the cache no more; name it again, as file:PATH")
     elif scheme == "packaged":
         path = _packaged(rest, str(_required(source, "sha256")))
     else:
@@ -75,6 +78,8 @@ def _local(path: str, member: str | None, expected: str | None) -> Path:
         root = root / PurePosixPath(member)
     if not root.exists():
         raise SqueezeError(f"file:{path}: {root} does not exist")
+    if not (root.is_file() or root.is_dir()):
+        raise SqueezeError(f"file:{path}: {root} is a FIFO or a device, expected a file or a folder; give another")
     if expected is not None:
         _check_hash(root, expected)
     return root

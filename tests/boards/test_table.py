@@ -10,7 +10,7 @@ from squeeze.core.errors import SqueezeError
 from squeeze.records.answers import Margins
 from squeeze.records.record import Estimate, Status
 from squeeze.records.store import RecordStore
-from tests.fabricated import MODEL, PROTOCOL, cell, record, smoke_records
+from tests.fabricated import MODEL, PROTOCOL, cell, record, smoke_records, too_good
 
 REQUIRED = [
     *("rank", "model", "technique", "family", "bits", "sparsity", "effective_bits", "bytes", "compression_ratio"),
@@ -158,6 +158,21 @@ def test_rows_that_warm_up_and_too_few_rounds_have_no_speed_verdict_but_a_reason
     }
 
 
+@pytest.mark.promise(16)
+@pytest.mark.parametrize(
+    ("flag", "speed", "perplexity"), [("decode != score", "?", "worse"), ("not causal", "faster", "?")]
+)
+def test_a_row_whose_speed_or_quality_is_another_models_has_no_rank_and_no_such_verdict(flag, speed, perplexity):
+    honest = smoke_records()
+    timed = {**honest[6].estimates, "decode_speedup": Estimate(3.0, 2.9, 3.1, p_value=1e-6, n=8)}
+    frame = tabulate([*honest[:6], replace(honest[6], flags=(flag,), estimates=timed), *honest[7:]]).set_index("label")
+    cheat, next_one = frame.loc["smollm2_135m-rtn-4-g64"], frame.loc["smollm2_135m-bnb_fp4-4"]
+    assert pd.isna(cheat[["rank", "rank_low", "rank_high", "group"]]).all()
+    assert (cheat["decode_speedup_verdict"], cheat["perplexity_delta_verdict"]) == (speed, perplexity)
+    assert f": {flag}" in cheat["verdict_reason"]
+    assert next_one["rank_high"] == 6  # it weighs on no other row: 7 where both have a rank
+
+
 def test_unsteady_times_inform_and_take_no_verdict_away():
     rows = tabulate([with_speedup(2, 3.0, 1e-9, flags=("unsteady",))])
     assert rows["decode_speedup_verdict"].tolist() == ["faster"]
@@ -206,6 +221,19 @@ def test_perplexity_has_its_verdict():
     assert verdicts["smollm2_135m-rtn-4-g64"] == "worse"
     assert verdicts["smollm2_135m-rtn-8-g64"] == "equal"
     assert pd.isna(verdicts["smollm2_135m-none-bfloat16"])
+
+
+def test_a_row_that_is_too_good_is_flagged_and_has_neither_rank_nor_verdict():
+    honest = smoke_records()
+    frame = tabulate([*honest[:6], too_good(honest[6]), *honest[7:]]).set_index("label")
+    cheat = frame.loc["smollm2_135m-rtn-4-g64"]
+    assert cheat["flags"] == "implausible"
+    assert pd.isna(cheat[["rank", "rank_low", "rank_high", "group"]]).all()
+    assert (cheat["perplexity_delta_verdict"], cheat["status"]) == ("?", "ok")
+    assert "perplexity_delta: implausible: it predicts the text 5.98 nats" in cheat["verdict_reason"]
+    assert frame.loc["smollm2_135m-none-bfloat16", "rank"] == 1
+    assert frame.drop(index=cheat.name)["flags"].eq("").all()
+    assert "doubt" not in frame
 
 
 def test_the_table_does_not_depend_on_the_order_of_records(monkeypatch):
