@@ -6,9 +6,9 @@ KL(p || q). What a row has beyond that,
 
     surplus = KL(p || q) - (loss of q - loss of p),   in nats a token,
 
-it has learned from somewhere else than p. Of the rows in results/published, from 8 to 2 bits and of perplexities from 17
-to 43,409, no compressed one has more than 0.14, and the uncompressed model trained on other Wikipedia articles has 0.29.
-A model that knows the text by heart has several.
+it has learned from somewhere else than p. Of the rows in results/published, from 8 to 2 bits and of perplexities from
+17 to 43,409, no compressed one has more than 0.14, and the uncompressed model trained on other Wikipedia articles has
+0.29. A model that knows the text by heart has several.
 """
 
 from __future__ import annotations
