@@ -57,7 +57,7 @@ def known_texts() -> list[str]:
 
 def known_tasks() -> list[str]:
     """Return the tasks of conf/task/ that are scored by the item."""
-    return [name for name in tasks.names() if name not in known_texts()]
+    return tasks.questions()
 
 
 def _check_fields(where: str, node: Any, required: Schema, optional: Schema) -> None:

