@@ -5,6 +5,9 @@ They are kept in the cache under what they depend on. Timing is in `squeeze.runn
 
 from __future__ import annotations
 
+import contextlib
+import json
+import shutil
 from pathlib import Path
 
 from squeeze.artifacts import keys
@@ -31,6 +34,7 @@ SCORING = ("squeeze.probes.quality", "squeeze.probes.divergence", "squeeze.sourc
 def build(shop: Executor, cell: Cell, log: Path) -> Artifact:
     """Return the cell's artifact: from the cache, or built.
 
+    One that was built in the open, by ``pytest benches``, is built anew: nothing was withheld from it.
     Raises StageError when the model cannot be fetched, or the build does not end well.
     """
     _fetch(cell)
@@ -40,7 +44,9 @@ def build(shop: Executor, cell: Cell, log: Path) -> Artifact:
         nonlocal seconds
         seconds = shop.run(Job(cell, folder, "build", folder.parent), log, "build")
 
-    keys.made(keys.artifact_key(cell), make)
+    key = keys.artifact_key(cell)
+    _forget_if_built_in_the_open(keys.folder(key))
+    keys.made(key, make)
     return Artifact.read(cell, seconds)
 
 
@@ -98,6 +104,12 @@ def _fetch(cell: Cell) -> None:
     except SqueezeError as error:
         status = Status.INVALID if isinstance(error, IntegrityError) else Status.CRASHED
         raise StageError(Failure(status, public(str(error)), "fetch")) from error
+
+
+def _forget_if_built_in_the_open(artifact: Path) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # there is none, or it is damaged and made anew
+        if json.loads((artifact / keys.BUILD_INFO).read_bytes()).get(keys.WITHHELD) is False:
+            shutil.rmtree(artifact.parent)
 
 
 def check_calibration(cell: Cell) -> None:

@@ -52,7 +52,7 @@ def check(calibration: Mapping[str, Any], protocol: Mapping[str, Any], *, asked:
     name = str(calibration["corpus"])
     if name in tasks.texts():
         raise IntegrityError(
-            f"calibration on {name}: perplexity is measured on it, 100 % of it would be known and at most "
+            f"calibration on {name}: perplexity is measured on it, 100% of it would be known and at most "
             f"{MOST_SHARED:.0%} may be; calibrate on another text"
         )
     texts = (protocol.get(part) for part in ("perplexity", "perplexity_ood"))

@@ -62,7 +62,7 @@ def calibrated(text: str, folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["wikipedia_eval", "speeches", "wikitext2"])
 def test_what_perplexity_is_measured_on_is_refused_by_name(name: str) -> None:
-    with pytest.raises(IntegrityError, match=rf"calibration on {name}: .* 100 % .* 1% may"):
+    with pytest.raises(IntegrityError, match=rf"calibration on {name}: .* 100% .* 1% may"):
         check({"corpus": name}, protocol())
 
 

@@ -66,7 +66,7 @@ def perform(path: Path, gate: int | None) -> int:
         _keep_temporary_files(path.parent)
         withheld = withhold(job.cell.model, job.cell.calibration)
         try:
-            build(job.cell, job.artifact, measured)
+            build(job.cell, job.artifact, measured, withheld=True)
         finally:
             withheld.check()  # however it ended: what it tried is what its row says
         return 0
