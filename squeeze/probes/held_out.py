@@ -31,7 +31,7 @@ def held_out_nll(engine: TorchEngine, scored: Mapping[str, Any]) -> Tensor | Non
     if scored["tokens"] is None or CHARACTERS_A_TOKEN * scored["tokens"] > start:
         return None
     ids = corpora.first_tokens(text[start:], f"the end of {scored['corpus']}", engine.tokenizer, TOKENS)
-    windows = [window.tolist() for window in ids.split(min(scored["window"], TOKENS)) if len(window) > 1]
+    windows = [window.tolist() for window in torch.split(ids, min(scored["window"], TOKENS)) if len(window) > 1]
     rows = [Row((window[0],), (tuple(window[1:]),), (0,)) for window in windows]
     model = engine.subject.model  # a row at a time: some models' scores depend on their batch
     return -torch.cat([log_probabilities(model, predict(model, [row], engine.states))[0] for row in rows])

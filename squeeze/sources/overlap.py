@@ -88,7 +88,8 @@ def sequences(pieces: Iterable[str]) -> Hashes:
     """Return the hashes, sorted and each once, of all that stands in a row of 8 words within a piece of text."""
     known: dict[str, int] = {}
     found = [_rows(_words(piece, known)) for piece in pieces]
-    return np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
+    distinct: Hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
+    return distinct
 
 
 def _words(piece: str, known: dict[str, int]) -> Hashes:
@@ -100,7 +101,7 @@ def _words(piece: str, known: dict[str, int]) -> Hashes:
 
 
 def _rows(words: Hashes) -> Hashes:
-    total = np.zeros(max(len(words) - WORDS + 1, 0), np.uint64)
+    total: Hashes = np.zeros(max(len(words) - WORDS + 1, 0), np.uint64)
     for place in range(WORDS if len(total) else 0):
         total = total * FACTOR + words[place : place + len(total)]
     return total

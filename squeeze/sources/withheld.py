@@ -68,7 +68,8 @@ def places(model: Mapping[str, Any], calibration: Mapping[str, Any]) -> Iterator
             real = os.path.realpath(place)
             if not place.name.endswith(".lock") and not any(_lies_in(path, real) for path in needed):
                 yield place
-    yield from (cache_root() / room for room in SCORED)
+    usual = Path(os.path.realpath(cache_root() / SHARED[0])).parent  # a rerun's cache has rooms of the usual one
+    yield from (root / room for root in (cache_root(), usual) for room in SCORED if (root / room).exists())
     yield from (place for place in _installed() if place.exists())
     yield from _of_the_hub()
 

