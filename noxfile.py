@@ -30,8 +30,6 @@ def bench(session: nox.Session) -> None:
     """
     install(session, *filter(None, os.environ.get("SQUEEZE_EXTRAS", "").split(",")))
     session.run("squeeze", "run", *(session.posargs or ["sweep=smoke"]))
-    session.run("squeeze", "collate")
-    session.run("squeeze", "board")
 
 
 @nox.session

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import click
 
 from squeeze import __version__
-from squeeze.commands import check, export, measure, read
-from squeeze.core.errors import SqueezeError
+from squeeze.commands import check, export, measure, read, show
+from squeeze.core.errors import PENDING, SqueezeError, TransientError
 
 USAGE, INTERRUPTED = 2, 130
 COMMANDS = (
     *(measure.run, measure.resume, measure.list_cells, measure.show_axes),
-    *(read.board, read.collate, read.compare, read.pick),
+    *(read.board, show.show, read.collate, read.compare, read.pick),
     *(check.verify, check.rerun, check.kld, export.export),
 )
 
@@ -34,7 +34,11 @@ for command in COMMANDS:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns its exit code: 0, 2 for a request that cannot be served, 130 when interrupted."""
+    """Run the command line; returns its exit code.
+
+    0; 1 where all that was measured failed, or something that was checked is wrong; 2 for a request that cannot be
+    served; 75 when the environment failed and cells stay pending; 130 when interrupted.
+    """
     try:
         return int(app.main(arguments, prog_name="squeeze", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -42,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     except click.ClickException as error:
         return _fail(error.format_message())
+    except TransientError as error:
+        return _fail(str(error), PENDING)
     except SqueezeError as error:
         return _fail(str(error))
     except BrokenPipeError:  # the reader of `squeeze list | head` has seen enough
@@ -54,9 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return USAGE
+def _fail(message: str, code: int = USAGE) -> int:
+    from squeeze.records.sanitize import line
+
+    print(f"error: {line(message)}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

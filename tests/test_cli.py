@@ -13,6 +13,7 @@ from squeeze.artifacts.keys import artifact_key
 from squeeze.boards.terms import Terms
 from squeeze.cli import main
 from squeeze.core import environment, paths
+from squeeze.core.errors import TransientError
 from squeeze.records.answers import Margins
 from squeeze.records.record import Record, Status
 from squeeze.records.store import RecordStore
@@ -31,9 +32,10 @@ def results(tmp_path):
 @pytest.fixture
 def runner(monkeypatch):
     """Stands in for the runner; ``calls`` has what it was asked, ``end`` is how it ends."""
-    fake = SimpleNamespace(calls=[], end=lambda: 0)
+    fake = SimpleNamespace(calls=[], quiet=[], end=lambda: 0)
 
-    def run(wanted, results, *, resume, retry):
+    def run(wanted, results, *, resume, retry, quiet):
+        fake.quiet.append(quiet)
         fake.calls.append(([cell.label for cell in wanted], results, resume, retry))
         return fake.end()
 
@@ -55,12 +57,11 @@ def record(cell, status, finished):
     )  # fmt: skip
 
 
-def test_run_hands_the_cells_to_the_runner_and_keeps_the_plan(runner, results):
+def test_run_hands_the_cells_to_the_runner(runner, results):
     runner.end = lambda: 1
     assert squeeze("run", *TINY, "dtype=float32,bfloat16", "--results", results) == 1
     names = ["tiny_llama-none-float32", "tiny_llama-none-bfloat16"]
     assert runner.calls == [(names, results, True, False)]
-    assert [cell.label for cell in plan.load(results)] == names
 
 
 def test_run_can_measure_anew_and_try_again(runner, results):
@@ -68,10 +69,39 @@ def test_run_can_measure_anew_and_try_again(runner, results):
     assert runner.calls[0][2:] == (False, True)
 
 
-def test_resume_continues_the_last_plan(runner, results):
-    squeeze("run", *TINY, "--fresh", "--results", results)
+def test_resume_continues_the_plans_of_all_runs(runner, results):
+    for request in ("dtype=float32", "dtype=bfloat16", "dtype=float32"):
+        plan.save(cells([*TINY, request]), results)
     assert squeeze("resume", "--retry", "--results", results) == 0
-    assert runner.calls[1] == (["tiny_llama-none-bfloat16"], results, True, True)
+    [(labels, *asked)] = runner.calls
+    assert sorted(labels) == ["tiny_llama-none-bfloat16", "tiny_llama-none-float32"]
+    assert asked == [results, False, True]
+
+
+def test_resume_passes_over_what_can_no_longer_be_measured(runner, results, capsys):
+    [there] = cells(TINY)
+    plan.save([replace(there, model={**there.model, "source": "file:/nowhere"})], results)
+    assert squeeze("resume", "--results", results) == 0
+    assert "is passed over: file:/nowhere: /nowhere does not exist" in capsys.readouterr().err
+    plan.save([there], results)
+    assert squeeze("resume", "--results", results) == 0
+    assert [call[0] for call in runner.calls] == [[there.label]]
+
+
+def test_a_fault_of_the_environment_has_an_exit_code_of_its_own(runner, results, capsys):
+    def fail():
+        raise TransientError("disk full:\nfree some space")
+
+    runner.end = fail
+    assert squeeze("run", *TINY, "--results", results) == 75
+    assert capsys.readouterr().err == "error: disk full: free some space\n"
+
+
+def test_a_quiet_machine_is_waited_for_where_it_is_asked(runner, results):
+    squeeze("run", *TINY, "--quiet-machine", "5", "--results", results)
+    squeeze("resume", "--quiet-machine", "0", "--results", results)
+    squeeze("resume", "--results", results)
+    assert runner.quiet == [5, 0, None]
 
 
 def test_board_and_compare_pass_on_what_was_asked(monkeypatch, results):
@@ -143,6 +173,23 @@ def test_list_shows_status_and_time_and_runs_nothing(results, capsys):
     assert sorted(results.rglob("*")) == before
 
 
+def test_what_makes_no_difference_is_said_in_a_line(runner, results, capsys):
+    assert squeeze("list", *TINY, "bits=5", "dtype=float32", "--results", results) == 0
+    assert "note: no chosen technique reads bits\n" in capsys.readouterr().err
+    assert squeeze("run", *TINY, "bits=5", "sparsity=0.1", "--results", results) == 0
+    assert "note: no chosen technique reads bits, sparsity\n" in capsys.readouterr().err
+    for beside in ("technique=none,rtn", "sweep=smoke"):
+        assert squeeze("list", "model=tiny_llama", beside, "bits=4", "replicate=1", "--results", results) == 0
+        assert "note: no" not in capsys.readouterr().err
+
+
+def test_a_value_that_no_code_is_for_is_refused_before_anything_is_loaded(runner, results, capsys):
+    assert squeeze("run", "model=tiny_llama", "technique=none,rtn", "bits=7", "--results", results) == 2
+    assert "bits: 7 is not allowed; rtn.RoundToNearest has code for 8, 4, 3, 2\n" in capsys.readouterr().err
+    assert not runner.calls
+    assert not results.exists()
+
+
 def test_axes_shows_what_can_be_swept(tmp_path, capsys):
     assert squeeze("axes") == 0
     rows = {name: rest for name, *rest in (line.split("\t") for line in capsys.readouterr().out.splitlines())}
@@ -186,11 +233,10 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(runner, capsys, argumen
     assert runner.calls == []
 
 
-def test_a_results_folder_that_cannot_be_written_costs_nothing(runner, tmp_path, capsys):
+def test_a_results_folder_that_cannot_be_written_costs_nothing(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert squeeze("run", *TINY, "--results", tmp_path / "file" / "results") == 2
-    assert "cannot be written" in capsys.readouterr().err
-    assert runner.calls == []
+    assert "is not writable" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line(runner, results, capsys):
@@ -199,7 +245,8 @@ def test_a_full_disk_is_one_line(runner, results, capsys):
 
     runner.end = full
     assert squeeze("run", *TINY, "--results", results) == 2
-    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'results/records/x.json'\n"
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == "error: [Errno 28] No space left on device: 'results/records/x.json'"
 
 
 def test_an_interruption_says_what_is_kept(runner, results, capsys):

@@ -15,6 +15,7 @@ from squeeze.probes import samples
 from squeeze.request.cell import Cell
 from squeeze.runner.jobs.job import Job
 from squeeze.sources import corpora
+from tests.planted import place
 from tests.tiny import tiny_subject
 
 pytestmark = pytest.mark.timed
@@ -137,7 +138,14 @@ def test_the_latency_stage_times_every_token_and_weighs_the_artifact(
         "context",
         "recount",
         "decoding",
+        "teacher_forced",
     }
+    assert values["firsts"]["2"] != values["firsts"]["1"]
+    assert [len(values["gaps"][f"token_s/{batch}"]) for batch in (1, 2)] == [1, 2]  # rows, of prompt and tokens
+    assert [len(row) for row in values["gaps"]["token_s/2"]] == [7, 7]
+    assert max(gap for rows in values["gaps"].values() for row in rows for gap in row) < 1e-3
+    assert values["processors"].keys() == values["turns"].keys()
+    assert values["state"]["threads to compute with"] == "1"
 
 
 def test_later_rounds_leave_out_what_no_round_changes(
@@ -154,7 +162,9 @@ def test_an_encoder_is_timed_too(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, make_job: Any, tmp_path: Path
 ) -> None:
     result = real_benches(pytester, monkeypatch, make_job("bert"))
-    result.assert_outcomes(passed=4)  # two batch sizes, memory, size; prefill and decode are of another kind
+    result.assert_outcomes(
+        passed=5
+    )  # two batch sizes, memory, size, what it left alone; prefill and decode are of another kind
     values = samples.read(tmp_path / "out").values
     assert len(values["ttft_s"]["2"]) == 3
     assert "token_s" not in values
@@ -209,6 +219,15 @@ def test_cells_are_parameters_with_readable_names(own_benches: pytest.Pytester) 
     selection = "model=tiny_llama technique=none dtype=float32 protocol=smoke"
     result = own_benches.runpytest_inprocess(own_benches.path, "--collect-only", "-q", "--squeeze", selection)
     result.stdout.fnmatch_lines(["*test_sound?tiny_llama-none-float32?", "*test_each?tiny_llama-none-float32?"])
+
+
+def test_choices_of_the_users_own_are_measured_too(own_benches: pytest.Pytester, tmp_path: Path) -> None:
+    smoke = (paths.conf() / "protocol" / "smoke.yaml").read_text()
+    place(tmp_path / "conf", "protocol", "mine", smoke.replace("name: smoke", "name: mine"))
+    place(tmp_path / "conf", "model", "my_llama", "source: random:llama\nseed: 7\nkind: causal_lm\ndtype: ${dtype}\n")
+    arguments = ["--squeeze", "model=my_llama technique=none protocol=mine", "--config-dir", tmp_path / "conf"]
+    result = own_benches.runpytest_inprocess(own_benches.path, "--collect-only", "-q", *arguments)
+    result.stdout.fnmatch_lines(["*test_sound?my_llama-none-bfloat16?"])
 
 
 def test_a_misspelt_selection_is_one_line(own_benches: pytest.Pytester) -> None:

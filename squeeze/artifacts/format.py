@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, initializat
 from squeeze.artifacts.safetensors_header import sort_metadata
 from squeeze.core import plugins
 from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.core.files import read_small
 from squeeze.layers.contract import (
     count_parameters,
     dtype_name,
@@ -42,6 +43,7 @@ from squeeze.models.subject import CacheFactory, Subject
 FORMAT = 2  # in 1, layers were named by their modules' paths
 DESCRIPTION = "artifact.json"
 WEIGHTS = "model.safetensors"
+LARGEST_DESCRIPTION = 64 * 2**20  # bytes: of a model of 100,000 layers
 UNHASHED = frozenset({"build.json"})  # timings: two equal builds differ there
 
 
@@ -118,18 +120,20 @@ def describe(folder: Path) -> dict[str, Any]:
     Raises IntegrityError where it is absent, torn, or of another format.
     """
     try:
-        description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
-    except (OSError, ValueError) as error:
+        description: dict[str, Any] = json.loads(read_small(folder / DESCRIPTION, LARGEST_DESCRIPTION))
+    except (OSError, ValueError, RecursionError, IntegrityError) as error:
         raise IntegrityError(f"{folder.name}: no readable {DESCRIPTION} ({error})") from error
-    if description.get("format") != FORMAT:
-        raise IntegrityError(f"{folder.name}: artifact format {description.get('format')!r}, expected {FORMAT}")
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise IntegrityError(f"{folder.name}: artifact format {found!r}, expected {FORMAT}")
     return description
 
 
 def content_hash(folder: Path) -> str:
     """Return the sha256 over names and bytes of all files that make the artifact; timings are not among them."""
     total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in UNHASHED):
+    unhashed = {folder / name for name in UNHASHED}  # of that name, in a folder below, it is content like any other
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path not in unhashed):
         with path.open("rb") as file:
             total.update(f"{path.relative_to(folder).as_posix()}\0".encode())
             total.update(hashlib.file_digest(file, "sha256").digest())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from squeeze.boards import certificate
-from squeeze.core.errors import SqueezeError
+from squeeze.core.errors import IntegrityError, SqueezeError
 from squeeze.records.answers import (
     ACCURACY,
     FAILED,
@@ -44,7 +44,8 @@ def explain(results: Path, a: str, b: str, allow_mixed: bool = False, margins: M
     differences count as none (default: Margins()).
 
     Raises SqueezeError when a row is not there, failed or is ambiguous, or when the two are unlike (the fields are
-    named) and ``allow_mixed`` is false; IntegrityError when a samples file is missing or not the one recorded.
+    named) and ``allow_mixed`` is false; IntegrityError when a samples file is missing, not the one recorded, or its
+    arrays do not fit together.
     """
     store = RecordStore(results)
     found = find(store, {a, b})
@@ -55,21 +56,30 @@ def explain(results: Path, a: str, b: str, allow_mixed: bool = False, margins: M
             f"{a} and {b} were not measured alike: {'; '.join(unlike)}. Measure both under one set of conditions, or "
             "use --allow-mixed to see them apart"
         )
-    if unlike:
-        print(f"Not measured alike, so shown apart: {'; '.join(unlike)}.")
-        for side in (first, second):
-            print("\n".join([_heading(side), *_alone(side)]))
-        return
-    print(f"{_heading(first)}\nagainst {_heading(second)}")
-    chosen = margins or Margins()
-    parts = (part(first, second, chosen) for part in (_speed, _perplexity, _answers))
-    print("\n".join(line for lines in parts for line in lines))
+    try:
+        lines = list(_apart(first, second, unlike) if unlike else _together(first, second, margins or Margins()))
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise IntegrityError(f"{a} and {b}: their samples or figures do not fit together ({why})") from error
+    print("\n".join(lines))
+
+
+def _apart(first: Side, second: Side, unlike: list[str]) -> Iterator[str]:
+    yield f"Not measured alike, so shown apart: {'; '.join(unlike)}."
     for side in (first, second):
-        if found_against := certificate.lines(side.record, chosen):
-            print("\n".join([side.cell.label, *found_against]))
+        yield from (_heading(side), *_alone(side))
+
+
+def _together(first: Side, second: Side, margins: Margins) -> Iterator[str]:
+    yield from (_heading(first), f"against {_heading(second)}")
+    for part in (_speed, _perplexity, _answers):
+        yield from part(first, second, margins)
+    for side in (first, second):
+        if found_against := certificate.lines(side.record, margins):
+            yield from (side.cell.label, *found_against)
         if doubt := implausible(side.record):
-            print(f"{side.cell.label} is {IMPLAUSIBLE}: it {doubt}")
-    print("Intervals and p-values are of this pair alone; `squeeze board` corrects its verdicts for all rows.")
+            yield f"{side.cell.label} is {IMPLAUSIBLE}: it {doubt}"
+    yield "Intervals and p-values are of this pair alone; `squeeze board` corrects its verdicts for all rows."
 
 
 def _measured(store: RecordStore, name: str, record: Record) -> Side:

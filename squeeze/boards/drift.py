@@ -15,9 +15,10 @@ import scipy
 
 from squeeze.core.errors import IntegrityError
 from squeeze.core.hashing import digest
+from squeeze.records.arrays import load
 from squeeze.records.record import PROCESS, Estimate, Record, Status
 from squeeze.records.statistics import ALPHA
-from squeeze.records.store import RecordStore
+from squeeze.records.store import RecordStore, warn
 from squeeze.request.cell import Cell
 
 FEWEST_RUNS = 10  # two blocks of five rounds: fewer say nothing of a trend
@@ -40,7 +41,10 @@ class Drift:
 
 
 def drifts(store: RecordStore, records: Iterable[Record]) -> Iterator[Drift]:
-    """Yield the drift of each baseline that was timed often enough; records whose samples are gone count nothing."""
+    """Yield the drift of each baseline that was timed often enough.
+
+    Records whose samples are gone, or are none, count nothing; they are named on stderr.
+    """
     timed = [record for record in records if record.status is Status.OK and record.isolation == PROCESS]
     series: dict[str, dict[bytes, Array]] = {}
     names = {}
@@ -71,7 +75,8 @@ def trend(baseline: str, seconds: Array) -> Drift:
 def _control_runs(store: RecordStore, record: Record) -> Array | None:
     """Return median seconds a token of the baseline's process in each round (rounds,), or None without samples."""
     try:
-        with np.load(store.samples(record), allow_pickle=False) as arrays:
-            return np.asarray(np.median(arrays[CONTROL], axis=1)) if CONTROL in arrays else None
-    except (IntegrityError, KeyError):
+        arrays = load(store, record)
+    except IntegrityError as error:
+        warn(store.folder / record.samples["file"], str(error))
         return None
+    return np.asarray(np.median(arrays[CONTROL], axis=1)) if CONTROL in arrays else None

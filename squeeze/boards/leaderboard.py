@@ -11,20 +11,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from squeeze.boards import plots, serving, summary, terms
+from squeeze.boards import columns, plots, serving, summary, terms
+from squeeze.boards.columns import Column
 from squeeze.boards.table import read
 from squeeze.boards.terms import Terms
 from squeeze.core.errors import SqueezeError
-from squeeze.core.files import write_atomically
+from squeeze.core.files import read_small, write_atomically
 
 FORMULA = r"\s*[=+\-@]|\t"  # what makes a spreadsheet evaluate the text that follows
 LINE_BREAKS = r"[\r\n]+"
+LARGEST_TABLE = 2**28  # bytes: those of 100,000 rows
 EXCERPT_ROWS = 50
 EXCERPT_BOARDS = 10
 
 
-def collate(results: Path, out: Path, asked: Terms = terms.NONE) -> None:
-    """Write the leaderboards of ``results``/records into ``out``, with what a reader asks of them.
+def collate(results: Path, out: Path, asked: Terms = terms.NONE) -> pd.DataFrame:
+    """Write the leaderboards of ``results``/records into ``out``, with what a reader asks of them; return the table.
 
     Files that are no records are named on stderr and left alone. Raises SqueezeError when there is no record, or
     ``out`` cannot be written to.
@@ -36,22 +38,26 @@ def collate(results: Path, out: Path, asked: Terms = terms.NONE) -> None:
         write_atomically(out / "pareto.png", plots.pareto(frame))
     except OSError as error:
         raise SqueezeError(f"cannot write leaderboards to {out} ({error.strerror}); name another folder") from error
+    return frame
 
 
 def texts(frame: pd.DataFrame) -> dict[str, bytes]:
     """Return what is published of a table as text, by file name: all its rows, those of each family, and an excerpt."""
     header, *rows = csv(frame).splitlines(keepends=True)
     families = {
-        f"leaderboard_{_file_name(str(family))}.csv": b"".join([header, *(rows[position] for position in positions)])
-        for family, positions in frame.groupby("family").indices.items()
+        f"leaderboard_{family}.csv": b"".join([header, *(rows[position] for position in positions)])
+        for family, positions in frame.groupby(frame["family"].map(_file_name)).indices.items()
     }
     return {"leaderboard.csv": b"".join([header, *rows]), **families, "leaderboard.md": markdown(frame).encode()}
 
 
 def terms_of(results: Path) -> Terms:
-    """Return the terms that a folder's leaderboard.csv was made with. Raises as `Terms.of_csv` does."""
+    """Return the terms that a folder's leaderboard.csv was made with.
+
+    Raises as `Terms.of_csv` does, IntegrityError for what is no file, OSError for one that cannot be read.
+    """
     path = results / "leaderboard.csv"
-    return Terms.of_csv(path.read_bytes()) if path.exists() else terms.NONE
+    return Terms.of_csv(read_small(path, LARGEST_TABLE)) if path.exists() else terms.NONE
 
 
 def csv(frame: pd.DataFrame) -> bytes:
@@ -66,7 +72,7 @@ def csv(frame: pd.DataFrame) -> bytes:
 def markdown(frame: pd.DataFrame) -> str:
     """Return a readable excerpt: the first rows of each board, then what failed and why."""
     boards = summary.boards(frame)
-    parts = ["# Leaderboard", summary.legend(frame), *map(_board, boards[:EXCERPT_BOARDS])]
+    parts = ["# Leaderboard", columns.legend(frame), *map(_board, boards[:EXCERPT_BOARDS])]
     if (left_out := len(boards) - EXCERPT_BOARDS) > 0:
         parts.append(f"{left_out} more boards are in leaderboard.csv.")
     return "\n\n".join(parts) + "\n"
@@ -74,11 +80,14 @@ def markdown(frame: pd.DataFrame) -> str:
 
 def _board(board: pd.DataFrame) -> str:
     ok, failed = summary.parted(board)
-    columns = summary.columns(board, wide=True)
     shown = ok.head(EXCERPT_ROWS)
+    rows = summary.shown(shown)
     reasons = [f"- {_plain(summary.failure(row))}" for _, row in failed.head(EXCERPT_ROWS).iterrows()]
     controls = [f"- {_plain(text)}" for text in summary.controls(board.head(EXCERPT_ROWS))]
-    parts = [f"## {_plain(summary.title(board))}", *map("\n".join, (_lines(columns, shown), controls, reasons))]
+    chosen = columns.columns(rows)
+    remarks = [f"- {_plain(text)}" for text in (*summary.below(rows), *columns.gaps(rows, chosen))]
+    lines = _lines(chosen, rows) if len(rows) else []
+    parts = [f"## {_plain(summary.title(board))}", *map("\n".join, (lines, remarks, controls, reasons))]
     if (left_out := len(board) - len(shown) - len(reasons)) > 0:
         parts.append(f"{left_out} more rows are in leaderboard.csv.")
     parts += _serving(board.head(EXCERPT_ROWS))
@@ -94,10 +103,10 @@ def _serving(board: pd.DataFrame) -> list[str]:
     return ["### Serving", serving.LEGEND, _plain(serving.caption(board)), table]
 
 
-def _lines(columns: Sequence[summary.Column], rows: pd.DataFrame) -> list[str]:
-    headings = [column.heading for column in columns]
-    alignment = [":--" if column.left else "--:" for column in columns]
-    cells = [[_plain(column.text(row)) for column in columns] for _, row in rows.iterrows()]
+def _lines(shown: Sequence[Column], rows: pd.DataFrame) -> list[str]:
+    headings = [column.heading for column in shown]
+    alignment = [":--" if column.left else "--:" for column in shown]
+    cells = [[_plain(column.text(row)) for column in shown] for _, row in rows.iterrows()]
     return [f"| {' | '.join(line)} |" for line in (headings, alignment, *cells)]
 
 

@@ -159,7 +159,7 @@ def counterparts(own: Measured, published: Sequence[Published]) -> tuple[list[Pu
 
     The reason names each setting in which the nearest number (it differs in fewest) is another, with both values.
     """
-    source, technique = own.cell.model["source"], own.cell.technique["name"]
+    source, technique = own.cell.model.get("source"), own.cell.technique["name"]
     same_model = [number for number in published if number.model == source]
     if not same_model:
         return [], f"nothing is published here of {source}"

@@ -14,13 +14,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from squeeze.boards import summary, terms
+from squeeze.boards import flags, summary, terms
 from squeeze.boards.table import flagged, table
 from squeeze.boards.terms import Terms
+from squeeze.boards.words import short_label
 from squeeze.core.errors import SqueezeError, hint
 from squeeze.core.progress import console
 from squeeze.records.ranking import ranking
-from squeeze.records.record import IMPLAUSIBLE, Record, Status
+from squeeze.records.record import UNRANKED, Record, Status
 from squeeze.records.store import RecordStore
 
 # Columns of which more is better; of all others, less is.
@@ -60,7 +61,7 @@ class Bound:
 def show(results: Path, most: Sequence[str], least: Sequence[str], by: str, asked: Terms = terms.NONE) -> int:
     """Print the ok rows that keep all bounds, each board's best in column ``by`` first; returns 0, or 1 for none.
 
-    Rows whose quality is not believed (``records.plausibility``) are none of them.
+    Rows that a flag takes the rank from (``records.record.UNRANKED``) are none of them.
 
     most, least: such as ``bytes=80M``. asked: terms whose columns may be bounded, too. A row is said to tie
     where no difference to the board's best is shown.
@@ -70,7 +71,7 @@ def show(results: Path, most: Sequence[str], least: Sequence[str], by: str, aske
     records = {record.attempt: record for record in RecordStore(results).require()}
     frame = table(map(asked.applied, records.values()))
     frame = (
-        frame[(frame["status"] == Status.OK) & ~flagged(frame, IMPLAUSIBLE)]
+        frame[(frame["status"] == Status.OK) & ~flagged(frame, *UNRANKED)]
         .assign(**{by: numbers(frame, by)})
         .dropna(subset=by)
     )
@@ -85,8 +86,8 @@ def show(results: Path, most: Sequence[str], least: Sequence[str], by: str, aske
     columns = list(dict.fromkeys([by, *(bound.column for bound in bounds)]))
     for board in summary.boards(picked):
         out.print(_table(best_first(board, by), columns, records))
-    if any(summary.star(row) for _, row in picked.iterrows()):
-        out.print(Text("* see the flags in leaderboard.csv", style="dim"))
+    for text in flags.explained(picked.assign(name=[short_label(row) for _, row in picked.iterrows()])):
+        out.print(Text(text, style="dim"))
     return 0
 
 
@@ -129,7 +130,7 @@ def _table(board: pd.DataFrame, columns: Sequence[str], records: Mapping[str, Re
     for heading in ("row", *columns, ""):
         made.add_column(Text(heading), justify="left" if heading in ("row", "") else "right", overflow="fold")
     for number, row in board.iterrows():
-        name = summary.short_label(row) + summary.star(row)
+        name = short_label(row) + flags.star(row)
         remark = "best" if number == 0 else "tie: not told apart" if tied[int(str(number))] else ""
         made.add_row(Text(name), *(_figure(row[column]) for column in columns), remark)
     return made

@@ -21,9 +21,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator
 
-from squeeze.boards import summary
+from squeeze.boards import summary, words
 from squeeze.boards.table import flagged
-from squeeze.records.record import IMPLAUSIBLE, Status
+from squeeze.records.record import UNRANKED, Status
 from squeeze.records.sanitize import line
 
 # Okabe & Ito's colours, told apart by colour-blind readers, too.
@@ -119,7 +119,7 @@ def _draw(axes: Axes, panel: Panel, board: pd.DataFrame, families: Sequence[str]
 
 def _placed(panel: Panel, board: pd.DataFrame) -> pd.DataFrame:
     """Return the rows to draw, those on the front first, with their place (x, y) and whether ``beyond`` the edge."""
-    believed = (board["status"] == Status.OK) & ~flagged(board, IMPLAUSIBLE)
+    believed = (board["status"] == Status.OK) & ~flagged(board, *UNRANKED)
     rows = board[believed & board["perplexity"].notna() & board[panel.column].notna()]
     ceiling = rows["perplexity"].min() * HEADROOM
     rows = rows.assign(
@@ -152,9 +152,10 @@ def _bar(value: float, row: pd.Series, name: str, *, relative: bool) -> list[lis
 
 def _name(panel: Panel | None, row: pd.Series) -> str:
     """Return a row's label; in a panel, its range of ranks before and the sign of its verdict: ``3-6 rtn-4-g64 ▲``."""
-    label, perplexity = _plain(summary.short_label(row)), row["perplexity"]
+    label, perplexity = _plain(words.short_label(row)), row["perplexity"]
     if panel is not None:
-        label = " ".join(part for part in (summary.rank(row), label, summary.mark(row, panel.verdict)) if part)
+        place = words.rank(row).strip(words.DASH)
+        label = " ".join(part for part in (place, label, words.mark(row, panel.verdict)) if part)
     if not row["beyond"]:
         return label
     return f"{label} ↑ " + (f"{perplexity:.3g}" if perplexity < 1000 else f"{perplexity:.0e}".replace("e+0", "e"))

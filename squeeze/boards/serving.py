@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 
-from squeeze.boards import summary
-from squeeze.boards.summary import Column
+from squeeze.boards import summary, words
+from squeeze.boards.columns import Column
 from squeeze.boards.terms import MEMORY, PRICE
 from squeeze.records.serving import LONGEST
 
@@ -33,11 +33,11 @@ def _number(name: str, digits: str, scale: float = 1.0) -> Callable[[pd.Series],
 
 
 def _ratio(name: str) -> Callable[[pd.Series], str]:
-    return lambda row: summary.interval(row, name, ".2f") if name in row else ""
+    return lambda row: "" if pd.isna(row.get(name)) else words.interval(row, name, ".2f")
 
 
 COLUMNS = (
-    Column("technique", lambda row: summary.short_label(row), left=True),
+    Column("technique", lambda row: words.short_label(row), left=True),
     Column("batch", _number("batch", ".0f")),
     Column("load s", _number("load_seconds", ".2f"), where="load_seconds"),
     Column("peak MB", _number("peak_bytes", ",.0f", 1e-6), where="peak_bytes"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -14,15 +14,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from squeeze.boards import literature, serving, summary, terms
+from squeeze.boards import columns, literature, serving, summary, terms
+from squeeze.boards.columns import Column
 from squeeze.boards.drift import Drift, drifts
 from squeeze.boards.literature import Comparison
 from squeeze.boards.table import read
 from squeeze.boards.terms import Terms
 from squeeze.core.progress import console
+from squeeze.records.record import Record
 from squeeze.records.sanitize import line
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
+
+MOST_ROWS = 20  # of a board, at the end of a run
 
 
 def show(results: Path, costs: bool = False, asked: Terms = terms.NONE) -> None:
@@ -32,15 +36,27 @@ def show(results: Path, costs: bool = False, asked: Terms = terms.NONE) -> None:
     """
     out = console()
     if costs:
-        out.print(_costs(results))
         store = RecordStore(results)
-        for drift in drifts(store, store.records()):
-            out.print(Text(_in_words(drift), style="dim"), soft_wrap=True)
+        records = list(store.require())
+        out.print(_costs(records))
+        for drift in drifts(store, records):
+            out.print(Text(line(_in_words(drift)), style="dim"), soft_wrap=True)
         return
     frame = read(results, asked)
-    for board in summary.boards(frame):
-        _print(out, board)
-    out.print(Text(summary.legend(frame), style="dim"))
+    shown = [column for board in summary.boards(frame) for column in _print(out, board)]
+    headings = {column.heading for column in shown}
+    told = [column for column in columns.COLUMNS if column.heading in headings]
+    out.print(Text(columns.legend(frame, told), style="dim"))
+
+
+def show_rows(frame: pd.DataFrame, keys: Collection[str], most: int = MOST_ROWS) -> None:
+    """Print, of a table, the rows of the cells with these keys beside their baselines: what a run has measured.
+
+    most: rows of a board; that there are more is said.
+    """
+    out = console()
+    for board in summary.boards(frame[frame["board"].isin(frame["board"][frame["key"].isin(list(keys))])]):
+        _print(out, board, keys, most)
 
 
 def show_serving(results: Path, asked: Terms = terms.NONE) -> None:
@@ -83,24 +99,41 @@ def show_literature(results: Path) -> None:
         out.print(Text(f"{text}, where the hub is reachable", style="dim"), soft_wrap=True)
 
 
-def _print(out: Console, board: pd.DataFrame) -> None:
+def _print(
+    out: Console, board: pd.DataFrame, keys: Collection[str] | None = None, most: int | None = None
+) -> list[Column]:
+    """Print a board, or what of it has these keys; return the columns that it was shown in."""
     ok, failed = summary.parted(board)
-    out.print(_table(summary.title(board), summary.columns(board), ok))
+    if keys is not None:
+        board = board[board["key"].isin(list(keys))]
+        failed = failed[failed["key"].isin(list(keys))]
+    every = summary.shown(ok, keys)
+    rows = every if most is None else every.head(most)
+    shown = columns.fitting(rows, out.width) if len(rows) else []
+    if shown:
+        out.print(_table(summary.title(board), shown, rows))
+    else:
+        out.print(Text(summary.title(board)))
+    if len(rows) < len(every):
+        out.print(Text(f"{len(every) - len(rows)} more rows: `squeeze board` shows all"))
     for text in summary.controls(board):
         out.print(Text(text))
     for _, row in failed.iterrows():
         out.print(Text(summary.failure(row), style="yellow"))
+    for text in (*summary.below(rows), *columns.gaps(rows, shown)):
+        out.print(Text(text, style="dim"))
     out.print()
+    return shown
 
 
-def _table(title: str, columns: Sequence[summary.Column], rows: pd.DataFrame) -> Table:
+def _table(title: str, shown: Sequence[Column], rows: pd.DataFrame) -> Table:
     table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=0, collapse_padding=True)
-    for column in columns:
+    for column in shown:
         table.add_column(
             column.heading, justify="left" if column.left else "right", overflow="fold", no_wrap=column.left
         )
     for _, row in rows.iterrows():
-        table.add_row(*(Text(column.text(row)) for column in columns))
+        table.add_row(*(Text(column.text(row)) for column in shown))
     return table
 
 
@@ -140,18 +173,18 @@ def _in_words(drift: Drift) -> str:
     )
 
 
-def _costs(results: Path) -> Table:
+def _costs(records: Sequence[Record]) -> Table:
     """Tabulate wall seconds by cell (all its attempts) and stage; stages in the order of what they took in all."""
     spent: dict[str, Counter[str]] = defaultdict(Counter)
-    for record in RecordStore(results).require():
+    for record in records:
         spent[Cell.from_json(record.cell).label].update(record.stages)
     total = sum(spent.values(), Counter[str]())
     stages = [name for name, _ in total.most_common()]
     table = Table(title="wall seconds", title_justify="left", box=SIMPLE_HEAD, show_footer=True)
     table.add_column("cell", footer=f"{len(spent)} cells")
     for name in stages:
-        table.add_column(name, footer=f"{total[name]:.1f}", justify="right")
+        table.add_column(Text(line(name)), footer=f"{total[name]:.1f}", justify="right")
     table.add_column("total", footer=f"{total.total():.1f}", justify="right")
     for label, seconds in sorted(spent.items(), key=lambda item: -item[1].total()):
-        table.add_row(Text(label), *(f"{seconds[name]:.1f}" for name in stages), f"{seconds.total():.1f}")
+        table.add_row(Text(line(label)), *(f"{seconds[name]:.1f}" for name in stages), f"{seconds.total():.1f}")
     return table

@@ -44,7 +44,10 @@ class Terms:
 
         Raises ValueError where they are no numbers, SqueezeError for margins that are none.
         """
-        row = next(csv.DictReader(io.StringIO(content.decode())), {})
+        try:
+            row = next(csv.DictReader(io.StringIO(content.decode())), {})
+        except csv.Error as error:
+            raise ValueError(f"no CSV: {error}") from error
         price, memory, margins = (row.get(name) for name in (PRICE, MEMORY, MARGINS))
         return cls(float(price) if price else None, int(memory) if memory else None, Margins.of(margins or ""))
 

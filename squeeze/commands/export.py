@@ -6,22 +6,46 @@ from pathlib import Path
 
 import click
 
+from squeeze.commands.options import results_option
+
+# What reads each format, and how; the versions are those that the tests, or scripts/crosscheck, read it with.
+READERS = {
+    "compressed-tensors": (
+        "pip install 'transformers>=5.0' 'compressed-tensors>=0.19'",
+        "transformers.AutoModelForCausalLM.from_pretrained",
+    ),
+    "gptq": ("pip install gptqmodel", "gptqmodel.GPTQModel.load"),
+}
+
 
 @click.command()
-@click.argument("artifact", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("artifact")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@results_option
 @click.option(
     "--format",
     "layout",
-    type=click.Choice(["compressed-tensors", "gptq"]),
+    type=click.Choice(list(READERS)),
     default="compressed-tensors",
     show_default=True,
     help="compressed-tensors: for transformers and vLLM; gptq: for gptqmodel, vLLM and transformers with gptqmodel.",
 )
-def export(artifact: Path, folder: Path, layout: str) -> None:
-    """Write the ARTIFACT folder, of rtn, gptq or awq, to FOLDER in a format that other software loads."""
+def export(artifact: str, folder: Path, results: Path, layout: str) -> None:
+    """Write an artifact of rtn, gptq or awq to FOLDER in a format that other software loads.
+
+    ARTIFACT is a row's label, the beginning of its key or attempt, the beginning of an artifact's key in the cache, or
+    the artifact's folder. FOLDER must be new or empty.
+    """
+    from squeeze.artifacts.exports.checkpoint import check_vacant
     from squeeze.artifacts.exports.compressed_tensors import to_compressed_tensors
     from squeeze.artifacts.exports.gptq import to_gptq
+    from squeeze.core.files import total_bytes
+    from squeeze.runner.located import built
 
+    source = built(artifact, results)
+    check_vacant(folder)
     write = to_gptq if layout == "gptq" else to_compressed_tensors
-    write(artifact, folder)
+    write(source, folder)
+    needed, reader = READERS[layout]
+    size = total_bytes(folder.iterdir()) / 1e6
+    click.echo(f"{folder}: {size:.1f} MB of {layout}; to load it, {needed}, then {reader}({str(folder)!r})")

@@ -22,3 +22,9 @@ def sha256(path: Path) -> str:
     """Hash (sha256, hex) a file's bytes, read in pieces: a file may be larger than memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """Hash (sha256, hex) names and bytes of the files right in a folder."""
+    files = sorted(item for item in folder.iterdir() if item.is_file())
+    return digest([[file.name, sha256(file)] for file in files])

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from squeeze.core.errors import IntegrityError
 from squeeze.core.progress import progress
 from squeeze.models.settings import quiet
+from squeeze.sources.checkpoint import advice
 
 MAGIC = b"GGUF"
 HEADER = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of key-value pairs
@@ -21,7 +22,17 @@ SMALLEST_TENSOR = 24  # bytes that the description of a tensor takes at the leas
 SMALLEST_PAIR = 13  # and a key with its value
 
 # What readers raise that are led astray by a damaged file.
-UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError, struct.error)
+UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 # The pre-tokenizers that transformers loses, by the name under which the GGUF states them (tokenizer.ggml.pre).
 # Without Digits, a digit after white space gets other ids than llama.cpp (and the model's training) give it.
@@ -49,7 +60,7 @@ def convert(source: Path, folder: Path) -> None:
             model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **arguments)
         except UNREADABLE as error:
             message = " ".join(str(error).split())[:200]
-            raise IntegrityError(f"{source.name}: not a readable GGUF model ({message}); fetch it again") from error
+            raise IntegrityError(f"{source.name}: not a readable GGUF model ({message}); {advice(source)}") from error
         # These two say "quantized by gguf", which the weights no longer are; save_pretrained would refuse them.
         model.config = copy.deepcopy(model.config)
         del model.config.quantization_config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,20 +10,25 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import CONFIG_NAME
 
 from squeeze.core import cache
-from squeeze.core.errors import IntegrityError, SqueezeError, hint
+from squeeze.core.errors import IntegrityError, SqueezeError, Unsupported, hint
 from squeeze.models import gguf, tiny
 from squeeze.models.settings import quiet
 from squeeze.models.subject import Subject
+from squeeze.sources import checkpoint
 from squeeze.sources import fetch as assets
+from squeeze.sources.checkpoint import TOKENIZER_FILES, advice
 from squeeze.sources.identity import baseline_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KINDS = {"causal_lm": AutoModelForCausalLM, "encoder": AutoModel}
-# One of which every tokenizer has.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+# What transformers raises for a folder that is no model, or a damaged one.
+UNREADABLE = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    SafetensorError,
+)
 
 
 def load_baseline(model: Mapping[str, Any], device: str = "cpu") -> Subject:
@@ -33,12 +37,14 @@ def load_baseline(model: Mapping[str, Any], device: str = "cpu") -> Subject:
     model: source (see squeeze.sources.fetch; or ``random:ARCHITECTURE`` with a seed), kind, dtype. A GGUF source is
     converted to float32 safetensors once and read from there ever after.
     Attention is ``sdpa`` where the architecture has it, else ``eager`` (Gemma 2): transformers' own choice.
-    Raises SqueezeError for a field that is wrong, and whatever ``assets.fetch`` raises; IntegrityError for weights
-    that are damaged or do not belong to the configuration beside them.
+    Raises SqueezeError for a field that is wrong, and whatever ``assets.fetch`` and ``checkpoint.check`` raise;
+    IntegrityError for weights that are damaged or do not belong to the configuration or the tokenizer beside them.
     """
     kind, dtype = _chosen(model, "kind", KINDS), _chosen(model, "dtype", DTYPES)
     scheme, rest = assets.split(str(model["source"]))
     if scheme == "random":
+        if model.get("seed") is None:
+            raise SqueezeError(f"random:{rest} needs model.seed, an integer, which is not given; add seed: 0")
         loaded = _held_in(DTYPES[dtype], tiny.random_model(rest, int(model["seed"]), kind))
         tokenizer: PreTrainedTokenizerBase = tiny.byte_tokenizer(encloses=kind == "encoder")
     else:
@@ -60,11 +66,11 @@ def load_folder(folder: Path, device: str = "cpu", tokenizer: PreTrainedTokenize
     own = any((folder / name).is_file() for name in TOKENIZER_FILES)
     if not own and tokenizer is None:
         raise SqueezeError(f"{folder}: no tokenizer; save it beside the model with tokenizer.save_pretrained")
-    model = _model(folder, AutoModelForCausalLM, "auto", "save or fetch it again")
-    return Subject(
-        model.to(device).eval().requires_grad_(False),
-        _tokenizer(folder, "save or fetch it again") if own or tokenizer is None else tokenizer,
-    )
+    checkpoint.check(folder, tokenizer=False)
+    model = _model(folder, AutoModelForCausalLM, "auto")
+    found = _tokenizer(folder) if own or tokenizer is None else tokenizer
+    _check_tokens(folder, model, found)
+    return Subject(model.to(device).eval().requires_grad_(False), found)
 
 
 def _held_in(dtype: torch.dtype, model: PreTrainedModel) -> PreTrainedModel:
@@ -89,13 +95,14 @@ def _folder(model: Mapping[str, Any]) -> Path:
 
 
 def _read(folder: Path, kind: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    advice = "delete it and fetch it again"
-    return _model(folder, KINDS[kind], DTYPES[dtype], advice), _tokenizer(folder, advice)
+    checkpoint.check(folder)
+    model, tokenizer = _model(folder, KINDS[kind], DTYPES[dtype]), _tokenizer(folder)
+    _check_tokens(folder, model, tokenizer)
+    return model, tokenizer
 
 
-def _model(folder: Path, kind: Any, dtype: torch.dtype | str, advice: str) -> PreTrainedModel:
-    _refuse_weights_elsewhere(folder)
-    with _readable(folder, advice), quiet():
+def _model(folder: Path, kind: Any, dtype: torch.dtype | str) -> PreTrainedModel:
+    with _readable(folder), quiet():
         model, report = kind.from_pretrained(
             folder,
             dtype=dtype,
@@ -106,32 +113,38 @@ def _model(folder: Path, kind: Any, dtype: torch.dtype | str, advice: str) -> Pr
         )
     # A pooler is the one part that checkpoints of encoders leave out; nothing here reads it.
     if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
-        raise IntegrityError(f"{folder.name}: {len(missing)} weights are missing, {missing[0]} among them")
+        raise IntegrityError(
+            f"{folder.name}: {len(missing)} weights are missing, {missing[0]} among them; {advice(folder)}"
+        )
     return model
 
 
-def _tokenizer(folder: Path, advice: str) -> PreTrainedTokenizerBase:
-    with _readable(folder, advice), quiet():
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    with _readable(folder), quiet():
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
+def _check_tokens(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise IntegrityError where the tokenizer knows tokens that the table of embeddings has no row for."""
+    table: Any = model.get_input_embeddings()
+    most = max(tokenizer.get_vocab().values(), default=0)
+    if most >= (rows := len(table.weight)):
+        raise IntegrityError(
+            f"{folder}: its tokenizer has the token {most:,}, but the table of embeddings has {rows:,} rows, expected"
+            f" more; call model.resize_token_embeddings({most + 1}) and save it, or give the model's own tokenizer"
+        )
+
+
 @contextmanager
-def _readable(folder: Path, advice: str) -> Iterator[None]:
+def _readable(folder: Path) -> Iterator[None]:
+    """Raise what transformers raises for a damaged folder as IntegrityError; want of memory or disk is none."""
     try:
         yield
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except ImportError as error:
         message = " ".join(str(error).split())[:200]
-        raise IntegrityError(f"{folder.name}: not a readable model ({message}); {advice}") from error
-
-
-def _refuse_weights_elsewhere(folder: Path) -> None:
-    """Raise IntegrityError where the index of a model in several files names one outside its folder."""
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if not index.is_file():
-        return
-    try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise IntegrityError(f"{folder.name}: {index.name} is no index of weights ({error!r})") from error
-    if outside := sorted(str(name) for name in names if Path(str(name)).name != name):
-        raise IntegrityError(f"{folder.name}: {index.name} names {outside[0]}, expected files of its own folder only")
+        raise Unsupported(f"{folder}: needs a library that is not installed ({message}); install it") from error
+    except UNREADABLE as error:
+        message = " ".join(str(error).split())[:200]
+        if (isinstance(error, OSError) and error.errno is not None) or "memory" in message:
+            raise
+        raise IntegrityError(f"{folder}: not a readable model ({message}); {advice(folder)}") from error

@@ -136,7 +136,7 @@ def answers(of: Kind, found: Estimates, margins: Margins) -> Answers:
 
     The standard error comes from the interval, by Student's t with n - 1 degrees of freedom, on either side its own.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         value, low, high = (np.log(np.maximum(each, 0.0)) if of.ratio else each for each in found[:3])
         margin = np.log1p(getattr(margins, of.margin)) if of.ratio else getattr(margins, of.margin)
         freedom = np.where(found.n > 1, found.n - 1, np.inf)

@@ -1,17 +1,23 @@
-"""Define a record: all that is known of one attempt at one cell. Standard library only."""
+"""Define a record: all that is known of one attempt at one cell. Standard library and msgspec only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Iterable, Mapping, Set
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+import msgspec
+
 from squeeze.core.errors import IntegrityError
+from squeeze.records import schema
+from squeeze.records.sanitize import STEERS, line
+from squeeze.records.schema import Amount, Count, Key, Loss, Moment, Name, Samples, Seconds, Share, Word
 from squeeze.request.cell import Cell
 
 SCHEMA = 2
 READABLE = (1, 2)  # 1 had fewer columns, and intervals from shorter token blocks
+NEEDED = ("cell", "key", "environment", "estimates", "block_nll", "flags")  # of a record, whatever its age
 PROCESS = "process"  # the isolation of official records: each measurement in a process of its own
 RECORD_BLOCKS = 128  # of mean token losses in a record, at most: what ranking needs of them, in a kilobyte
 CONTENDED = "contended"  # flag: other work competed for the processor, which slows some kernels more than others
@@ -20,13 +26,10 @@ WARMING = "warming"  # flag: every process moved the same way from start to end,
 GRID_FLATTERED = "grid_flattered"  # flag: the baseline's weights lay on a grid that this artifact's codes fall on
 IMPLAUSIBLE = "implausible"  # flag: better on the text than its distance from the uncompressed model allows; unranked
 NOT_REALISED = "claimed != realised"  # flag: a recount found other than what the technique claims
-# What readers of records take for granted in a cell.
-CELL_FIELDS = {
-    "model": ("name", "dtype"),
-    "technique": ("name", "family", "steps"),
-    "runtime": ("device",),
-    "protocol": ("name",),
-}
+DECODES_OTHERWISE = "decode != score"  # flag: the tokens that were timed are not those that the scored model chooses
+NOT_CAUSAL = "not causal"  # flag: later tokens move the scores of earlier ones, so perplexity says nothing
+# Flags of rows whose quality is not believed, or not that of the model whose speed they show.
+UNRANKED = (IMPLAUSIBLE, DECODES_OTHERWISE, NOT_CAUSAL)
 
 
 class Status(StrEnum):
@@ -60,11 +63,11 @@ class Estimate:
     ``n`` is the number of independent units (rounds, windows, items) behind the value.
     """
 
-    value: float
-    low: float | None = None
-    high: float | None = None
-    p_value: float | None = None
-    n: int | None = None
+    value: Amount
+    low: Amount | None = None
+    high: Amount | None = None
+    p_value: Share | None = None
+    n: Count | None = None
 
     def to_json(self) -> dict[str, float | int]:
         """Return the fields that are known."""
@@ -73,28 +76,31 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Record:
-    """Hold one attempt: the schema of ``results/records/*.json`` (docs/record.md explains each field)."""
+    """Hold one attempt: the schema of ``results/records/*.json`` (docs/record.md explains each field).
+
+    The types say what a file may hold, and are checked as it is read (`squeeze.records.schema`).
+    """
 
     cell: Mapping[str, Any]
-    key: str
-    artifact_key: str
-    fingerprint: str
+    key: Word
+    artifact_key: Key
+    fingerprint: Word
     status: Status
-    attempt: str
-    started: str
-    finished: str
-    artifact_hash: str | None = None
+    attempt: Name
+    started: Moment
+    finished: Moment
+    artifact_hash: Word | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
-    stage: str = ""
-    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    stage: Word = ""
+    estimates: Mapping[Name, Estimate] = field(default_factory=dict)
     claimed: Mapping[str, Any] = field(default_factory=dict)
     realised: Mapping[str, Any] = field(default_factory=dict)
-    stages: Mapping[str, float] = field(default_factory=dict)
-    block_nll: tuple[float, ...] = ()
-    flags: tuple[str, ...] = ()
-    samples: Mapping[str, str] = field(default_factory=dict)
-    isolation: str = PROCESS
+    stages: Mapping[Name, Seconds] = field(default_factory=dict)
+    block_nll: tuple[Loss, ...] = ()
+    flags: tuple[Word, ...] = ()
+    samples: Samples = field(default_factory=dict)
+    isolation: Word = PROCESS
     log_tail: str = ""
     schema: int = SCHEMA
 
@@ -123,25 +129,33 @@ class Record:
     def from_json(cls, data: Mapping[str, Any]) -> Record:
         """Return the record that ``to_json`` described.
 
-        Raises IntegrityError when the data is no record of a readable schema, its cell no cell, or its key not the
-        cell's: the caller reports the file and goes on.
+        Out of ``reason`` and ``log_tail``, which quote what others said, what would steer a terminal is taken.
+
+        Raises IntegrityError when the data is no record of a readable schema, a field is of another kind than its
+        readers take for granted, its cell no cell, or its key not the cell's: the caller reports the file and goes on.
         """
         if not isinstance(data, Mapping) or data.get("schema") not in READABLE:
             found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
             raise IntegrityError(f"not a record of schema {' or '.join(map(str, READABLE))} (found {found!r})")
         try:
-            _check_cell(data["cell"], data["key"])
-            return cls(
-                **{
-                    **data,
-                    "status": Status(data["status"]),
-                    "estimates": {name: Estimate(**estimate) for name, estimate in data["estimates"].items()},
-                    "block_nll": tuple(data["block_nll"]),
-                    "flags": tuple(data["flags"]),
-                }
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise IntegrityError(f"not a valid record: {type(error).__name__}: {error}") from error
+            _check_names("a record", data, FIELDS, NEEDED)
+            for estimate in data["estimates"].values():
+                _check_names("an estimate", estimate, ESTIMATE_FIELDS)
+            found = msgspec.convert(data, cls)
+            schema.check(found)
+            _check_cell(found.cell, found.key)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise IntegrityError(f"not a valid record: {line(str(error))}") from error
+        return found._printable()
+
+    def _printable(self) -> Record:
+        if not STEERS.search(self.reason + self.log_tail):
+            return self
+        tail = "\n".join(map(line, self.log_tail.splitlines()))
+        return replace(self, reason=line(self.reason), log_tail=tail)
+
+
+FIELDS, ESTIMATE_FIELDS = (frozenset(entry.name for entry in fields(kind)) for kind in (Record, Estimate))
 
 
 def counting(records: Iterable[Record]) -> dict[Row, Record]:
@@ -157,9 +171,14 @@ def counting(records: Iterable[Record]) -> dict[Row, Record]:
 def _check_cell(data: Mapping[str, Any], key: str) -> None:
     """Raise IntegrityError, or what reading nonsense raises, unless ``data`` is a cell's JSON whose key is ``key``."""
     cell = Cell.from_json(data)
-    for part, names in CELL_FIELDS.items():
-        if missing := [name for name in names if name not in getattr(cell, part)]:
-            raise IntegrityError(f"not a valid record: its cell has no {part}.{missing[0]}")
     label, _ = cell.label, cell.training  # these read the rest of what a cell needs
     if cell.key != key:
         raise IntegrityError(f"its key is {key!r}, that of its cell {label!r} is {cell.key!r}: one of them was changed")
+
+
+def _check_names(what: str, data: Mapping[str, Any], known: Set[str], needed: Collection[str] = ()) -> None:
+    """Raise ValueError unless an object has all the fields that are needed, and none that are not known."""
+    if not data.keys() <= known:
+        raise ValueError(f"{what} has no field {min(data.keys() - known)!r}")
+    if missing := [name for name in needed if name not in data]:
+        raise ValueError(f"{what} without {missing[0]}")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from squeeze.core.environment import differences, fingerprint
 from squeeze.core.errors import SqueezeError, hint
+from squeeze.records.arrays import load
 from squeeze.records.record import Record, counting
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
+from squeeze.request.labels import AT, Recipe, distinct
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,15 @@ class Side:
 
     @classmethod
     def of(cls, store: RecordStore, record: Record) -> Side:
-        """Return the record with its samples. Raises IntegrityError when their file is missing or another."""
-        if not record.samples:
-            return cls(record, {})
-        with np.load(store.samples(record), allow_pickle=False) as arrays:
-            return cls(record, dict(arrays))
+        """Return the record with its samples. Raises IntegrityError as `squeeze.records.arrays.load` does."""
+        return cls(record, load(store, record))
 
 
 def find(store: RecordStore, names: Collection[str]) -> dict[str, Record]:
     """Return the record that counts of the row that each name stands for: the newest official one.
 
-    A name is a label, with or without that of the model, or the beginning of a key or an attempt.
+    A name is a label, with or without that of the model, or the beginning of a key or an attempt. Where several cells
+    share a label, what they differ in follows it: ``gptq-4-g64@samples=8``.
 
     Raises SqueezeError for a name that no row has, or several.
     """
@@ -51,9 +50,16 @@ def find(store: RecordStore, names: Collection[str]) -> dict[str, Record]:
         known = {cell.label, cell.label.removeprefix(f"{cell.model['name']}-")}
         labels |= known
         for name, found in named.items():
-            if name and (name in known or record.key.startswith(name) or record.attempt.startswith(name)):
+            if name and (
+                {name, name.partition(AT)[0]} & known or record.key.startswith(name) or record.attempt.startswith(name)
+            ):
                 found.append(record)
     return {name: _only(name, list(counting(found).values()), labels) for name, found in named.items()}
+
+
+def called(records: Sequence[Record]) -> list[str]:
+    """Return what each record's row is called beside the others: a label of its own."""
+    return distinct([Recipe.of(Cell.from_json(record.cell)) for record in records])
 
 
 def alike(one: Record, other: Record) -> bool:
@@ -79,9 +85,14 @@ def unlike_environments(one: Record, other: Record) -> Iterator[str]:
 def _only(name: str, found: list[Record], labels: set[str]) -> Record:
     if not found:
         raise SqueezeError(f"no record of {name!r}: {hint(name, labels)}")
+    own = dict(zip((record.attempt for record in found), called(found), strict=True))
+    if AT in name:
+        found = [record for record in found if own[record.attempt].endswith(name)]
+    if not found:
+        raise SqueezeError(f"no record of {name!r}: {hint(name, own.values())}")
     if len(found) > 1:
-        attempts = ", ".join(record.attempt[:12] for record in found)
-        raise SqueezeError(f"{name!r} stands for {len(found)} rows: name one by its attempt ({attempts})")
+        ways = ", ".join(f"{own[record.attempt]} is {record.attempt[:12]}" for record in found)
+        raise SqueezeError(f"{name!r} stands for {len(found)} rows: name one by its attempt ({ways})")
     return found[0]
 
 

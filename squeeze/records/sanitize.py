@@ -1,12 +1,17 @@
-"""Keep out of records what they must not tell: secrets, absolute paths, the name of the user."""
+"""Keep out of records what they must not tell, and off the terminal what would steer it.
+
+What they must not tell: secrets, absolute paths, the name of the user.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from squeeze.records.record import Record
+if TYPE_CHECKING:
+    from squeeze.records.record import Record
 
 # A text without any of these holds no SECRET; looking for them first makes a thousand records take no second.
 MARKS = (
@@ -20,6 +25,12 @@ SECRET = re.compile(
     r"|(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY)\w*\\?[\"']?\s*[=:]\s*\\?[\"']?[\w./+-]{8,}"
     r"|(?:token|secret|password|passwd|api_?key)=[\w./+-]{8,}|\bBearer [\w./+-]{8,}"
 )
+# Controls, what turns the direction of text or has no width, halves of a pair of surrogates: no name needs them.
+STEERING = (
+    r"\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    r"\ud800-\udfff\U000e0000-\U000e007f"
+)
+STEERS = re.compile(f"[{STEERING}]")
 WINDOWS_PATH = re.compile(r"\b[A-Za-z]:\\\\?\w+\\")
 SHOWN = 6  # characters of a secret that a finding repeats
 
@@ -32,12 +43,12 @@ def leaks(record: Record, text: str) -> Iterator[str]:
     if path:
         yield f"holds an absolute path ({path.group()})"
     free = " ".join([record.reason, *record.log_tail.split()])
-    if not path and public(free) != " ".join(free.split()):
+    if not path and public(free) != line(free):
         yield "its reason or log_tail holds the name of the user"
 
 
 def line(text: str) -> str:
-    """Return one printable line: what a record says may neither steer a terminal nor break a table."""
+    """Return one printable line: what a file or its name says may neither steer a terminal nor break a table."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
@@ -45,7 +56,7 @@ ABSOLUTE_PATH = re.compile(r"(?<![\w:/.])~?(?:/[\w.+@%=-]+)+/([\w.+@%=-]+)")
 
 
 def public(text: str) -> str:
-    """Return the text on one line, without absolute paths (the last part of each stays) and the user's name."""
-    text = ABSOLUTE_PATH.sub(r"\1", " ".join(text.split()))
+    """Return the text as a `line`, without absolute paths (the last part of each stays) and the user's name."""
+    text = ABSOLUTE_PATH.sub(r"\1", line(text))
     user = Path.home().name
     return text if user in {"", "root"} else re.sub(rf"\b{re.escape(user)}\b", "user", text)

@@ -48,8 +48,8 @@ def longest_context(record: Record, memory: float) -> Estimates:
     if not all(name in record.estimates for name in names):
         return {}
     load, fixed, per_token, positions = (record.estimates[name].value for name in names)
-    fitting = 0 if load > memory else int(max(memory - fixed, 0) // per_token)
-    return {LONGEST: Estimate(min(fitting, int(positions)))}
+    fitting = max(memory - fixed, 0) / per_token if per_token > 0 else positions
+    return {LONGEST: Estimate(0 if load > memory else int(min(fitting, positions)))}
 
 
 def costs(record: Record, price: float) -> Estimates:
@@ -66,6 +66,8 @@ def _costs(estimates: Mapping[str, Estimate], price: float, prompt: Any) -> Iter
         if (timed := TIMED.fullmatch(name)) is None:
             continue
         kind, suffix, batch = timed.groups()
+        if min(bound for bound in (found.value, found.low, found.high) if bound is not None) <= 0:
+            continue  # no time and no rate, whatever its record says
         if kind == "decode_tokens_per_s":
             yield f"cost_per_mtok{suffix}", _scaled(found, lambda rate: price / HOUR / rate * MILLION)
         elif prompt:

@@ -5,12 +5,11 @@
     logs/<label>-<attempt>.log       what the attempt's processes printed
 
 Many runners may write to one folder, also on a shared file system: names are unique, no lock is held, nothing is
-ever rewritten or deleted. Standard library only.
+ever rewritten or deleted; what is no record is named and passed over. Standard library and msgspec only.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -21,20 +20,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from squeeze.core.errors import IntegrityError, SqueezeError
-from squeeze.core.files import write_atomically
-from squeeze.core.hashing import sha256
+import msgspec
+
+from squeeze.core.disk import is_full_disk
+from squeeze.core.errors import IntegrityError, SqueezeError, TransientError
+from squeeze.core.files import read_small, write_atomically
 from squeeze.records.record import Record
+from squeeze.records.sanitize import line
 from squeeze.request.cell import Cell
 
 LARGEST_RECORD = 12_288  # bytes: 100,000 records stay readable in seconds
+LARGEST_SAMPLES = 64 * 2**20  # bytes, packed and unpacked: those of a text of two million tokens
 
 Report = Callable[[Path, str], None]
 
 
 def warn(path: Path, why: str) -> None:
     """Name on stderr a file that is passed over."""
-    print(f"warning: {path} is passed over: {why}", file=sys.stderr)
+    print(line(f"warning: {path} is passed over: {why}"), file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,13 @@ class RecordStore:
     def write(self, record: Record, samples: bytes = b"") -> Record:
         """Keep a record, its samples (an .npz file's bytes) first; returns the record as written, naming them.
 
-        When this returns, both files are on the disk. Raises SqueezeError when the disk is full or the folder gone;
-        then neither a torn record nor one without its samples is left.
+        When this returns, both files are on the disk. Raises TransientError when the disk is full or the folder gone;
+        then neither a torn record nor one without its samples is left. Raises ValueError as ``encode`` does, and for
+        samples that are too large to be read.
         """
         name = stem(Cell.from_json(record.cell), record.attempt)
+        if len(samples) > LARGEST_SAMPLES:
+            raise ValueError(f"samples of {len(samples):,} bytes, expected at most {LARGEST_SAMPLES:,}: keep fewer")
         try:
             if samples:
                 write_atomically(self.folder / f"{name}.npz", samples)
@@ -79,9 +85,8 @@ class RecordStore:
             write_atomically(self.folder / f"{name}.json", encode(record))
             _flush_folder(self.folder)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            advice = "free some space" if full else "check the folder"
-            raise SqueezeError(
+            advice = "free some space" if is_full_disk(error) else "check the folder"
+            raise TransientError(
                 f"record of {name} could not be written to {self.folder} ({error.strerror}); {advice}, "
                 "then `squeeze resume` measures what is missing"
             ) from error
@@ -111,20 +116,44 @@ class RecordStore:
         return SqueezeError(f"no record in {self.results}: expected records/*.json there; `squeeze run` makes them")
 
     def samples(self, record: Record) -> Path:
-        """Return the record's samples file. Raises IntegrityError when it is missing or not what the record says."""
-        path = self.folder / Path(record.samples.get("file", "")).name
-        if not path.is_file():
-            raise IntegrityError(f"{path.name or 'samples'} of attempt {record.attempt} is missing from {self.folder}")
-        found = sha256(path)
+        """Return the record's samples file. Raises IntegrityError as ``sample_bytes`` does."""
+        self.sample_bytes(record)
+        return self._samples(record)
+
+    def sample_bytes(self, record: Record) -> bytes:
+        """Return the content of the record's samples file (see `squeeze.records.arrays`).
+
+        Raises IntegrityError when it is missing, no file, too large, or not what the record says.
+        """
+        path = self._samples(record)
+        if not path.name:
+            raise IntegrityError(f"samples of attempt {record.attempt} are missing: its record names none")
+        try:
+            content = read_small(path, LARGEST_SAMPLES)
+        except FileNotFoundError as error:
+            raise IntegrityError(f"{path.name} of attempt {record.attempt} is missing from {self.folder}") from error
+        except IntegrityError as error:
+            raise IntegrityError(f"{path.name} {error}") from error
+        except OSError as error:
+            raise IntegrityError(f"{path.name} is not readable: {error.strerror}") from error
+        found = hashlib.sha256(content).hexdigest()
         if found != record.samples["sha256"]:
             raise IntegrityError(f"{path.name} has sha256 {found}, its record says {record.samples['sha256']}")
-        return path
+        return content
+
+    def _samples(self, record: Record) -> Path:
+        return self.folder / Path(record.samples.get("file", "")).name
 
 
 def read(path: Path) -> Record:
-    """Return one record. Raises IntegrityError for a truncated or foreign file."""
+    """Return one record. Raises IntegrityError for a truncated or foreign file, and for what is no file."""
+    return decode(file_bytes(path))
+
+
+def file_bytes(path: Path) -> bytes:
+    """Return the bytes of a record's file. Raises IntegrityError for what is no file, too large, or not to be read."""
     try:
-        return decode(path.read_bytes())
+        return read_small(path, LARGEST_RECORD)
     except OSError as error:
         raise IntegrityError(f"not readable: {error.strerror}") from error
 
@@ -132,18 +161,25 @@ def read(path: Path) -> Record:
 def decode(content: bytes) -> Record:
     """Return the record that ``encode`` wrote. Raises IntegrityError when the content is truncated or foreign."""
     try:
-        return Record.from_json(json.loads(content))
+        return Record.from_json(msgspec.json.decode(content))
     except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"not readable as JSON: {error}") from error
+        raise IntegrityError(f"not readable as JSON: {line(str(error))}") from error
 
 
 def encode(record: Record) -> bytes:
-    """Return the record's JSON. Raises ValueError when it is above 12 KB or holds NaN: mistakes of its author."""
+    """Return the record's JSON. Raises ValueError when it could not be read again: mistakes of its author.
+
+    It is above 12 KB, holds NaN, or a field that is not as the schema says.
+    """
     content = json.dumps(record.to_json(), separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
     if len(content) > LARGEST_RECORD:
         raise ValueError(
             f"record of {len(content)} bytes, expected at most {LARGEST_RECORD}: put lists into the samples"
         )
+    try:
+        decode(content)
+    except IntegrityError as error:
+        raise ValueError(str(error)) from error
     return content
 
 

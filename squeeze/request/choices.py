@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from squeeze.core import paths
-from squeeze.core.errors import SqueezeError, hint
+from squeeze.core.errors import SqueezeError, hint, shown
 from squeeze.core.plugins import installed
 from squeeze.request.plain_yaml import read_plain
 
@@ -35,7 +36,7 @@ class Choices:
         if not conf_dir.is_dir():
             raise SqueezeError(f"{conf_dir}: no such folder of configuration files")
         own = conf_dir.resolve()
-        return cls((own,) if (own / "config.yaml").is_file() else (paths.conf(), *plugged, own))
+        return cls((own,) if os.path.lexists(own / "config.yaml") else (paths.conf(), *plugged, own))
 
     def names(self, group: str) -> list[str]:
         """Return the names that can be chosen in a group, sorted; none for what is no group."""
@@ -46,15 +47,15 @@ class Choices:
     def read(self, group: str, name: str) -> dict[str, Any]:
         """Return the data of one choice, checked to be plain, interpolations unresolved.
 
-        Raises SqueezeError when there is no such choice, or two, or when the file may not be used.
+        Raises SqueezeError when there is no such choice, or two, or when the file may not be used (``read_plain``).
         """
         names = self.names(group)
         if name not in names:
-            raise SqueezeError(f"unknown {group} {name!r}; {hint(name, names)}")
+            raise SqueezeError(f"unknown {group} {shown(name)}; {hint(name, names)}")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise SqueezeError(f"{group} {name!r}: rename the file; expected letters, digits, '_' and '-'")
-        files = [path for folder in self.folders if (path := folder / group / f"{name}.yaml").is_file()]
-        if len(files) != 1:
+        files = [path for folder in self.folders if os.path.lexists(path := folder / group / f"{name}.yaml")]
+        if len(files) > 1:
             raise SqueezeError(f"{group} {name!r} is both {files[0]} and {files[1]}; rename yours")
         data = read_plain(files[0])
         if not isinstance(data, dict) or "defaults" in data:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -16,15 +16,19 @@ from squeeze.request.resolver import Point, Resolver
 Settings = Mapping[str, Setting]  # by key; the points of a grid are the product of its settings' values
 
 
-def cells(overrides: Sequence[str], conf_dir: Path | None = None) -> list[Cell]:
+def cells(
+    overrides: Sequence[str], conf_dir: Path | None = None, note: Callable[[str], None] = lambda _: None
+) -> list[Cell]:
     """Return the cells that the overrides name, each once, in the order in which they are first named.
 
     overrides: such as ``["technique=rtn,gptq", "bits=8,4,3", "protocol.rounds=7"]``. ``sweep=NAME`` stands for the
     grids of conf/sweep/NAME.yaml; what is given beside it holds in all of them. conf_dir: see ``Choices.within``.
+    note: is told, in a line, of what was given and makes no difference.
     Raises SqueezeError, one line, for whatever is unknown, misspelt, ambiguous or not allowed.
     """
     choices = Choices.within(conf_dir)
-    grids = _grids(overrides, choices)
+    given = parse(overrides, choices.names)
+    grids = _grids(given, choices)
     chosen = {group: [name for grid in grids for name in _names(grid.get(group))] for group in GROUPS}
     resolver = Resolver.compose(choices, chosen)
     found: dict[str, Cell] = {}
@@ -33,15 +37,17 @@ def cells(overrides: Sequence[str], conf_dir: Path | None = None) -> list[Cell]:
         for point in _points(grid):
             cell = resolver.cell(grid, point)
             found.setdefault(cell.key, cell)
+    if unread := resolver.unread(given.keys() - {SWEEP}):
+        note(f"no chosen technique reads {', '.join(unread)}")
     return list(found.values())
 
 
-def _grids(overrides: Sequence[str], choices: Choices) -> list[Settings]:
-    given = parse(overrides, choices.names)
-    sweeps = _names(given.pop(SWEEP, None))
+def _grids(given: Settings, choices: Choices) -> list[Settings]:
+    beside = {key: setting for key, setting in given.items() if key != SWEEP}
+    sweeps = _names(given.get(SWEEP))
     if not sweeps:
-        return [given]
-    return [{**grid, **given} for name in sweeps for grid in _sweep(name, choices)]
+        return [beside]
+    return [{**grid, **beside} for name in sweeps for grid in _sweep(name, choices)]
 
 
 def _sweep(name: str, choices: Choices) -> list[Settings]:

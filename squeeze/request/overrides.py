@@ -20,8 +20,10 @@ from hydra.core.override_parser.types import (
 )
 from hydra.errors import HydraException
 
-from squeeze.core.errors import SqueezeError, hint
+from squeeze.core.errors import SqueezeError, hint, shown
 
+# Characters of an override. Hydra's parser takes half a second for a list of them, for twice as many four times that.
+LONGEST = 2**13
 MOST_POINTS = 100_000  # of one grid: far beyond what anyone measures, and listed in seconds
 
 
@@ -86,23 +88,29 @@ def edited(node: Any, setting: Setting, value: Any, *, depth: int = 0) -> Any:
 
 
 def _parsed(text: str) -> Override:
+    if len(text) > LONGEST:
+        raise SqueezeError(
+            f"{shown(text)} is too long, expected at most {LONGEST:,} characters; write range(A,B) or a sweep file"
+        )
     try:
         text.encode()
         return OverridesParser.create().parse_override(text)
     except (HydraException, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise SqueezeError(f"{text!r} is not an override: {reason}; write KEY=VALUE, as in bits=8,4") from error
+        reason = " ".join(str(error).split())[:200]
+        raise SqueezeError(f"{shown(text)} is not an override: {reason}; write KEY=VALUE, as in bits=8,4") from error
 
 
 def _setting(override: Override, choices: Callable[[str], list[str]]) -> Setting:
     key = override.key_or_group
     if override.package is not None or key.startswith(("hydra.", "hydra/")):
-        raise SqueezeError(f"{override.input_line!r} is about Hydra's own layout, which squeeze does not read")
+        raise SqueezeError(f"{shown(override.input_line)} is about Hydra's own layout, which squeeze does not read")
     if override.is_delete() and override.value_type is not None:
-        raise SqueezeError(f"{override.input_line!r}: to delete, write ~{key} without a value")
+        raise SqueezeError(f"{shown(override.input_line)}: to delete, write ~{key} without a value")
     values = _values(override, choices(key))
     if not 0 < len(values) <= MOST_POINTS:
-        raise SqueezeError(f"{override.input_line!r} names {len(values)} values or more; expected 1 to {MOST_POINTS}")
+        raise SqueezeError(
+            f"{shown(override.input_line)} names {len(values)} values or more; expected 1 to {MOST_POINTS}"
+        )
     return Setting(tuple(key.split(".")), values, override.type)
 
 
@@ -115,7 +123,9 @@ def _values(override: Override, choices: list[str]) -> tuple[Any, ...]:
     if isinstance(value, RangeSweep):
         return tuple(islice(_range(value), MOST_POINTS + 1))
     if isinstance(value, Sweep):
-        raise SqueezeError(f"{override.input_line!r} cannot be enumerated; write the values out, or range(START,STOP)")
+        raise SqueezeError(
+            f"{shown(override.input_line)} cannot be enumerated; write the values out, or range(START,STOP)"
+        )
     return (value,)
 
 

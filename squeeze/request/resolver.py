@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,14 +12,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from squeeze.core.environment import default_device, usable_threads
-from squeeze.core.errors import SqueezeError, hint
+from squeeze.core.errors import SqueezeError, hint, shown
 from squeeze.request.cell import CALIBRATED_ONLY, Cell
 from squeeze.request.choices import GROUPS, SWEEP, Choices
 from squeeze.request.overrides import Setting, edited, is_addition
 from squeeze.request.plain_yaml import INTERPOLATION
 from squeeze.request.schema import check_axis, check_group
 from squeeze.request.steps import Target, check_family, check_step
+from squeeze.sources import own_text
 
+REPLICATE = "replicate"
 MISSING = "???"  # OmegaConf's word for a value that must still be given
 T = TypeVar("T")
 Point = Mapping[str, Any]  # key of a setting -> the one value that it has here
@@ -37,6 +39,7 @@ class Resolver:
     defaults: Mapping[str, str]
     choices: Mapping[str, Mapping[str, Any]]
     _made: dict[str, Any] = field(default_factory=dict)
+    _read: set[str] = field(default_factory=lambda: {REPLICATE})  # scalars; a cell itself has its replicate
 
     @classmethod
     def compose(cls, choices: Choices, wanted: Mapping[str, Sequence[str]]) -> Resolver:
@@ -48,6 +51,10 @@ class Resolver:
         config = _composed(choices, names)
         scalars = {name: value for name, value in config.items() if name not in (*GROUPS, "choices")}
         return cls(scalars, choices.defaults, config["choices"])
+
+    def unread(self, keys: Iterable[str]) -> list[str]:
+        """Return those of the settings' keys that are scalars which no choice of any cell made so far reads."""
+        return sorted(key for key in keys if key not in self._read and key.partition(".")[0] not in GROUPS)
 
     def check_keys(self, settings: Mapping[str, Setting]) -> None:
         """Raise SqueezeError for a setting of something that is neither a scalar of config.yaml nor in a group."""
@@ -77,7 +84,7 @@ class Resolver:
             calibration=groups["calibration"] if calibrated else {},
             runtime=groups["runtime"],
             protocol=protocol if calibrated else uncalibrated,
-            replicate=scalars.get("replicate", 0),
+            replicate=scalars.get(REPLICATE, 0),
         )
 
     def _group(
@@ -86,9 +93,11 @@ class Resolver:
         """Edit, resolve and check a group's choice: each different one once, however many cells share it."""
         choice = point.get(group, self.defaults[group])
         edits = [(settings[key], value) for key, value in point.items() if key.startswith(f"{group}.")]
-        template = self._once(
-            (group, choice, edits), lambda: _template(group, {"name": choice, **self.choices[group][choice]}, edits)
-        )
+        data = {"name": choice, **self.choices[group][choice]}
+        if group == "calibration" and isinstance(corpus := point.get("calibration.corpus"), str):
+            data["name"] = own_text.title(corpus)  # the choice's name is that of its own text
+        template = self._once((group, choice, edits), lambda: _template(group, data, edits))
+        self._read.update(template.reads)
         read = [(name, scalars.get(name)) for name in template.reads]
         return self._once(
             (group, choice, edits, read), lambda: _concrete(group, _resolved(template.node, scalars, group))
@@ -132,7 +141,7 @@ def _resolved(node: Any, axes: Mapping[str, Any], where: str) -> Any:
     if isinstance(node, str) and "${" in node:
         match = INTERPOLATION.fullmatch(node)
         if match is None or match[1] not in axes:
-            raise SqueezeError(f"{where}: {node!r} is refused; only these may be read: {', '.join(axes)}")
+            raise SqueezeError(f"{where}: {shown(node)} is refused; only these may be read: {', '.join(axes)}")
         return _scalar(axes[match[1]], where)
     return _scalar(node, where)
 
@@ -145,7 +154,7 @@ def _scalar(value: Any, where: str) -> Any:
         allowed = value is None or (isinstance(value, int | float) and abs(value) < 2**63)
     if not allowed:
         raise SqueezeError(
-            f"{where}: {value!r} is not allowed; expected a number below 2**63, a text, true, false or null"
+            f"{where}: {shown(value)} is not allowed; expected a number below 2**63, a text, true, false or null"
         )
     return value
 
@@ -160,7 +169,10 @@ def _reads(node: Any) -> Iterator[str]:
 
 
 def _concrete(group: str, node: Any) -> dict[str, Any]:
-    """Check a resolved choice; in a runtime, ``auto`` becomes a device and null the threads that may be used."""
+    """Check a resolved choice, and make it concrete.
+
+    In a runtime, ``auto`` becomes a device and null the threads that may be used; a text of the user's own is taken in.
+    """
     check_group(group, node)
     if group == "technique":
         targets = [check_step(step, f"technique.steps.{index}") for index, step in enumerate(node["steps"])]
@@ -170,6 +182,8 @@ def _concrete(group: str, node: Any) -> dict[str, Any]:
     if group == "runtime":
         device = default_device() if node["device"] == "auto" else node["device"]
         return {**node, "device": device, "threads": node["threads"] or usable_threads()}
+    if group == "calibration":
+        return {**node, "corpus": own_text.taken_in(node["corpus"])}
     return dict(node)
 
 

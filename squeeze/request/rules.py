@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from squeeze.core.errors import SqueezeError
+from squeeze.core.errors import SqueezeError, shown
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Rule:
 def check_value(where: str, value: Any, rule: Rule) -> None:
     """Raise SqueezeError unless the rule holds for the value of the field called ``where``."""
     if not rule.holds(value):
-        raise SqueezeError(f"{where}: {value!r} is not allowed; expected {rule.allowed}")
+        raise SqueezeError(f"{where}: {shown(value)} is not allowed; expected {rule.allowed}")
 
 
 def is_integer(value: Any) -> bool:
@@ -68,7 +68,7 @@ def several(allowed: str, rule: Rule, least: int = 0) -> Rule:
             isinstance(value, list)
             and len(value) >= least
             and all(rule.holds(item) for item in value)
-            and all(value.count(item) == 1 for item in value)
+            and len(set(map(repr, value))) == len(value)
         ),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from squeeze.core.errors import SqueezeError, hint
+from squeeze.core.errors import SqueezeError, hint, shown
 from squeeze.request import axes
 from squeeze.request.axes import DEVICE, DTYPE, THREADS
 from squeeze.request.rules import (
@@ -27,6 +27,7 @@ from squeeze.request.rules import (
 )
 from squeeze.sources import corpora, tasks
 
+MOST_STEPS = 64  # of a technique
 RANKED_BY = ("perplexity", "bits_per_byte")  # a record keeps the token losses that comparing these needs
 
 
@@ -48,6 +49,8 @@ def check_group(group: str, node: Any) -> None:
         _check_pinned(node)
     if group == "calibration":
         _check_not_scored(node["corpus"])
+    if group == "technique" and len(node["steps"]) > MOST_STEPS:
+        raise SqueezeError(f"technique.steps: {len(node['steps']):,} steps, expected at most {MOST_STEPS}")
 
 
 def known_texts() -> list[str]:
@@ -62,7 +65,7 @@ def known_tasks() -> list[str]:
 
 def _check_fields(where: str, node: Any, required: Schema, optional: Schema) -> None:
     if not isinstance(node, Mapping):
-        raise SqueezeError(f"{where}: {node!r} is not allowed; expected the fields {', '.join(required)}")
+        raise SqueezeError(f"{where}: {shown(node)} is not allowed; expected the fields {', '.join(required)}")
     known = {**required, **optional}
     for name, value in node.items():
         if name not in known:
@@ -107,18 +110,20 @@ def _check_not_scored(corpus: str) -> None:
 
 def _check_known(where: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise SqueezeError(f"{where}: {value!r} is not allowed; {hint(value, known)}")
+        raise SqueezeError(f"{where}: {shown(value)} is not allowed; {hint(value, known)}")
 
 
 def _check_pinned(model: Mapping[str, Any]) -> None:
-    needed = {"hf": ("revision",), "pypi": ("wheel_sha256",)}.get(model["source"].partition(":")[0], ())
+    needed = PINNED.get(model["source"].partition(":")[0], ())
     for name in needed:
         if name not in model:
             raise SqueezeError(
-                f"model.{name} is missing: {model['source']} must be pinned to {MODEL_PINS[name].allowed}"
+                f"model.{name} is missing: {model['source']} must be pinned to {_OPTIONAL[name].allowed}"
             )
 
 
+# What a source cannot do without.
+PINNED = {"hf": ("revision",), "pypi": ("wheel_sha256",), "packaged": ("sha256",), "random": ("seed",)}
 MODEL_PINS: Mapping[str, Rule] = {
     "revision": matching("a commit of 40 hex digits", r"[0-9a-f]{40}"),
     "wheel_sha256": matching("a sha256 of 64 hex digits", r"[0-9a-f]{64}"),
@@ -128,11 +133,14 @@ MODEL_PINS: Mapping[str, Rule] = {
 _MODEL: Schema = {
     "name": NAME,
     "source": matching(
-        "pypi:NAME==VERSION, hf:ORG/NAME, file:PATH or random:ARCHITECTURE", r"(pypi|hf|file|random):.+"
+        "pypi:NAME==VERSION, hf:ORG/NAME, file:PATH, packaged:NAME or random:ARCHITECTURE",
+        r"(pypi|hf|file|packaged|random):.+",
     ),
     "kind": one_of("causal_lm", "encoder"),
     "dtype": DTYPE,
 }
+
+_OPTIONAL: Mapping[str, Rule] = {"member": TEXT, "seed": at_least(0), **MODEL_PINS}
 
 _TECHNIQUE: Schema = {
     "name": NAME,
@@ -142,7 +150,7 @@ _TECHNIQUE: Schema = {
 
 _CALIBRATION: Schema = {
     "name": NAME,
-    "corpus": NAME,
+    "corpus": matching("a corpus, file:PATH, or sha256:HEX", r"[A-Za-z0-9][\w.-]*|file:.+|sha256:[0-9a-f]{64}"),
     "samples": POSITIVE,
     "window": POSITIVE,
     "seed": at_least(0),
@@ -185,7 +193,7 @@ _PROTOCOL: Schema = {
 
 # group -> (fields it must have, fields it may have)
 SCHEMAS: Mapping[str, tuple[Schema, Schema]] = {
-    "model": (_MODEL, {"member": TEXT, "seed": at_least(0), **MODEL_PINS}),
+    "model": (_MODEL, _OPTIONAL),
     "technique": (_TECHNIQUE, {"calibrated": BOOLEAN}),
     "calibration": (_CALIBRATION, {}),
     "runtime": (_RUNTIME, {}),

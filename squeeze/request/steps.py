@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from squeeze.core import plugins
-from squeeze.core.errors import SqueezeError, hint
+from squeeze.core.errors import SqueezeError, Unsupported, hint, shown
 from squeeze.core.plugins import Named
 
 KIND = "techniques"
@@ -24,23 +24,25 @@ class Target:
 
     found: where it lies, and the one spelling of its name that a cell holds, such as ``gptq.GPTQ``. family: the folder
     that it lies in; empty for a plugin's that lies in none. fields: name -> whether a step must give it. floats: the
-    fields that are declared as float.
+    fields that are declared as float. allowed: the values of those that are declared as ``Literal[...]``, or as that
+    or None.
     """
 
     found: Named
     family: str
     fields: Mapping[str, bool]
     floats: frozenset[str]
+    allowed: Mapping[str, tuple[Any, ...]]
 
 
 def check_step(step: Any, where: str = "step") -> Target:
     """Return the target of a step such as ``{_target_: rtn.RoundToNearest, bits: 4}``.
 
     Raises SqueezeError unless ``_target_`` names a technique (see ``find``), and the other keys are its fields, all
-    without a default among them.
+    without a default among them; Unsupported for a value that the technique has no code for.
     """
     if not isinstance(step, Mapping) or not isinstance(step.get("_target_"), str):
-        raise SqueezeError(f"{where}: {step!r} is not allowed; expected _target_: FILE.CLASS and its fields")
+        raise SqueezeError(f"{where}: {shown(step)} is not allowed; expected _target_: FILE.CLASS and its fields")
     try:
         target = find(step["_target_"])
     except SqueezeError as error:
@@ -52,6 +54,12 @@ def check_step(step: Any, where: str = "step") -> Target:
     if missing:
         needs = f"{target.found.attribute} needs {', '.join(missing)}"
         raise SqueezeError(f"{where}: {needs}; its fields: {', '.join(target.fields)}")
+    for name, allowed in target.allowed.items():
+        if name in step and not any(type(step[name]) is type(value) and step[name] == value for value in allowed):
+            choices = ", ".join("null" if value is None else str(value) for value in allowed)
+            raise Unsupported(
+                f"{where}.{name}: {shown(step[name])} is not allowed; {target.found.name} has code for {choices}"
+            )
     return target
 
 
@@ -94,6 +102,7 @@ def find(path: str) -> Target:
         _family(found.file),
         fields={field: item.value is None for field, item in declared.items()},
         floats=frozenset(field for field, item in declared.items() if ast.unparse(item.annotation) == "float"),
+        allowed={field: only for field, item in declared.items() if (only := _literals(item.annotation))},
     )
 
 
@@ -136,3 +145,19 @@ def _declared(node: ast.ClassDef) -> dict[str, ast.AnnAssign]:
         for item in node.body
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
     }
+
+
+def _literals(annotation: ast.expr) -> tuple[Any, ...]:
+    """Return the values of an annotation such as ``Literal[8, 4] | None``; none where it allows anything else."""
+    match annotation:
+        case ast.Constant(value=None):
+            return (None,)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            parts = _literals(left), _literals(right)
+            return (*parts[0], *parts[1]) if all(parts) else ()
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Tuple(elts=items)):
+            return tuple(item.value for item in items if isinstance(item, ast.Constant))
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Constant(value=only)):
+            return (only,)
+        case _:
+            return ()

@@ -10,15 +10,20 @@ from statistics import median
 from squeeze.records.record import Record, Status
 from squeeze.request import axes
 from squeeze.request.cell import Cell
+from squeeze.request.labels import Recipe, distinct
+from squeeze.sources.size import parameters
 
 AXES = axes.headings()
 HEADER = ("cell", *AXES, "status", "estimate", "key")
 NUMBERS = (*AXES, "estimate")
 LONGEST_TABLE = 1000  # rows; laying out 10,000 takes seconds, and nobody reads them
 
-# Where no record helps, figures of a 2-core CPU and a model of 135 M parameters.
-PROCESS_SECONDS = 10.0  # a measuring process, imports included
+# Where no record helps, figures of a 2-core CPU and a model of 135 M parameters; all but a start grow with the model.
+START_SECONDS = 1.0  # of a measuring process
+PROCESS_SECONDS = 9.0  # that it measures
 TOKENS_PER_SECOND = 1000.0  # scored
+USUAL = 135e6  # parameters of a model whose size nothing tells
+LONGEST = timedelta.max.total_seconds() // 2  # that can be shown
 WHOLE_TEXT = 300_000  # tokens, about those of WikiText-2
 ITEM_TOKENS = 100  # of one item of a task, all its choices together
 
@@ -28,7 +33,11 @@ def show(cells: Sequence[Cell], statuses: Mapping[str, str], seconds: Mapping[st
 
     statuses: by cell key; a cell without one is planned. seconds: by cell key, what measuring the cell will take.
     """
-    rows = [_row(cell, statuses.get(cell.key, "planned"), seconds[cell.key]) for cell in cells]
+    labels = distinct([Recipe.of(cell) for cell in cells])
+    rows = [
+        _row(cell, label, statuses.get(cell.key, "planned"), seconds[cell.key])
+        for cell, label in zip(cells, labels, strict=True)
+    ]
     planned = [seconds[cell.key] for cell in cells if cell.key not in statuses]
     summary = f"{len(cells)} cells, {len(planned)} to measure in about {_duration(sum(planned))}"
     if sys.stdout.isatty() and len(rows) <= LONGEST_TABLE:
@@ -51,12 +60,22 @@ def forecast(cells: Sequence[Cell], records: Iterable[Record]) -> dict[str, floa
     return {cell.key: usual.get(_kind(cell), default(cell)) for cell in cells}
 
 
+def about(seconds: float) -> str:
+    """Say a duration as people do: ``about 14 min``, ``about 2 h 20 min``."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "less than a minute"
+    hours, rest = divmod(minutes, 60)
+    return f"about {hours} h {rest} min" if hours else f"about {minutes} min"
+
+
 def default(cell: Cell) -> float:
     """Return seconds by rule of thumb: a build, a scoring, and two processes a round, the baseline's and its own."""
-    protocol = cell.protocol
+    protocol, size = cell.protocol, (parameters(cell.model) or USUAL) / USUAL
     text = protocol["perplexity"]["tokens"] or WHOLE_TEXT
     tokens = text + len(protocol["tasks"]) * (protocol["items"] or 1000) * ITEM_TOKENS
-    return PROCESS_SECONDS * (2 + 2 * int(protocol["rounds"])) + float(tokens) / TOKENS_PER_SECOND
+    processes = 2 + 2 * int(protocol["rounds"])
+    return START_SECONDS * processes + size * (PROCESS_SECONDS * processes + float(tokens) / TOKENS_PER_SECOND)
 
 
 def _kind(cell: Cell) -> tuple[str, ...]:
@@ -64,14 +83,14 @@ def _kind(cell: Cell) -> tuple[str, ...]:
     return *(str(group.get("name")) for group in groups), str(cell.runtime.get("device"))
 
 
-def _row(cell: Cell, status: str, seconds: float) -> tuple[str, ...]:
+def _row(cell: Cell, label: str, status: str, seconds: float) -> tuple[str, ...]:
     values = cell.step_values
     numbers = (axes.shown(axis, values) for axis in AXES.values())
-    return (cell.label, *numbers, status, _duration(seconds), cell.key[:8])
+    return (label, *numbers, status, _duration(seconds), cell.key[:8])
 
 
 def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=round(min(seconds, LONGEST))))
 
 
 def _print_table(rows: Sequence[Sequence[str]], summary: str) -> None:

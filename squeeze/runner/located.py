@@ -1,4 +1,4 @@
-"""Find the folder that a name on the command line stands for; what is not built yet, but can be, is built."""
+"""Find the folder that a name on the command line stands for; where it may, what is not built yet is built."""
 
 from __future__ import annotations
 
@@ -34,6 +34,27 @@ def located(name: str, results: Path) -> Path:
     if "/" in name or name.startswith("."):
         raise SqueezeError(f"{name}: no such folder; expected one with artifact.json or config.json in it")
     return _in_cache(name) or _of_record(name, results, models)
+
+
+def built(name: str, results: Path) -> Path:
+    """Return the folder of an artifact that is there: a folder, a key in the cache, or a row; nothing is built.
+
+    Raises SqueezeError for a name that stands for none, for several, or for one that the cache has not.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if (folder := _in_cache(name)) is not None:
+        return folder
+    try:
+        record = find(RecordStore(results), [name])[name]
+    except SqueezeError as error:
+        raise SqueezeError(f"{error}; expected a folder, or a row of {results} (choose one with --results)") from error
+    if not (folder := keys.folder(record.artifact_key)).is_dir():
+        raise SqueezeError(
+            f"{name}: its artifact is not in the cache (status {record.status}); build it with squeeze rerun {name}, or"
+            " the same request with squeeze run --fresh, and export it again"
+        )
+    return folder
 
 
 def _only_cell(request: str) -> Cell:

@@ -5,6 +5,7 @@ wikipedia_train   1,100 other articles, no title in common (CC BY-SA)
 c4                web pages
 speeches          State of the Union addresses, 1790-2026: out of the domain of the others (public domain)
 wikitext2         the test split of WikiText-2 (CC BY-SA), from the hub: what published perplexities are measured on
+sha256:HEX        a text of the user's own, see ``own_text``
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from squeeze.core.errors import IntegrityError, SqueezeError, hint
 from squeeze.core.hashing import digest, sha256
 from squeeze.core.progress import progress
 from squeeze.sources import fetch as assets
-from squeeze.sources import wikitext
+from squeeze.sources import own_text, wikitext
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +117,7 @@ def text_or_file(name: str) -> str:
 
     Raises SqueezeError for what is neither, or no text, and what ``text`` raises.
     """
-    if name in CORPORA:
+    if name in CORPORA or own_text.hash_of(name):
         return text(name)
     path = Path(name)
     if not path.is_file():
@@ -158,6 +159,8 @@ def _cached(name: str) -> str:
 
 
 def _corpus(name: str) -> Corpus:
+    if (own := own_text.hash_of(name)) is not None:
+        return Corpus({"source": name}, _plain, own)
     if name not in CORPORA:
         raise SqueezeError(f"unknown corpus {name!r}; {hint(name, CORPORA)}")
     return CORPORA[name]

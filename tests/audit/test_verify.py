@@ -82,18 +82,25 @@ def folder_in_its_place(path: Path) -> None:
 
 
 DAMAGES = {
-    "a folder": (folder_in_its_place, "Is a directory"),
+    "a folder": (folder_in_its_place, "is a directory, expected a regular file"),
     "torn": (lambda path: path.write_bytes(path.read_bytes()[:500]), "not readable as JSON"),
     "another schema": (lambda path: change(path, schema=3), "not a record of schema 1 or 2 (found 3)"),
     "another key": (another_key, "one of them was changed"),
     "no cell": (lambda path: change(path, cell={}), "not a valid record"),
     "impossible figure": (impossible_figure, "mbu is 1.5, expected 0 to 1.05"),
-    "figure in words": (figure_in_words, "is not as the schema says"),
-    "no list": (lambda path: change(path, environment=3, stages=[]), "is not as the schema says"),
+    "figure in words": (figure_in_words, "not a valid record: Expected `int | float`, got `str`"),
+    "no list": (
+        lambda path: change(path, environment=3, stages=[]),
+        "not a valid record: Expected `object`, got `int`",
+    ),
     "secret": (lambda path: change(path, log_tail="HF_TOKEN=abcdefghijkl"), "looks like a secret (TOKEN=...)"),
     "samples gone": (lambda path: path.with_suffix(".npz").unlink(), "is missing from"),
     "samples changed": (lambda path: path.with_suffix(".npz").write_bytes(b"PK"), "its record says"),
-    "a key that is a path": (lambda path: change(path, artifact_key="../../etc"), "is no sha256"),
+    "a key that is a path": (
+        lambda path: change(path, artifact_key="../../etc"),
+        "not a valid record: Expected `str` matching",
+    ),
+    "a key that is no hash": (lambda path: change(path, artifact_key="made"), "is no sha256"),
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from squeeze.core import files
+from squeeze.core.errors import SqueezeError
 from squeeze.core.hashing import sha256
 
 
@@ -46,3 +47,23 @@ def test_hash_and_total(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"12345")
     assert sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
     assert files.total_bytes(tmp_path.iterdir()) == 8
+
+
+def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert files.read_given(tmp_path / "file", 5) == b"12345"
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    (tmp_path / "dangling").symlink_to("gone")
+    (tmp_path / "proc").symlink_to("/proc/self/maps")  # which says that it has no bytes
+    for name, most, words in (
+        ("file", 4, "file has 5 bytes, expected at most 4"),
+        ("fifo", 9, "fifo is a FIFO, expected a regular file"),
+        ("endless", 9, "endless is a device, expected a regular file"),
+        ("dangling", 9, "dangling is a link to nothing"),
+        ("gone", 9, "gone cannot be read .No such file or directory., expected a file"),
+        ("", 9, "is a directory, expected a regular file"),
+        ("proc", 9, "expected at most 9"),
+    ):
+        with pytest.raises(SqueezeError, match=words):
+            files.read_given(tmp_path / name, most)

@@ -19,6 +19,7 @@ from squeeze.core.cache import sealed
 from squeeze.records.record import Record
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
+from squeeze.runner import plan
 from squeeze.runner.jobs.launcher import environment_with
 from squeeze.runner.run import run
 from squeeze.sources.corpora import corpus_hash
@@ -80,6 +81,17 @@ def run_made_up(cells: Sequence[Cell], results: Path, **options: Any) -> dict[st
     """Run the cells; their records by the technique's name (the last of several attempts)."""
     run(cells, results, command=WORKER, **options)
     return records(results)
+
+
+def resume(results: Path, *, retry: bool = False) -> int:
+    """What ``squeeze resume`` does; its exit code."""
+    left = plan.unfinished(plan.load(results), RecordStore(results).records(), retry=retry)
+    return run(left, results, resume=False, retry=retry, command=WORKER) if left else 0
+
+
+def mend() -> None:
+    """Let the faults that techniques are named for happen no more."""
+    Path(os.environ[JOBS]).with_name("mended").touch()
 
 
 def records(results: Path) -> dict[str, Record]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
-from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.core.errors import IntegrityError, SqueezeError, Unsupported
 from squeeze.models.load import load_baseline
 from squeeze.models.prequantized import Grid, find_grid
 from squeeze.models.subject import Subject
@@ -108,7 +111,56 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     source = saved(tmp_path)
     for path in tmp_path.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(IntegrityError, match="not a readable model"):
+    with pytest.raises(IntegrityError, match=r"no tokenizer, expected one of tokenizer\.json"):
+        load_baseline(source)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_table_has_rows_is_refused(tmp_path: Path) -> None:
+    source = saved(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["one", "more"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(IntegrityError, match=r"has the token 261, but the table of embeddings has 260 rows"):
+        load_baseline(source)
+
+
+def test_a_random_model_needs_a_seed() -> None:
+    with pytest.raises(SqueezeError, match=r"random:llama needs model\.seed, an integer"):
+        load_baseline({"source": "random:llama", "kind": "causal_lm", "dtype": "float32"})
+
+
+def test_only_what_was_fetched_is_to_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUEEZE_CACHE", str(tmp_path / "cache"))
+    for folder, words in ((tmp_path / "mine", "; mend it"), (tmp_path / "cache" / "hub" / "x", "; delete ")):
+        source = saved(folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "no such function"}))
+        with pytest.raises(IntegrityError, match="not a readable model") as caught:
+            load_baseline(source)
+        assert words in str(caught.value)
+        assert ("delete" in str(caught.value)) is (words == "; delete ")
+
+
+def test_a_full_disk_or_memory_is_no_fault_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = saved(tmp_path)
+    for error in (OSError(errno.ENOSPC, "no space"), RuntimeError("can't allocate memory: you tried 4 GB")):
+
+        def fail(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+        with pytest.raises(type(error), match=str(error.args[-1])):
+            load_baseline(source)
+
+
+def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = saved(tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("Using `spqr` quantization requires SpQR: `pip install spqr_quant[gpu]`")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(Unsupported, match=r"needs a library that is not installed .*pip install spqr_quant"):
         load_baseline(source)
 
 

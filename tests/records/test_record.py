@@ -27,6 +27,7 @@ RECORD = Record(
     attempt="1",
     started="2026-01-01T00:00:00+00:00",
     finished="2026-01-01T00:01:00+00:00",
+    environment={"hardware": {}, "software": {}},
     reason="perplexity 60000 above the vocabulary size 49152",
     estimates={"perplexity": Estimate(13.4), "decode_speedup": Estimate(1.5, 1.4, 1.6, 0.001, 5)},
     block_nll=(2.5, 2.75),
@@ -65,10 +66,14 @@ def test_foreign_data_is_refused(spoil: Any) -> None:
     [
         (lambda data: data.update(key="0" * 64), "one of them was changed"),
         (lambda data: data["cell"]["model"].update(dtype="bfloat16"), "one of them was changed"),
-        (lambda data: data["cell"]["protocol"].pop("name"), "its cell has no protocol.name"),
+        (
+            lambda data: data["cell"]["protocol"].pop("name"),
+            "cell: Object missing required field `name` - at `\\$.protocol`",
+        ),
         (lambda data: data["cell"].update(colour="red"), "colour"),
         (lambda data: data["cell"].update(technique=None), "not a valid record"),
         (lambda data: data.update(cell="tiny"), "not a valid record"),
+        (lambda data: data["cell"]["technique"].update(steps=[{"bits": [4]}]), "bits is list, expected a scalar"),
     ],
 )
 def test_a_cell_that_is_none_or_another_than_the_key_says_is_refused(spoil: Any, words: str) -> None:
@@ -76,6 +81,17 @@ def test_a_cell_that_is_none_or_another_than_the_key_says_is_refused(spoil: Any,
     spoil(data)
     with pytest.raises(IntegrityError, match=words):
         Record.from_json(data)
+
+
+def test_what_others_said_is_made_printable_and_only_that() -> None:
+    said = replace(RECORD, reason="\x1b[31mfailed\nbadly\u202e", log_tail="one\x07\ntwo  three")
+    found = Record.from_json(said.to_json())
+    assert (found.reason, found.log_tail) == ("[31mfailed badly", "one\ntwo three")
+
+
+def test_counts_stay_exact() -> None:
+    found = Record.from_json(replace(RECORD, estimates={"bytes": Estimate(2**53)}).to_json())
+    assert isinstance(found.estimates["bytes"].value, int)
 
 
 @pytest.mark.parametrize("data", [[], "text", None, {}])

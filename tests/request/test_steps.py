@@ -7,7 +7,7 @@ import yaml
 
 from squeeze.artifacts.build import resolve_step
 from squeeze.core import paths, plugins
-from squeeze.core.errors import SqueezeError
+from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.request import steps
 from squeeze.request.expand import cells
 from tests.planted import place, planned
@@ -18,6 +18,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 SOURCE = """
 import os
 from dataclasses import dataclass, field
+from typing import Literal
 import dataclasses
 import torch
 
@@ -32,6 +33,16 @@ class Halve:
 
 @dataclasses.dataclass
 class Double:
+    def apply(self, subject, calibration):
+        return subject
+
+@dataclass
+class Choosy:
+    bits: Literal[8, 4]
+    only: Literal["one"] = "one"
+    group_size: Literal[32, 64] | None = None
+    free: Literal[1] | int = 5
+    flag: Literal[True] = True
     def apply(self, subject, calibration):
         return subject
 
@@ -143,6 +154,27 @@ def test_a_check_imports_nothing(techniques):
     assert target.fields == {"bits": True, "group_size": False, "rate": False}
     assert target.floats == {"rate"}
     assert not techniques()
+
+
+def test_what_a_field_is_declared_to_allow_is_read_without_an_import(techniques):
+    target = steps.check_step(step("Choosy", bits=4, group_size=None, free=7))
+    assert target.allowed == {"bits": (8, 4), "only": ("one",), "group_size": (32, 64, None), "flag": (True,)}
+    assert not techniques()
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"bits": 5}, "step.bits: 5 is not allowed; mine:halving.Choosy has code for 8, 4"),
+        ({"bits": 4.0}, "step.bits: 4.0 is not allowed"),
+        ({"bits": 8, "group_size": 16}, "step.group_size: 16 is not allowed; .* has code for 32, 64, null"),
+        ({"bits": 8, "only": "two"}, "step.only: 'two' is not allowed; .* has code for one"),
+        ({"bits": 8, "flag": 1}, "step.flag: 1 is not allowed"),
+    ],
+)
+def test_a_value_that_there_is_no_code_for_is_unsupported_with_those_that_there_are(techniques, fields, reason):
+    with pytest.raises(Unsupported, match=reason):
+        steps.check_step(step("Choosy", **fields))
 
 
 @pytest.mark.promise(15)

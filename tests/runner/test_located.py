@@ -13,6 +13,7 @@ from squeeze.core.errors import SqueezeError
 from squeeze.records.record import Record, Status
 from squeeze.records.store import RecordStore
 from squeeze.request.expand import cells
+from squeeze.runner import located as naming
 from squeeze.runner.located import located
 
 RTN = "model=tiny_llama technique=rtn group_size=32"
@@ -100,3 +101,15 @@ def test_too_short_a_key_is_refused(results: Path) -> None:
     with pytest.raises(SqueezeError, match="begins the keys of 2 artifacts"):
         located("abcdef", results)
     assert located("abcdef1", results).parent.name.startswith("abcdef1")
+
+
+def test_what_is_built_is_found_by_folder_key_and_label_and_nothing_is_built_for_it(results: Path) -> None:
+    record = keep_record(results)
+    label = cells(RTN.split())[0].label
+    with pytest.raises(SqueezeError, match=f"{label}: its artifact is not in the cache .* squeeze rerun {label}"):
+        naming.built(label, results)
+    folder = located(RTN, results)
+    for name in (label, record.key[:8], record.artifact_key[:8], str(folder)):
+        assert naming.built(name, results) == folder
+    with pytest.raises(SqueezeError, match=r"'nobody'.*; expected a folder, or a row of "):
+        naming.built("nobody", results)

@@ -47,7 +47,7 @@ def test_a_local_file_and_folder(tmp_path: Path) -> None:
     ("source", "said"),
     [
         ({"source": "pypy:toy==1.0"}, "unknown scheme 'pypy'; did you mean 'pypi'"),
-        ({"source": "gpt2"}, "expected one of pypi:..., hf:..., hf-data:..., file:..."),
+        ({"source": "gpt2"}, "expected one of pypi:..., hf:..., hf-data:..., file:..., packaged:..."),
         ({"source": "pypi:toy==1.0", "member": "toy"}, "needs wheel_sha256"),
         ({"source": "pypi:toy==1.0", "wheel_sha256": "0" * 64}, "needs member"),
         ({"source": "file:/no/such/model"}, "does not exist"),
@@ -55,6 +55,9 @@ def test_a_local_file_and_folder(tmp_path: Path) -> None:
         ({"source": "hf:openai-community/gpt2"}, "40 hex digits"),
         ({"source": "hf-data:org/texts"}, "needs member"),
         ({"source": "hf-data:org/texts", "member": "test.raw"}, "needs sha256"),
+        ({"source": "packaged:tiny"}, "needs sha256"),
+        ({"source": "packaged:tinny", "sha256": "0" * 64}, "brings no such folder; did you mean 'tiny'"),
+        ({"source": "packaged:../tiny", "sha256": "0" * 64}, "brings no such folder"),
     ],
 )
 def test_a_wrong_source_is_one_clear_line(source: dict[str, Any], said: str) -> None:

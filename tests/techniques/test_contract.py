@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -17,6 +18,7 @@ from squeeze.layers.contract import count_parameters, is_compressed, spec, weigh
 from squeeze.models.subject import Subject
 from squeeze.request.cell import Cell
 from squeeze.request.expand import cells
+from squeeze.request.steps import find
 from squeeze.techniques.calibration import CalibrationText
 from tests.tiny import ARCHITECTURES, tiny_subject
 
@@ -122,3 +124,18 @@ def test_layers_tell_what_they_are(technique: str) -> None:
             assert isinstance(module.memory_real, bool)
             assert isinstance(module.compute_real, bool)
             assert weight_numel(module) == module.dequantize().numel()
+
+
+@pytest.mark.parametrize("technique", NAMES)
+def test_what_its_fields_are_declared_to_allow_is_what_it_has_code_for(technique: str) -> None:
+    """A request is refused by the declaration, without torch; here it is held against what the code does."""
+    calibration = CalibrationText(torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0)))
+    for step in cell_of(technique).technique["steps"]:
+        made, allowed = resolve_step(step), find(step["_target_"]).allowed
+        assert {"bits", "high_bits", "embed_bits", "grid"} & step.keys() <= allowed.keys()
+        for field, values in allowed.items():
+            for value in {*range(1, 17), "neither"} - {*values}:
+                with pytest.raises(Unsupported):
+                    dataclasses.replace(made, **{field: value}).apply(tiny_subject("llama"), calibration)
+        for bits in allowed.get("bits", ()):
+            dataclasses.replace(made, bits=bits).apply(tiny_subject("llama"), calibration)

@@ -8,7 +8,7 @@ values have no such channels, and a token's error stays with the token (section 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -39,7 +39,7 @@ class KIVI:
     R + (group_size - 1) / 2 tokens in the model's dtype on average, Algorithm 1 has R / 2 keys and R values.
     """
 
-    bits: int
+    bits: Literal[8, 4, 2]
     group_size: int
     residual: int = 0
 

@@ -7,6 +7,7 @@ The sibling of GPTQ, with zero in the place of the nearest code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -34,7 +35,7 @@ class SparseGPT:
     run: int | None
     damping: float
     sequential: bool
-    damping_of: str = "own"
+    damping_of: Literal["own", "mean"] = "own"
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the compressed subject.

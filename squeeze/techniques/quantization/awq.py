@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -39,11 +40,11 @@ class AWQ:
     error of a layer's output on the float model's inputs, so that one shared pass serves all bit-widths.
     """
 
-    bits: int
+    bits: Literal[8, 4, 3, 2]
     group_size: int | None
     symmetric: bool
     clip: bool
-    embed_bits: int | None = None
+    embed_bits: Literal[8, 4] | None = None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the compressed subject.

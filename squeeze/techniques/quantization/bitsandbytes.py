@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
@@ -48,7 +48,7 @@ class Float4:
     Weights are widened in registers and multiplied as floats: memory is saved, arithmetic is not.
     """
 
-    quant_type: str
+    quant_type: Literal["nf4", "fp4"]
     double_quant: bool
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -50,16 +51,16 @@ class GPTQ:
     embed_bits: of embedding and head, as for ``hqq``; rounded when the blocks are done.
     """
 
-    bits: int
+    bits: Literal[8, 4, 3, 2]
     group_size: int | None
     symmetric: bool
     act_order: bool
     static_groups: bool
     damping: float
     sequential: bool
-    damping_of: str = "own"
-    grid: str = "signed"
-    embed_bits: int | None = None
+    damping_of: Literal["own", "mean"] = "own"
+    grid: Literal["signed", "absmax"] = "signed"
+    embed_bits: Literal[8, 4] | None = None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the compressed subject.

@@ -7,6 +7,7 @@ are measured in an l_p norm with p < 1, which lets a few large ones be and keeps
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -35,9 +36,9 @@ class HQQ:
     ``symmetric=False`` lets squeeze mark such cells.
     """
 
-    bits: int
+    bits: Literal[8, 4, 3, 2]
     group_size: int | None
-    embed_bits: int | None = None
+    embed_bits: Literal[8, 4] | None = None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
         """Return the compressed subject.

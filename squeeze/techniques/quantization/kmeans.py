@@ -7,6 +7,7 @@ Coding" (arXiv:1510.00149), section 3; without the retraining of centroids.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class KMeans:
     Stored bits a weight: bits + 16 * 2^bits / (rows * in_features).
     """
 
-    bits: int
+    bits: Literal[8, 4, 3, 2]
     rows: int | None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data

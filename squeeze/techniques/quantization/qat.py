@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -41,7 +41,7 @@ class QAT:
     embed_bits: of embedding and head, as for ``hqq``; rounded when all has been trained.
     """
 
-    bits: int
+    bits: Literal[8, 4, 3, 2]
     group_size: int | None
     symmetric: bool
     learned_step: bool
@@ -49,7 +49,7 @@ class QAT:
     windows: int
     learning_rate: float
     temperature: float
-    embed_bits: int | None = None
+    embed_bits: Literal[8, 4] | None = None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the compressed subject.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
@@ -28,13 +29,13 @@ class RoundToNearest:
     All linear layers of the blocks; norms, and embeddings of positions, stay as they are.
     """
 
-    bits: int
+    bits: Literal[8, 4, 3, 2]
     group_size: int | None
     symmetric: bool
-    ranges: str = "minmax"
-    embed_bits: int | None = None
-    embed_ranges: str = "mse"
-    grid: str = "signed"
+    ranges: Literal["minmax", "mse"] = "minmax"
+    embed_bits: Literal[8, 4] | None = None
+    embed_ranges: Literal["minmax", "mse"] = "mse"
+    grid: Literal["signed", "absmax"] = "signed"
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
         """Return the compressed subject.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -38,13 +39,13 @@ class MixedRoundToNearest:
     and the most bits of any layer, ``high_layers`` how many layers have the field's ``high_bits``.
     """
 
-    bits: int
-    high_bits: int
+    bits: Literal[4, 3, 2]
+    high_bits: Literal[8, 4, 3]
     budget: float
     ends: int
     group_size: int | None
     symmetric: bool
-    embed_bits: int | None = None
+    embed_bits: Literal[8, 4] | None = None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the compressed subject.

@@ -14,6 +14,7 @@ the rest falls on few levels. Token perplexity of SmolLM2-135M-Instruct on 2,048
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from squeeze.core.errors import Unsupported
 from squeeze.layers.contract import float_linears, linear
@@ -35,7 +36,7 @@ class TorchDynamic:
     """
 
     per_channel: bool
-    activation_bits: int
+    activation_bits: Literal[8, 7]
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
         """Return the compressed subject.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -62,7 +62,7 @@ class Int4WeightOnly:
     multiplied as floats. group_size: weights of a row that share a scale and a zero point; 32, 64 or 128.
     """
 
-    group_size: int | None
+    group_size: Literal[32, 64, 128]
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
         """Return the compressed subject.
@@ -98,7 +98,7 @@ class Int4WeightOnly:
         if weight.device.type != "cpu":
             raise Unsupported(f"torchao_int4 is in torchao's layout for CPUs, not for {weight.device.type}; device=cpu")
         rows, columns = weight.shape
-        if rows % INT4_ROWS or columns % self.group_size:  # type: ignore[operator] # checked above
+        if rows % INT4_ROWS or columns % self.group_size:
             raise Unsupported(
                 f"{name} is {rows} x {columns}, but torchao's int4 kernel for CPUs takes multiples of "
                 f"{INT4_ROWS} x {self.group_size} (group_size) only; use another group_size, or technique=rtn"

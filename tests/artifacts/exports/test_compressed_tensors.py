@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts.exports.compressed_tensors import to_compressed_tensors
 from squeeze.cli import main
-from squeeze.core.errors import Unsupported
+from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.techniques.calibration import CalibrationText
@@ -98,6 +98,25 @@ def stream(words: torch.Tensor, bits: int, count: int) -> list[int]:
     """Codes out of one little-endian stream of bits, which runs on over the ends of words."""
     whole = sum((word % 2**32) << (32 * place) for place, word in enumerate(words.tolist()))
     return [(whole >> (bits * place)) % 2**bits for place in range(count)]
+
+
+def test_a_folder_that_holds_anything_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for bits in (4, 8):
+        subject = RoundToNearest(bits, 32, True).apply(tiny_subject("llama"), NO_DATA)
+        artifact.save(subject, tmp_path / f"rtn{bits}")
+    (tmp_path / "exported").mkdir()
+    assert main(["export", str(tmp_path / "rtn4"), str(tmp_path / "exported")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("\n") == 1
+    assert "MB of compressed-tensors; to load it, pip install 'transformers>=5.0' 'compressed-tensors>=0.19'" in shown
+    assert f"AutoModelForCausalLM.from_pretrained('{tmp_path / 'exported'}')" in shown
+    before = {path: path.read_bytes() for path in (tmp_path / "exported").iterdir()}
+    assert main(["export", str(tmp_path / "rtn8"), str(tmp_path / "exported")]) == 2
+    assert "expected a new or empty folder" in capsys.readouterr().err
+    with pytest.raises(SqueezeError, match="expected a new or empty folder"):
+        to_compressed_tensors(tmp_path / "rtn8", tmp_path / "exported")
+    assert {path: path.read_bytes() for path in (tmp_path / "exported").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "rtn4", "rtn8"]
 
 
 def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:

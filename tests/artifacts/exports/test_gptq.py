@@ -97,10 +97,11 @@ def test_only_zero_points_less_one_are_version_1(tmp_path: Path) -> None:
     for symmetric, version in ((True, "gptq"), (False, "gptq_v2")):
         subject = RoundToNearest(4, 32, symmetric).apply(with_a_zero_point_of_0(tiny_subject("llama")), NO_DATA)
         artifact.save(subject, tmp_path / version)
-        to_gptq(tmp_path / version, tmp_path / "exported")
-        config = json.loads((tmp_path / "exported" / "config.json").read_text())["quantization_config"]
+        exported = tmp_path / f"exported-{version}"
+        to_gptq(tmp_path / version, exported)
+        config = json.loads((exported / "config.json").read_text())["quantization_config"]
         assert config["checkpoint_format"] == version
-        qzeros = load_file(tmp_path / "exported" / "model.safetensors")["model.layers.0.self_attn.q_proj.qzeros"]
+        qzeros = load_file(exported / "model.safetensors")["model.layers.0.self_attn.q_proj.qzeros"]
         zeros = {zero for row in qzeros.tolist() for zero in unpacked(row, 4)}
         assert zeros == {7} if symmetric else 0 in zeros
 

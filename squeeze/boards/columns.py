@@ -1,0 +1,228 @@
+"""Define a board's columns for people, choose those that fit a width, and say what they and their gaps mean.
+
+Every figure that a row does not have is a dash, and the reason stands below the table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+from rich.cells import cell_len
+
+from squeeze.boards.flags import star
+from squeeze.boards.words import DAGGER, DASH, interval, mark, number, rank, short_label, size
+from squeeze.records.sanitize import line
+
+REALITIES = {"B": "bytes_real", "M": "memory_real", "C": "compute_real"}
+TASK = re.compile(
+    r"acc_(?!pooled)\w+(?<!_delta)_stderr"
+)  # of each task's accuracy, whose column has the name before it
+ITSELF = "the uncompressed model is what it is measured against"
+SIGNS = (
+    "Intervals are of 95 %; ▲ better, ▼ worse, ▲= or ▼= yet within the margin, = equal within the margin ({margins}), "
+    "~ undecided, ? failed, corrected (Holm) over the board."
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """Define a column for people.
+
+    text: of an ok row; a dash where the row has no such figure. words: what it shows. gap: why a row may lack it.
+    where: the table's column without which it is left out; "": always shown. short: the same in less room.
+    """
+
+    heading: str
+    text: Callable[[pd.Series], str]
+    left: bool = False
+    where: str = ""
+    words: str = ""
+    gap: str = ""
+    short: Callable[[pd.Series], str] | None = None
+
+
+def _perplexity(name: str) -> Callable[[pd.Series], str]:
+    return lambda row: number(row.get(name), ".2f" if row.get(name, 0.0) < 1000 else ".1e")
+
+
+def _of_compressed(text: Callable[[pd.Series], str]) -> Callable[[pd.Series], str]:
+    """Leave out what the uncompressed model has of itself: 0 by definition is no result."""
+    return lambda row: DASH if row["family"] == "baseline" else text(row)
+
+
+def _change(row: pd.Series) -> str:
+    return f"{number(row.get('perplexity_delta'), '+.3g')} {mark(row, 'perplexity_delta')}".rstrip()
+
+
+def _marked_perplexity(row: pd.Series) -> str:
+    own = "" if row["family"] == "baseline" else mark(row, "perplexity_delta")
+    return f"{_perplexity('perplexity')(row)} {own}".rstrip()
+
+
+def _accuracy(row: pd.Series) -> str:
+    """Say the share of right answers: of all tasks' items or, of records before that figure, the tasks' mean."""
+    tasks = [row[str(name).removesuffix("_stderr")] for name in row.index if TASK.fullmatch(str(name))]
+    pooled = row.get("acc_pooled")
+    value = pooled if pd.notna(pooled) else pd.Series(tasks, dtype=float).mean()
+    own = "" if row["family"] == "baseline" else mark(row, "acc_pooled_delta")
+    return f"{number(value, '.1%')} {own}".rstrip()
+
+
+def _real(row: pd.Series) -> str:
+    return "".join(letter for letter, name in REALITIES.items() if row[name] is True) or DASH
+
+
+COLUMNS = (
+    Column(
+        *("rank", rank),
+        words="from 1 + how many rows are shown better in perplexity to how many are not shown worse",
+        gap="no perplexity to rank it by",
+    ),
+    Column(
+        *("group", lambda row: DASH if pd.isna(row["group"]) else str(row["group"])),
+        left=True,
+        where="group",
+        words="rows of one letter are not told apart",
+    ),
+    Column("technique", lambda row: f"{row['name'] if 'name' in row else short_label(row)}{star(row)}", left=True),
+    Column("bits", lambda row: number(row["effective_bits"], ".2f"), words="effective, from the bytes on disk"),
+    Column("size", lambda row: size(row["bytes"]), words="of the weight files"),
+    Column("tok/s", lambda row: number(row["decode_tokens_per_s"], ".1f"), words="decoded, one request at a time"),
+    Column(
+        *("speed-up", lambda row: interval(row, "decode_speedup", ".2f")),
+        words="of decoding, against the uncompressed model in its faster dtype",
+        gap="not timed beside the uncompressed model in processes of their own, as `squeeze run` does",
+        short=lambda row: f"{number(row['decode_speedup'], '.2f')} {mark(row, 'decode_speedup')}".rstrip(),
+    ),
+    Column(
+        *("perplexity", _perplexity("perplexity")),
+        gap="not scored",
+        short=_marked_perplexity,
+    ),
+    Column(
+        *("change", _of_compressed(lambda row: interval(row, "perplexity_delta", "+.3g"))),
+        words="of perplexity, from the uncompressed model's",
+        gap="not scored beside the uncompressed model",
+        short=_of_compressed(_change),
+    ),
+    Column(
+        *("other text", _perplexity("perplexity_ood")),
+        where="perplexity_ood",
+        words="perplexity outside the domain of calibration, of rows that are calibrated",
+    ),
+    Column(
+        *("KL", _of_compressed(lambda row: number(row.get("kl_divergence"), ".2g"))),
+        where="kl_divergence",
+        words="how far predictions are from the uncompressed model's, nats a token",
+        gap="not measured",
+    ),
+    Column(
+        *("top-1", _of_compressed(lambda row: number(row.get("top1_agreement"), ".0%"))),
+        where="top1_agreement",
+        words="share of tokens where both predict the same",
+        gap="not measured",
+    ),
+    Column(
+        *("accuracy", _accuracy),
+        where="tasks",
+        words="of the tasks' items, all together (in old records: the tasks' mean)",
+        gap="asked no tasks",
+    ),
+    Column(
+        *("real", _real),
+        left=True,
+        words=f"B small on disk, M in memory, C low-bit arithmetic, {DASH} nothing of it",
+    ),
+    Column("ok", lambda row: str(row["coverage"]), words="the technique's cells that succeeded"),
+)
+
+# What is given up, in this order, until a table is narrow enough.
+FULL, SHORT, GONE = "full", "short", "gone"
+Step = Mapping[str, str]  # heading -> the form that its column takes
+NARROWER: tuple[Step, ...] = (
+    *({name: GONE} for name in ("ok", "group", "top-1", "tok/s", "other text", "bits")),
+    {"change": SHORT},
+    {"real": GONE},
+    {"change": GONE, "perplexity": SHORT},
+    {"speed-up": SHORT},
+    *({name: GONE} for name in ("accuracy", "KL", "size")),
+)
+
+
+def columns(rows: pd.DataFrame) -> list[Column]:
+    """Return the columns that have something to show of these rows."""
+    return [column for column in COLUMNS if not column.where or any(text != DASH for text in _texts(column, rows))]
+
+
+def fitting(rows: pd.DataFrame, width: int) -> list[Column]:
+    """Return the columns of these rows that fit ``width`` characters, the most telling ones, some in a short form."""
+    full = columns(rows)
+    widths = {form: {column.heading: _width(column, rows) for column in forms} for form, forms in _forms(full).items()}
+
+    def fits(steps: Sequence[Step]) -> bool:
+        how = _how(steps)
+        kept = [column.heading for column in full if how.get(column.heading) != GONE]
+        return 1 + sum(1 + widths[how.get(name, FULL)][name] for name in kept) <= width
+
+    given_up: list[Step] = []
+    for step in NARROWER:
+        if not fits(given_up):
+            given_up.append(step)
+    for step in reversed(given_up[:-1]):  # the last one was needed; an earlier one may not be, after it
+        later = given_up[given_up.index(step) + 1 :]
+        fewer = [other for other in given_up if other is not step]
+        if not step.keys() & _how(later).keys() and fits(fewer):
+            given_up = fewer
+    how = _how(given_up)
+    forms = _forms(full)
+    return [
+        next(form for form in forms[how.get(column.heading, FULL)] if form.heading == column.heading)
+        for column in full
+        if how.get(column.heading) != GONE
+    ]
+
+
+def legend(frame: pd.DataFrame, shown: Sequence[Column] = COLUMNS) -> str:
+    """Say what the columns and signs of a table mean, and by which margins its verdicts are."""
+    told = [f"{column.heading[0].upper()}{column.heading[1:]}: {column.words}." for column in shown if column.words]
+    margins = frame["margins"].iloc[0].replace(",", ", ")
+    return " ".join([*told, SIGNS.format(margins=margins)])
+
+
+def gaps(rows: pd.DataFrame, shown: Sequence[Column]) -> Iterator[str]:
+    """Yield why rows have a dash, a line for the columns and rows of each reason."""
+    own = [row for _, row in rows.iterrows() if not row["name"].endswith(DAGGER)]
+    found: dict[tuple[str, str], list[str]] = {}
+    for column in (column for column in shown if column.gap):
+        lacking = [row for row in own if column.text(row) == DASH]
+        for reason, is_own in ((ITSELF, True), (column.gap, False)):
+            names = [row["name"] for row in lacking if _of_itself(column, row) is is_own]
+            if names:
+                who = "all rows" if len(names) == len(own) > 1 else ", ".join(names)
+                found.setdefault((reason, who), []).append(column.heading)
+    for (reason, who), headings in found.items():
+        yield line(f"{DASH} {', '.join(headings)} ({who}): {reason}")
+
+
+def _of_itself(column: Column, row: pd.Series) -> bool:
+    return bool(row["family"] == "baseline" and column.heading in ("change", "KL", "top-1"))
+
+
+def _how(steps: Sequence[Step]) -> dict[str, str]:
+    return {name: form for step in steps for name, form in step.items()}
+
+
+def _forms(full: Sequence[Column]) -> dict[str, list[Column]]:
+    """Return the columns in full and, those that have such a form, short."""
+    return {FULL: list(full), SHORT: [replace(column, text=column.short) for column in full if column.short]}
+
+
+def _width(column: Column, rows: pd.DataFrame) -> int:
+    return max(map(cell_len, [column.heading, *_texts(column, rows)]))
+
+
+def _texts(column: Column, rows: pd.DataFrame) -> list[str]:
+    return [column.text(row) for _, row in rows.iterrows()]

@@ -1,0 +1,61 @@
+"""Say in words what a row's flags, and its failed verdicts, mean."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import pandas as pd
+
+from squeeze.records.record import CONTENDED, GRID_FLATTERED, NOT_REALISED, UNSTEADY, WARMING
+from squeeze.records.sanitize import line
+
+# Of a flag that is not here, its own words must do.
+WORDS = {
+    CONTENDED: "other work ran beside it, which slows some kernels more than others; measure it anew",
+    UNSTEADY: "half of its processes or more did not settle; its intervals hold what that costs",
+    WARMING: "every process moved the same way from start to end, so that its times support no verdict",
+    GRID_FLATTERED: "the uncompressed weights lie on a grid that its codes fall on: another model would lose more",
+    NOT_REALISED: "a recount found other than what its technique claims; `squeeze show` says what",
+}
+INFORMING = frozenset({UNSTEADY})  # of the machine more than of the row: it gets no star
+
+
+def of(row: pd.Series) -> list[str]:
+    """Return the flags of a table's row."""
+    return [flag for flag in row["flags"].split("; ") if flag]
+
+
+def star(row: pd.Series) -> str:
+    """Return the star of a row whose flags must be seen."""
+    return " *" if set(of(row)) - INFORMING else ""
+
+
+def explained(rows: pd.DataFrame, name: str = "name") -> Iterator[str]:
+    """Yield a line for each flag and each failed verdict of the rows: which rows have it, and what it means.
+
+    rows: of a table, with what each is called in column ``name``.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for _, row in rows.iterrows():
+        for flag in of(row):
+            found[flag].append(row[name])
+    for flag, names in sorted(found.items(), key=lambda item: item[0] in INFORMING):
+        sign = "" if flag in INFORMING else "* "
+        words = f": {WORDS[flag]}" if flag in WORDS else ""
+        yield line(f"{sign}{flag} ({_all_or_some(names, len(rows))}){words}")
+    yield from _failed(rows, name)
+
+
+def _failed(rows: pd.DataFrame, name: str) -> Iterator[str]:
+    """Yield why a verdict is "?", for each reason."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for _, row in rows.iterrows():
+        for part in filter(None, row["verdict_reason"].split("; ")):
+            found[part].append(row[name])
+    for reason, names in found.items():
+        yield line(f"? {reason} ({_all_or_some(names, len(rows))})")
+
+
+def _all_or_some(names: list[str], of_rows: int) -> str:
+    return "all rows" if len(names) == of_rows > 1 else ", ".join(names)

@@ -1,0 +1,88 @@
+"""Say all that is known of one row: its figures in words, by what they are about (``squeeze show``)."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from squeeze.boards import flags
+from squeeze.boards.glossary import GROUPS, WHOLE, group_of, term
+from squeeze.boards.table import table
+from squeeze.boards.words import mark, short_label, size
+from squeeze.records.answers import UNDECIDED, amount, kind
+from squeeze.records.record import Estimate, Record, Status
+from squeeze.records.sanitize import line
+
+SPREAD = re.compile(r"(ttft_ms|itl_p\d+_ms|decode_tokens_per_s|load_seconds|energy_\w+|cost_\w+|\w+_bytes)(_b\d+)?")
+SHARES = re.compile(r"acc_\w+|top1_\w+|retained_accuracy|\w*divergent_\w+|\w*repetition|mbu|mfu|compressed_share")
+
+
+def figures(record: Record, records: Sequence[Record]) -> Iterator[str]:
+    """Yield a row's figures, a line each, below headings; verdicts are those of its board among ``records``."""
+    rows = table(records)
+    row = rows[rows["attempt"] == record.attempt].iloc[0]
+    told: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(record.estimates, key=_reading_order):
+        told[group_of(name)].append(_figure(name, record.estimates[name], row))
+    if record.status is Status.OK and pd.notna(row["rank_low"]):
+        place = f"{row['rank_low']} to {row['rank_high']}" if row["rank_low"] != row["rank_high"] else row["rank_low"]
+        told["place on the board"].append(f"rank {place}, by perplexity: group {row['group']}")
+    for name, value in record.realised.items():
+        if name not in record.estimates and (said := _plain(value)):
+            known = term(name)
+            told[group_of(name)].append(f"{name}: {said}" + (f" ({known.words})" if known else ""))
+    for group in GROUPS:
+        if told[group]:
+            yield f"{group}:"
+            yield from (f"  {line(text)}" for text in told[group])
+    named = pd.DataFrame([row]).assign(name=short_label(row))
+    yield from flags.explained(named)
+
+
+def _figure(name: str, estimate: Estimate, row: pd.Series) -> str:
+    """Say an estimate: ``decode_speedup: 1.42 times [1.38 to 1.46, 95 %], faster ▲ (how many times as fast ...)``."""
+    known = term(name)
+    unit = "" if known is None or known.unit == WHOLE else known.unit
+    shown = _valued(name, estimate.value, unit)
+    ends = [_valued(name, end, unit) for end in (estimate.low, estimate.high) if end is not None]
+    if len(ends) == 2 and set(ends) != {shown}:
+        bounds = f"{ends[0].removesuffix(unit).rstrip()} to {ends[1]}"
+        shown += f", {bounds} over the rounds" if SPREAD.fullmatch(name) else f" [{bounds}, 95 %]"
+    return f"{name}: {shown}{_verdict(name, row)}" + (f" ({known.words})" if known else "")
+
+
+def _verdict(name: str, row: pd.Series) -> str:
+    of, word, within = kind(name), row.get(f"{name}_verdict"), row.get(f"{name}_within")
+    if of is None or not isinstance(word, str):
+        return ""
+    near = f" within {'±' if word == UNDECIDED else ''}{amount(of, float(within))}" if pd.notna(within) else ""
+    return f", {word}{near} {mark(row, name)}"
+
+
+def _valued(name: str, value: float, unit: str) -> str:
+    if unit == "bytes":
+        return size(value)
+    if SHARES.fullmatch(name):
+        return f"{100 * value:+.2f} points" if name.endswith("_delta") else f"{value:.2%}"
+    signed = "+" if name.endswith("_delta") else ""
+    return f"{value:{signed},.4g} {unit}".rstrip()
+
+
+def _plain(value: object) -> str:
+    """Say what was found by looking; nothing of what has parts, but for a list of words such as mismatches."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return "; ".join(each for each in value if isinstance(each, str))
+    return f"{value:,.6g}" if isinstance(value, int | float) else value if isinstance(value, str) else ""
+
+
+def _reading_order(name: str) -> tuple[int, int, str]:
+    """Sort as GROUPS do, batch sizes and tasks behind their kin."""
+    group = list(GROUPS).index(group_of(name))
+    names = list(GROUPS[group_of(name)])
+    plain = re.sub(r"_b\d+$", "", name)
+    return group, names.index(plain) if plain in names else len(names), name

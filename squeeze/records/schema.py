@@ -1,0 +1,188 @@
+"""Define what the fields of a record may hold: all that its readers take for granted, and no more.
+
+A record comes from anywhere: another machine, another version, a disk that filled up, somebody who wants rank 1. One
+that its readers would stumble over is refused when it is read, so that it spoils nothing of the others. Whether its
+figures can be true is another question (`squeeze.audit.plausible`). Standard library and msgspec only.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict
+
+import msgspec
+from msgspec import Meta
+
+from squeeze.records.sanitize import STEERING, STEERS
+from squeeze.request import axes
+
+if TYPE_CHECKING:
+    from squeeze.records.record import Record
+
+EXACT = 2**53  # integers up to here are the same ones as float64
+LARGEST = 2**63 - 1  # integers that tables can hold
+DEEPEST = 16  # objects and lists within each other, in the parts of free form
+
+Amount = Annotated[int, Meta(ge=-EXACT, le=EXACT)] | float  # counts, such as bytes, stay exact
+Count = Annotated[int, Meta(ge=0, le=EXACT)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Loss = Annotated[
+    float, Meta(ge=-1e4, le=1e4)
+]  # nats; more than the mean of 128 blocks of a model that has not diverged
+Seconds = Annotated[float, Meta(ge=-1e9, le=1e9)]
+Word = Annotated[str, Meta(pattern=rf"\A[^{STEERING}]*\Z", max_length=300)]
+Name = Annotated[str, Meta(pattern=r"\A[\w.+-]+\Z", max_length=100)]
+Family = Annotated[str, Meta(pattern=rf"\A[^{STEERING}]*\Z", max_length=60)]  # it names a leaderboard's file
+Key = Annotated[str, Meta(pattern=rf"\A[^/\\{STEERING}]+\Z", max_length=300)]  # it names a folder of the cache
+Moment = Annotated[str, Meta(pattern=r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)?\Z")]  # sorts as text
+Figure = Amount | None
+
+# Columns that boards compute of all rows, or of what a reader asks for: no record brings its own.
+COMPUTED = re.compile(
+    r"rank(_low|_high)?|group|coverage|margins|verdict_reason|control|control_.*|perplexity_over_control.*"
+    r"|cost_per_.*|max_context_estimated|price_per_hour|memory_budget_bytes|.+_(low|high|p_value|verdict|within|detectable)"
+)
+# Columns that boards compute with: neither words nor booleans.
+FIGURES = re.compile(
+    r"bits|sparsity|group_size|effective_bits|block_effective_bits|compression_ratio|bits_per_byte|mbu|mfu|.*bytes"
+    r"|(kl|top1|acc)_.+|perplexity.*|.+_seconds|(decode_tokens_per_s|(decode|ttft)_speedup|ttft_ms|itl_p\d+_ms"
+    r"|energy_j_per_token)(_b\d+)?"
+)
+
+
+class Samples(TypedDict, total=False):
+    """Name the file of raw samples, in the folder of its record; empty where there are none."""
+
+    file: Annotated[str, Meta(pattern=rf"\A[^/\\{STEERING}]+\.npz\Z", max_length=255)]
+    sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+
+
+class _Model(TypedDict):
+    name: Word
+    dtype: Word
+    source: NotRequired[Word]
+
+
+class _Technique(TypedDict):
+    name: Word
+    family: Family
+    steps: list[dict[str, Any]]
+
+
+class _Calibration(TypedDict):
+    name: NotRequired[Word]
+
+
+class _Runtime(TypedDict):
+    device: Word
+
+
+class _Latency(TypedDict):
+    prompt_tokens: NotRequired[Annotated[int, Meta(ge=1, le=EXACT)]]
+
+
+class _Protocol(TypedDict):
+    name: Word
+    seed: NotRequired[Count]
+    latency: NotRequired[_Latency]
+    perplexity: NotRequired[dict[str, Any]]
+
+
+class _Request(TypedDict):
+    model: _Model
+    technique: _Technique
+    runtime: _Runtime
+    protocol: _Protocol
+    calibration: NotRequired[_Calibration]
+    replicate: NotRequired[Count]
+
+
+class _Software(TypedDict):
+    versions: NotRequired[dict[str, str]]
+
+
+class _Environment(TypedDict):
+    hardware: dict[str, Any]
+    software: _Software
+
+
+class _Claimed(TypedDict):
+    bits: NotRequired[Figure]
+    sparsity: NotRequired[Figure]
+
+
+class _Realised(TypedDict):
+    noise_floor: NotRequired[Word]
+    speed_baseline: NotRequired[Word]
+
+
+# What readers take for granted in the parts of free form, which may hold more.
+FREE = {"cell": _Request, "environment": _Environment, "claimed": _Claimed, "realised": _Realised}
+
+
+def check(record: Record) -> None:
+    """Raise ValueError where a record whose fields have their types holds what some reader would stumble over."""
+    for part, granted in FREE.items():
+        found = getattr(record, part)
+        _check_plain(found, part)
+        try:
+            msgspec.convert(found, granted)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{part}: {error}") from error
+    datetime.fromisoformat(record.started)
+    datetime.fromisoformat(record.finished)
+    if record.samples and record.samples.keys() != {"file", "sha256"}:
+        raise ValueError("samples without file or sha256")
+    _check_steps(record.cell["technique"]["steps"])
+    for name, estimate in record.estimates.items():
+        _check_column("estimates", name, estimate.value)
+        if (estimate.low is None) != (estimate.high is None):
+            raise ValueError(f"estimates.{name} has one end of an interval, expected both or neither")
+    for name, value in record.realised.items():
+        _check_column("realised", name, value)
+
+
+def _check_plain(value: Any, where: str, deepest: int = DEEPEST) -> None:
+    """Check data of free form: how deep it is, its numbers, and that its words cannot steer a terminal."""
+    if isinstance(value, str):
+        if STEERS.search(value):
+            raise ValueError(f"{where} holds a control character")
+    elif isinstance(value, dict | list | tuple):
+        if not deepest:
+            raise ValueError(f"{where} is nested deeper than {DEEPEST}")
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            _check_plain(item, where, deepest - 1)
+    elif isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= LARGEST):
+        raise ValueError(f"{where} holds a number beyond {LARGEST:.2g}")
+
+
+def _check_steps(steps: list[dict[str, Any]]) -> None:
+    """Check that the values of axes are scalars, which labels and columns show."""
+    for step in steps:
+        for name in axes.of_steps() & step.keys():
+            if isinstance(step[name], dict | list):
+                raise ValueError(f"cell.technique.steps: {name} is {type(step[name]).__name__}, expected a scalar")  # noqa: TRY004
+
+
+def _check_column(where: str, name: str, value: Any) -> None:
+    """Check a value that becomes a board's column: it must not spoil what the board computes of all rows."""
+    if _is_computed(name):
+        raise ValueError(f"{where}.{name} has the name of a column that boards compute")
+    if isinstance(value, bool | str):
+        if _is_figure(name):
+            raise ValueError(f"{where}.{name} is {type(value).__name__}, expected a number")
+    elif isinstance(value, int | float) and abs(value) > EXACT and name.endswith("bytes"):
+        raise ValueError(f"{where}.{name} is {value:.3g}, expected at most {EXACT:.3g}")
+
+
+@lru_cache(4096)
+def _is_computed(name: str) -> bool:
+    return COMPUTED.fullmatch(name) is not None
+
+
+@lru_cache(4096)
+def _is_figure(name: str) -> bool:
+    return FIGURES.fullmatch(name) is not None

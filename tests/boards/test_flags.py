@@ -1,0 +1,35 @@
+from squeeze.boards import flags
+from squeeze.boards.table import table
+from squeeze.boards.words import short_label
+from squeeze.records import record as records
+from squeeze.records.record import Estimate
+from tests.fabricated import cell, record
+
+
+def rows(*kinds):
+    made = [record(cell("rtn", "q", {"bits": bits}), flags=own) for bits, own in enumerate(kinds, start=2)]
+    frame = table(made)
+    return frame.assign(name=[short_label(row) for _, row in frame.iterrows()])
+
+
+def test_flags_are_spelt_out_with_the_rows_that_have_them():
+    told = list(flags.explained(rows(("unsteady", "contended"), ("unsteady",), ("contended",))))
+    assert told == [
+        f"* contended (rtn-2, rtn-4): {flags.WORDS['contended']}",
+        f"unsteady (rtn-2, rtn-3): {flags.WORDS['unsteady']}",
+    ]
+
+
+def test_a_flag_that_nobody_explained_stands_for_itself_and_in_one_line():
+    assert list(flags.explained(rows(("read\x1b[2J ahead",), ()))) == ["* read [2J ahead (rtn-2)"]
+
+
+def test_every_flag_of_records_has_its_words():
+    named = {records.CONTENDED, records.UNSTEADY, records.WARMING, records.GRID_FLATTERED, records.NOT_REALISED}
+    assert named == flags.WORDS.keys()
+
+
+def test_a_failed_verdict_has_its_reason_below():
+    few = record(cell("rtn", "q", {"bits": 4}), {"decode_speedup": Estimate(3.0, n=2)})
+    frame = table([few]).assign(name=["rtn-4"])
+    assert list(flags.explained(frame)) == ["? decode_speedup: 2 rounds, 5 are needed (rtn-4)"]

@@ -1,0 +1,58 @@
+from dataclasses import replace
+from pathlib import Path
+
+from squeeze.boards import glossary
+from squeeze.boards.row import figures
+from squeeze.boards.table import read
+from squeeze.records.record import Estimate, Status
+from squeeze.request.cell import Cell
+from tests.fabricated import cell, record, smoke_records
+
+PUBLISHED = Path(__file__).parents[2] / "results" / "published"
+
+
+def test_figures_are_said_in_words_with_intervals_and_verdicts_of_the_board():
+    records = smoke_records()
+    [own] = [each for each in records if Cell.from_json(each.cell).label == "smollm2_135m-rtn-4-g64"]
+    told = list(figures(own, records))
+    assert told.index("size:") < told.index("speed:") < told.index("quality:")
+    assert "  rank 6 to 7, by perplexity: group e" in told
+    [speed] = [text for text in told if text.startswith("  decode_speedup: ")]
+    assert speed.startswith("  decode_speedup: 1.65 times [1.6")
+    assert "95 %], faster ▲ (how many times as fast it decodes as the uncompressed model)" in speed
+    assert any(text.startswith("  bytes: 112 MB (of the weight files)") for text in told)
+    assert any(
+        text.startswith("  decode_tokens_per_s: 30 a second, 29.1 to 30.9 a second over the rounds") for text in told
+    )
+    assert "  acc_sciq: 70.00% (share of right answers in sciq)" in told
+
+
+def test_what_a_recount_found_and_flags_are_said():
+    found = {"mismatches": ["half of the layers are dense", "x"], "memory_real": False}
+    own = record(cell("rtn", "q", {"bits": 4}), realised=found, flags=("claimed != realised",))
+    told = list(figures(own, [own]))
+    assert "  mismatches: half of the layers are dense; x" in told
+    assert any(text.startswith("  memory_real: no") for text in told)
+    assert told[-1].startswith("* claimed != realised (rtn-4): a recount found")
+
+
+def test_a_failed_row_has_no_rank_and_foreign_words_steer_no_terminal():
+    own = record(
+        cell("rtn", "q", {"bits": 4}), {"wer\x1b[2J": Estimate(1.0)}, realised={"x": "a\x1b[2Jb"}, status=Status.CRASHED
+    )
+    told = list(figures(own, [replace(own, attempt="0" * 32, finished="2025-01-01T00:00:00+00:00"), own]))
+    assert told == ["how it went:", "  wer [2J: 1", "  x: a [2Jb"]
+
+
+def test_every_published_column_is_explained():
+    for run in ("smoke", "quantization", "kv_cache", "calibration"):
+        columns = read(PUBLISHED / run).columns
+        known = {f"{name}_{part}" for name in columns for part in glossary.PARTS}
+        assert [name for name in columns if name not in known and glossary.term(name) is None] == []
+
+
+def test_columns_of_batches_and_tasks_are_explained_by_their_kin():
+    assert glossary.term("ttft_ms_b8") == ("time to the first token; 8 requests at a time", "ms")
+    assert glossary.term("acc_piqa_delta") == ("change of the share of right answers in piqa", "")
+    assert glossary.term("xyz") is None
+    assert (glossary.group_of("ttft_ms_b8"), glossary.group_of("acc_piqa")) == ("speed", "quality")
