@@ -26,6 +26,8 @@ def app() -> None:
     """Compress language models, measure what was gained and lost, and rank the results.
 
     OVERRIDES choose and sweep in Hydra's grammar: technique=rtn,magnitude bits=8,4,3 protocol=smoke, or sweep=smoke.
+
+    A first look, in a minute: squeeze run model=tiny technique=none,rtn bits=8,4,2 protocol=smoke
     """
 
 

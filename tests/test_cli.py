@@ -49,11 +49,12 @@ def squeeze(*arguments):
 
 def record(cell, status, finished):
     """A record that was made here."""
-    here = environment.fingerprint(environment.describe(), cell.runtime)
+    place = environment.describe()
+    here = environment.fingerprint(place, cell.runtime)
     return Record(
         cell=cell.to_json(), key=cell.key, artifact_key=artifact_key(cell), fingerprint=here, status=status,
         attempt=finished.partition("T")[0], started=finished, finished=finished,
-        stages={"build": 30.0, "quality": 31.0},
+        environment=place, stages={"build": 30.0, "quality": 31.0},
     )  # fmt: skip
 
 
@@ -94,10 +95,11 @@ def test_a_fault_of_the_environment_has_an_exit_code_of_its_own(runner, results,
 
     runner.end = fail
     assert squeeze("run", *TINY, "--results", results) == 75
-    assert capsys.readouterr().err == "error: disk full: free some space\n"
+    assert capsys.readouterr().err.splitlines()[-1] == "error: disk full: free some space"
 
 
 def test_a_quiet_machine_is_waited_for_where_it_is_asked(runner, results):
+    plan.save(cells(TINY), results)
     squeeze("run", *TINY, "--quiet-machine", "5", "--results", results)
     squeeze("resume", "--quiet-machine", "0", "--results", results)
     squeeze("resume", "--results", results)

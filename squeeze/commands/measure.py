@@ -83,7 +83,7 @@ def resume(context: click.Context, results: Path, retry: bool, quiet: float | No
     if not cells:
         click.echo(f"nothing to do: whatever was asked for and can be measured has its record in {results}", err=True)
         return
-    announce(cells, results, records, retry=retry)
+    announce(cells, results, records, retry=retry, fresh=True)
     code = run_cells(cells, results, resume=False, retry=retry, quiet=quiet)
     context.exit(conclude(cells, results, code))
 
