@@ -9,7 +9,8 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-from squeeze.records.record import Estimate, Record, Status
+from squeeze.records.plausibility import implausible
+from squeeze.records.record import IMPLAUSIBLE, Estimate, Record, Status
 
 UTILISED = 1.05  # of a limit that was measured on the same machine, itself within a few per cent
 HEADERS = 65_536  # bytes of a weight file that are no weights: they count in a model of a few thousand parameters
@@ -23,7 +24,7 @@ RANGES = tuple(
         (r"acc_.*_delta", -1.0, 1.0),
         (r"acc_.*|top1_agreement|top1_floor|divergent_.*|.*repetition", 0.0, 1.0),
         (r"mbu|mfu", 0.0, UTILISED),
-        (r"perplexity(_ood)?", 1.0, math.inf),
+        (r"perplexity(_ood|_held_out)?", 1.0, math.inf),
         (r".*_delta", -math.inf, math.inf),
         (r"kl_.*", -ROUNDED_TO_ZERO, math.inf),
         (r".*", 0.0, math.inf),  # sizes, times, rates and ratios
@@ -48,6 +49,8 @@ def impossible(record: Record) -> Iterator[str]:
         yield f"finished at {record.finished}, before it started at {record.started}"
     if record.status is Status.OK and not (record.estimates and record.samples):
         yield "status ok, but without figures or samples"
+    if (doubt := implausible(record)) and IMPLAUSIBLE not in record.flags:
+        yield f"has no flag {IMPLAUSIBLE!r}, though it {doubt}"
     if record.status is not Status.OK and not record.reason:
         yield f"status {record.status} without a reason"
 

@@ -24,7 +24,7 @@ from squeeze.core.errors import SqueezeError, TransientError
 from squeeze.core.hashing import sha256
 from squeeze.core.scratch import Scratch
 
-FETCHED = frozenset({"converted", "corpora", "digests", "hub", "members", "wheels"})
+FETCHED = frozenset({"converted", "corpora", "digests", "hub", "members", "ngrams", "wheels"})
 COMPUTED = frozenset({"artifacts", "calibration", "quality", "training"})
 AGREED = frozenset({"locks", "speed_baseline"})
 VARIABLE = "SQUEEZE_CACHE"  # names the root, also to the processes that a run starts

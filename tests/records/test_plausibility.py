@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from squeeze.records.plausibility import MOST_SURPLUS, implausible
+from squeeze.records.plausibility import MOST_SURPLUS, MOST_SURPLUS_BETTER, implausible
 from squeeze.records.record import IMPLAUSIBLE, Estimate, Record, Status
 from squeeze.records.store import RecordStore
 from tests.fabricated import cell, record
@@ -23,26 +23,53 @@ def changed(before: float, after: float, spread: float = 0.02) -> Estimate:
     return Estimate(change, change - spread * before, change + spread * before, 1e-6, 64)
 
 
-def row(perplexity: float, kl: float, other: float | None = None, reads: bool = True, **more: Estimate) -> Record:
-    """A row whose uncompressed model has perplexity 20 on both texts."""
+def row(
+    perplexity: float, kl: float, other: float | None = None, held_out: float | None = None, **more: Estimate
+) -> Record:
+    """A row that read a text, whose uncompressed model has perplexity 20 on each."""
     estimates = {
         "perplexity": Estimate(perplexity),
         "perplexity_delta": changed(20.0, perplexity),
         "kl_divergence": Estimate(kl, 0.9 * kl, 1.1 * kl, n=64),
         **more,
     }
+    if held_out is not None:
+        estimates |= {
+            "perplexity_held_out": Estimate(held_out),
+            "perplexity_held_out_delta": Estimate(held_out - 20.0),
+        }
     if other is not None:
         estimates |= {"perplexity_ood": Estimate(other), "perplexity_ood_delta": Estimate(other - 20.0)}
-    return record(cell("t", "t", {"bits": 4}, calibration=CALIBRATION if reads else {}), estimates)
+    return record(cell("t", "t", {"bits": 4}, calibration=CALIBRATION), estimates)
+
+
+def unread(found: Record) -> Record:
+    changed_cell = cell("t", "t", {"bits": 4})
+    return replace(found, cell=changed_cell.to_json(), key=changed_cell.key)
+
+
+def trained(found: Record) -> Record:
+    changed_cell = cell("t", "t", {"bits": 4, "training_steps": 8}, calibration=CALIBRATION)
+    return replace(found, cell=changed_cell.to_json(), key=changed_cell.key)
 
 
 @pytest.mark.parametrize(
     ("found", "words"),
     [
         (row(1.86, 4.0), "predicts the text 6.38 nats a token better than its distance"),
-        (row(30.0, 1.2), "predicts the text 0.79 nats"),  # worse than the uncompressed model, and yet too good
-        (row(17.0, 0.1, reads=False), "read no text and has a loss that is lower by 0.14 nats"),
-        (row(15.0, 0.1, other=20.0), "gains 0.26 nats a token more on the text that it is ranked by"),
+        (row(19.9, 0.5), "predicts the text 0.51 nats"),
+        (row(30.0, 2.5), "predicts the text 2.09 nats"),  # worse than the uncompressed model, and yet too good
+        (trained(row(15.0, 1.8)), "predicts the text 2.09 nats"),
+        (
+            trained(row(17.0, 0.3, held_out=19.8)),
+            "gains 0.13 nats a token more on the text that it is ranked by than on text of the same",
+        ),
+        (row(17.0, 0.1, held_out=25.0), "gains 0.14 nats"),
+        (unread(row(17.0, 0.1)), "read no text and has a loss that is lower by 0.14 nats"),
+        (
+            row(15.0, 0.1, other=20.0),
+            "gains 0.26 nats a token more on the text that it is ranked by than on text of another",
+        ),
         (row(15.0, 0.1, other=40.0), "gains 0.26 nats"),  # what it loses elsewhere speaks neither for nor against it
         (row(20.0, 0.1, acc_sciq_delta=Estimate(0.3, 0.2, 0.4, 1e-9, 400)), "answers 20% more of sciq"),
     ],
@@ -57,9 +84,11 @@ def test_what_no_compression_gives_is_not_believed(found: Record, words: str) ->
     [
         row(20.0, 0.0),
         row(40.0, math.log(2.0)),  # as much worse as it is far
-        row(40.0, math.log(2.0) + 0.9 * MOST_SURPLUS),
+        row(20.1, 0.9 * MOST_SURPLUS),  # it has forgotten much, and gained nothing
         row(18.5, 0.2, other=18.6),  # trained on other text: better on both
-        row(19.5, 0.01, reads=False),  # 2.5 % better, of which the interval leaves less than 1 %
+        trained(row(18.0, 0.8, held_out=18.5)),
+        trained(row(15.0, 0.8, held_out=15.5, other=30.0)),  # it has gained on one kind of text, and lost on another
+        unread(row(19.5, 0.01)),  # 2.5 % better, of which the interval leaves 0.5 %
         row(15.0, 0.1, other=16.0),
         row(20.0, 0.1, acc_sciq_delta=Estimate(0.15, 0.05, 0.25, 0.01, 100)),
         replace(row(1.86, 4.0), status=Status.DIVERGED),
@@ -82,10 +111,9 @@ def test_no_published_row_is_called_implausible(figure: Callable[[str], None]) -
     surplus = max(
         _surplus(record) for record in records if {"kl_divergence", "perplexity_delta"} <= record.estimates.keys()
     )
-    assert surplus < 0.6 * MOST_SURPLUS
-    figure(
-        f"{len(records)} published records: none implausible; surplus at most {surplus:.2f} nats of {MOST_SURPLUS:g}"
-    )
+    assert surplus < 0.6 * MOST_SURPLUS_BETTER
+    most = MOST_SURPLUS_BETTER
+    figure(f"{len(records)} published records: none implausible; surplus at most {surplus:.2f} nats of {most:g}")
 
 
 def _surplus(found: Record) -> float:
