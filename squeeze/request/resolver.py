@@ -19,7 +19,7 @@ from squeeze.request.overrides import Setting, edited, is_addition
 from squeeze.request.plain_yaml import INTERPOLATION
 from squeeze.request.schema import check_axis, check_group
 from squeeze.request.steps import Target, check_family, check_step
-from squeeze.sources import own_text
+from squeeze.sources import checkpoint, own_questions, own_text
 
 REPLICATE = "replicate"
 MISSING = "???"  # OmegaConf's word for a value that must still be given
@@ -171,7 +171,8 @@ def _reads(node: Any) -> Iterator[str]:
 def _concrete(group: str, node: Any) -> dict[str, Any]:
     """Check a resolved choice, and make it concrete.
 
-    In a runtime, ``auto`` becomes a device and null the threads that may be used; a text of the user's own is taken in.
+    In a runtime, ``auto`` becomes a device and null the threads that may be used. Texts and questions of the user's own
+    are taken in, a model of theirs is looked at.
     """
     check_group(group, node)
     if group == "technique":
@@ -182,8 +183,14 @@ def _concrete(group: str, node: Any) -> dict[str, Any]:
     if group == "runtime":
         device = default_device() if node["device"] == "auto" else node["device"]
         return {**node, "device": device, "threads": node["threads"] or usable_threads()}
+    if group == "model":
+        checkpoint.check_given(node)
     if group == "calibration":
         return {**node, "corpus": own_text.taken_in(node["corpus"])}
+    if group == "protocol":
+        texts = {name: node[name] for name in ("perplexity", "perplexity_ood") if name in node}
+        own = {name: {**text, "corpus": own_text.taken_in(text["corpus"])} for name, text in texts.items()}
+        return {**node, **own, "tasks": [own_questions.taken_in(task) for task in node["tasks"]]}
     return dict(node)
 
 

