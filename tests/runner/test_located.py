@@ -106,7 +106,7 @@ def test_too_short_a_key_is_refused(results: Path) -> None:
 def test_what_is_built_is_found_by_folder_key_and_label_and_nothing_is_built_for_it(results: Path) -> None:
     record = keep_record(results)
     label = cells(RTN.split())[0].label
-    with pytest.raises(SqueezeError, match=f"{label}: its artifact is not in the cache .* squeeze rerun {label}"):
+    with pytest.raises(SqueezeError, match=f"{label}: its artifact is not in the cache .*`squeeze show {label}` says"):
         naming.built(label, results)
     folder = located(RTN, results)
     for name in (label, record.key[:8], record.artifact_key[:8], str(folder)):
