@@ -51,7 +51,7 @@ def record(cell, status, finished):
     return Record(
         cell=cell.to_json(), key=cell.key, artifact_key=artifact_key(cell), fingerprint=here, status=status,
         attempt=finished.partition("T")[0], started=finished, finished=finished,
-        stages={"build": 30.0, "quality": 31.0},
+        stages={"build": 30.0, "quality": 31.0}, environment=environment.describe(),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from squeeze.core.cache import cache_root
 from squeeze.core.errors import IntegrityError, SqueezeError, Unsupported, shown
-from squeeze.core.files import read_given
+from squeeze.core.given import read_given
 from squeeze.sources import fetch as assets
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

@@ -21,7 +21,7 @@ from typing import Any
 
 from squeeze.core import cache
 from squeeze.core.errors import SqueezeError, shown
-from squeeze.core.files import read_given
+from squeeze.core.given import read_given
 from squeeze.sources.own_text import FILE, title
 
 NAME = re.compile(r"own_\w+_([0-9a-f]{16})")

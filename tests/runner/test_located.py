@@ -34,6 +34,7 @@ def keep_record(results: Path, artifact_key: str = "") -> Record:
     record = Record(
         cell=cell.to_json(), key=cell.key, artifact_key=key, fingerprint=here, status=Status.UNSUPPORTED,
         attempt="a" * 32, started="2026-01-01T00:00:00Z", finished="2026-01-01T00:00:01Z", stages={}, reason="none",
+        environment=environment.describe(),
     )  # fmt: skip
     return store.write(record)
 
