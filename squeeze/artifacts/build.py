@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from squeeze.artifacts import format as artifact
-from squeeze.artifacts.keys import BUILD_INFO, artifact_key
+from squeeze.artifacts.keys import BUILD_INFO, WITHHELD, artifact_key
 from squeeze.core import plugins
 from squeeze.core.cache import cache_root
 from squeeze.core.errors import SqueezeError
@@ -41,16 +41,17 @@ class Usage(Protocol):
     def cuda(self) -> Mapping[str, int]: ...  # noqa: D102
 
 
-def build(cell: Cell, folder: Path, measured: Meter) -> None:
+def build(cell: Cell, folder: Path, measured: Meter, *, withheld: bool = False) -> None:
     """Write the cell's artifact to ``folder``, and what is known of its making to ``build.json`` there.
 
     measured: calls the work that it is given for a device, and returns its result and the memory that it used
-    (``probes.memory.measured``).
+    (``probes.memory.measured``). withheld: whether what rows are scored on is withheld from this process
+    (``sources.withheld``).
 
     build.json, which is no part of the artifact's content: content_hash; stages, the seconds of each; seconds_marginal,
     their sum; seconds, the same as if no earlier build had left its shared pass or a training to go on with; peak_bytes
     of the process, loading included; grid of the baseline's weights, and whether it flatters this artifact; dtype,
-    parameters and claims.
+    parameters and claims; withheld.
     Raises SqueezeError for a step that may not be made, Unsupported when a technique refuses the model, and whatever
     loading the baseline raises.
     """
@@ -85,6 +86,7 @@ def build(cell: Cell, folder: Path, measured: Meter) -> None:
         "grid": grid and asdict(grid),
         "grid_flattered": flattered(grid, description["claims"]),
         **{name: description[name] for name in ("dtype", "parameters", "claims")},
+        WITHHELD: withheld,
     }
     write_atomically(folder / BUILD_INFO, json.dumps(info, indent=1).encode())
     for workplace in workplaces:

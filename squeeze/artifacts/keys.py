@@ -22,6 +22,7 @@ WALK = "squeeze.techniques.calibration"  # it shows calibrated techniques what l
 NO_BYTE = "squeeze.core."  # messages, files, the cache, this machine: nothing that is built depends on them
 LIBRARIES = frozenset({"torch", "transformers", "safetensors"})
 BUILD_INFO = "build.json"  # beside an artifact's content: what is known of its making
+WITHHELD = "withheld"  # of it: whether what rows are scored on was withheld from the build
 
 
 def artifact_key(cell: Cell) -> str:

@@ -27,7 +27,8 @@ from squeeze.records.answers import (
     relative,
 )
 from squeeze.records.estimates import changes
-from squeeze.records.record import UNSTEADY, WARMING, Estimate, Record, Status
+from squeeze.records.plausibility import implausible
+from squeeze.records.record import IMPLAUSIBLE, UNSTEADY, WARMING, Estimate, Record, Status
 from squeeze.records.rows import Side, find, unlike_environments
 from squeeze.records.statistics import accuracy_change, mcnemar, ratio, retained_accuracy
 from squeeze.records.store import RecordStore
@@ -76,6 +77,8 @@ def _together(first: Side, second: Side, margins: Margins) -> Iterator[str]:
     for side in (first, second):
         if found_against := certificate.lines(side.record, margins):
             yield from (side.cell.label, *found_against)
+        if doubt := implausible(side.record):
+            yield f"{side.cell.label} is {IMPLAUSIBLE}: it {doubt}"
     yield "Intervals and p-values are of this pair alone; `squeeze board` corrects its verdicts for all rows."
 
 

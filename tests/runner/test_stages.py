@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from squeeze.artifacts import keys
+from squeeze.records.record import Status
+from squeeze.runner.jobs.job import Job
+from squeeze.runner.jobs.outcome import StageError
 from squeeze.runner.results import Artifact, Measured
-from squeeze.runner.stages import quality_key
-from tests.faults.sweeps import PROTOCOL, cell
+from squeeze.runner.stages import build, quality_key
+from squeeze.sources import corpora
+from tests.faults.sweeps import PROTOCOL, cell, settle_in
 
 
 def key(**changes: Any) -> str:
@@ -22,6 +28,43 @@ def key(**changes: Any) -> str:
 )
 def test_a_quality_is_that_of_what_was_asked(changes: dict[str, Any]) -> None:
     assert key(**changes) != key()
+
+
+@pytest.mark.parametrize(("said", "again"), [({"withheld": False}, 1), ({"withheld": True}, 0), ({}, 0)])
+def test_what_was_built_in_the_open_is_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, bool], again: int
+) -> None:
+    settle_in(tmp_path, monkeypatch)
+    subject, built = cell("good"), []
+
+    def write(folder: Path, info: dict[str, bool]) -> None:
+        folder.mkdir()
+        (folder / keys.BUILD_INFO).write_text(json.dumps({"content_hash": "c" * 64, **info}))
+
+    class Shop:
+        def run(self, job: Job, *_: object) -> float:
+            built.append(job.stage)
+            write(job.artifact, {"withheld": True})
+            return 1.0
+
+    keys.made(keys.artifact_key(subject), lambda folder: write(folder, said))
+    for _ in range(2):
+        build(Shop(), subject, tmp_path / "log")  # type: ignore[arg-type]
+    assert built == ["build"] * again
+
+
+@pytest.mark.parametrize("corpus", ["wikipedia_eval", "c4"])
+def test_a_cell_that_is_calibrated_on_what_is_scored_is_invalid_before_it_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str
+) -> None:
+    settle_in(tmp_path, monkeypatch)
+    monkeypatch.setattr(corpora, "text", lambda _: " ".join(map(str, range(100))))
+    subject = cell("good", calibration={"name": "own", "corpus": corpus, "samples": 1, "window": 1, "seed": 0})
+    with pytest.raises(StageError) as failed:
+        build(None, subject, tmp_path / "log")  # type: ignore[arg-type]
+    assert (failed.value.failure.status, failed.value.failure.stage) == (Status.INVALID, "fetch")
+    assert failed.value.failure.reason.startswith(f"calibration on {corpus}: ")
+    assert "1%" in failed.value.failure.reason
 
 
 def test_how_often_a_row_is_timed_is_no_part_of_its_quality() -> None:
