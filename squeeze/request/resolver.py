@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from hydra import compose, initialize_config_dir
@@ -213,10 +214,15 @@ def _composed(choices: Choices, wanted: Mapping[str, set[str]]) -> dict[str, Any
         choices.read(group, name)
     overrides = [f"+{group}@choices.{group}.{name}={name}" for group, name in pairs]
     main, *further = choices.folders
-    overrides += [f"hydra.searchpath=['file://{folder}']" for folder in further]
+    overrides += [f"hydra.searchpath=['{_quoted(folder)}']" for folder in further]
     try:
         with initialize_config_dir(str(main), version_base="1.3"):
             config = OmegaConf.to_container(compose("config", overrides), resolve=False)
     except (HydraException, OmegaConfBaseException, RecursionError) as error:
         raise SqueezeError(f"cannot compose the configuration: {' '.join(str(error).split())}") from error
     return {str(name): value for name, value in config.items()} if isinstance(config, dict) else {}
+
+
+def _quoted(folder: Path) -> str:
+    """Return a folder as it stands between single quotes in Hydra's grammar."""
+    return f"file://{folder}".replace("'", "\\'")
