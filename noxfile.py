@@ -101,6 +101,14 @@ def peers(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into build/docs, its reference from the code; a dead link is an error."""
+    install(session, "docs")
+    session.run("python", "scripts/reference.py", "docs/reference")
+    session.run("sphinx-build", "--fail-on-warning", "--keep-going", "--fresh-env", "docs", "build/docs")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style: ruff check and format."""
     session.install("--quiet", "--constraint", "constraints.txt", "ruff")

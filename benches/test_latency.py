@@ -1,9 +1,11 @@
 """Time how long a user waits for the first token (prefill), and from one token to the next (decode).
 
 Where members of a block are measured side by side, every repetition of prefill and every few tokens are a turn of this
-process, in which the others wait. What is not timed has turns of its own: loading and warming up, peak memory.
+process, in which the others wait. What is not timed has turns of its own: loading and warming up, peak memory. Each
+call reads a prompt of its own, drawn before it is timed.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -13,6 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from squeeze.probes import energy, latency
+from squeeze.probes.latency import Prompts
 from squeeze.probes.samples import Samples
 from squeeze.probes.turns import Turns, pressure
 from squeeze.records.statistics import steady
@@ -30,34 +33,50 @@ def begin(engine: Engine, cell: Cell) -> Begin:
 
 @pytest.mark.kind("causal_lm")
 def test_prefill(
-    benchmark: BenchmarkFixture, begin: Begin, prompts: Tensor, cell: Cell, samples: Samples, turns: Turns, batch: int
+    benchmark: BenchmarkFixture, begin: Begin, prompts: Prompts, cell: Cell, samples: Samples, turns: Turns, batch: int
 ) -> None:
-    protocol, prompt = cell.protocol["latency"], prompts[:batch]
+    """Time reading a prompt and choosing the first token, which is kept: it must be the one that the model scores."""
+    protocol, texts = cell.protocol["latency"], (prompts.draw("prefill", batch, number) for number in count())
+    firsts: list[list[int]] = []
+    running: list[Generation] = []
+
+    def keep_first() -> None:
+        while running:
+            firsts.append([row[0] for row in running.pop().token_ids()])
+
+    def fresh() -> tuple[tuple[Generation, Tensor], dict[str, object]]:
+        keep_first()
+        running.append(begin())
+        return (running[0], next(texts)), {}
+
     turns.next()
     with samples.stage("warmup"):
-        warm = latency.warm_up(lambda: begin().prefill(prompt), protocol["warmup_rounds"])
+        others = warm_texts(prompts, "prefill", batch)
+        warm = latency.warm_up(lambda: begin().prefill(next(others)), protocol["warmup_rounds"])
     with timed(samples, turns, "ttft_s", batch) as in_turn:
         benchmark.pedantic(
-            lambda generation, tokens: generation.prefill(tokens),
-            setup=in_turn(1, lambda: ((begin(), prompt), {})),
+            lambda generation, prompt: generation.prefill(prompt),
+            setup=in_turn(1, fresh),
             rounds=protocol["prefill_repeats"],
         )
+    keep_first()
     keep(samples, "ttft_s", batch, benchmark, warm)
+    samples.put_entry("firsts", str(batch), firsts)
 
 
 @pytest.mark.kind("causal_lm")
 def test_decode(
-    benchmark: BenchmarkFixture, begin: Begin, prompts: Tensor, cell: Cell, samples: Samples, turns: Turns, batch: int
+    benchmark: BenchmarkFixture, begin: Begin, prompts: Prompts, cell: Cell, samples: Samples, turns: Turns, batch: int
 ) -> None:
-    """Time decoding one token a round, so that every inter-token time is kept."""
-    protocol, prompt = cell.protocol["latency"], prompts[:batch]
+    """Time decoding one token a round, so that every inter-token time is kept, and so is every token."""
+    protocol = cell.protocol["latency"]
     turns.next()
     with samples.stage("warmup"):
         generation = begin()
-        generation.prefill(prompt)
+        generation.prefill(prompts.draw("decode", batch, -2))  # as long as the one that is timed, and another
         warm = latency.warm_up(generation.decode, protocol["warmup_rounds"])
         generation = begin()
-        generation.prefill(prompt)
+        generation.prefill(prompts.draw("decode", batch, 0))
     meter = energy.Meter(cell.runtime["device"])
     with timed(samples, turns, "token_s", batch, meter) as in_turn:
         tokens = protocol["decode_tokens"]
@@ -72,21 +91,28 @@ def test_decode(
 def test_encode(
     benchmark: BenchmarkFixture,
     engine: Engine,
-    prompts: Tensor,
+    prompts: Prompts,
     cell: Cell,
     samples: Samples,
     turns: Turns,
     batch: int,
 ) -> None:
     """Time an encoder's forward, all that it has: the time stands where a language model's prefill does."""
-    protocol, prompt = cell.protocol["latency"], prompts[:batch]
+    protocol, texts = cell.protocol["latency"], (prompts.draw("encode", batch, number) for number in count())
     turns.next()
     with samples.stage("warmup"):
-        warm = latency.warm_up(lambda: engine.encode(prompt), protocol["warmup_rounds"])
+        others = warm_texts(prompts, "encode", batch)
+        warm = latency.warm_up(lambda: engine.encode(next(others)), protocol["warmup_rounds"])
     with timed(samples, turns, "ttft_s", batch) as in_turn:
-        setup = in_turn(1, lambda: ((prompt,), {}))
+        setup = in_turn(1, lambda: ((next(texts),), {}))
         benchmark.pedantic(engine.encode, setup=setup, rounds=protocol["prefill_repeats"])
     keep(samples, "ttft_s", batch, benchmark, warm)
+
+
+def warm_texts(prompts: Prompts, use: str, batch: int) -> Iterator[Tensor]:
+    """Return as many prompts as warming up may read, made before it begins."""
+    calls = latency.MOST_WINDOWS * prompts.latency["warmup_rounds"]
+    return iter([prompts.draw(use, batch, -number) for number in range(1, calls + 1)])
 
 
 @contextmanager
@@ -95,9 +121,11 @@ def timed(
 ) -> Iterator[Callable[..., Prepare]]:
     """Time in turns: yield what makes the setup of ``benchmark.pedantic`` that asks for a turn every so many calls.
 
-    When each turn began, and what pressed the machine until then, goes into the samples; a meter counts within turns.
+    When each turn began, and what pressed the machine until then, goes into the samples, and on how many processors
+    this process ran meanwhile; a meter counts within turns.
     """
     began = []
+    computed, passed = time.process_time(), samples.clock()
 
     def next_turn() -> None:
         if meter is not None:
@@ -121,7 +149,9 @@ def timed(
         yield in_turn
         if meter is not None:
             meter.stop()
+    computed, passed = time.process_time() - computed, samples.clock() - passed
     samples.put_entry("turns", f"{name}/{batch}", began)
+    samples.put_entry("processors", f"{name}/{batch}", computed / passed)
 
 
 def keep(samples: Samples, name: str, batch: int, benchmark: BenchmarkFixture, warm: bool) -> None:

@@ -6,9 +6,9 @@ That of loading is measured where it loads.
 from functools import partial
 
 import pytest
-from torch import Tensor
 
 from squeeze.probes import latency, memory, realised
+from squeeze.probes.latency import Prompts
 from squeeze.probes.samples import Samples
 from squeeze.request.cell import Cell
 from squeeze.runtimes.contract import Engine, TorchEngine
@@ -20,15 +20,15 @@ DECODED = 4  # tokens: each adds only its keys and values to the peak
 LONG, SHORTER = 2048, 8
 
 
-def test_memory(engine: Engine, cell: Cell, prompts: Tensor, samples: Samples) -> None:
-    device = cell.runtime["device"]
+def test_memory(engine: Engine, cell: Cell, prompts: Prompts, samples: Samples) -> None:
+    device, prompt = cell.runtime["device"], prompts.nominal()
     with samples.stage("memory"):
         if cell.model["kind"] == "encoder":
-            steps = {"prefill": lambda: engine.encode(prompts)}
+            steps = {"prefill": lambda: engine.encode(prompt)}
         else:
             generation = engine.begin(latency.positions(cell.protocol["latency"]))
             steps = {
-                "prefill": lambda: generation.prefill(prompts),
+                "prefill": lambda: generation.prefill(prompt),
                 "decode": lambda: [generation.decode() for _ in range(DECODED)],
             }
         for name, step in steps.items():

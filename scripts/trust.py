@@ -28,6 +28,7 @@ PROMISES = {
     14: "Unlike machines are never compared.",
     15: "Untrusted input can neither run nor leak anything.",
     16: "A cheat does not rank: it is refused, invalid, flagged or without effect; no honest row is.",
+    17: "A fault of the environment is no verdict: the cell stays pending, and resuming finishes it.",
     18: "What differs by more than the margin is called equivalent in at most 5 % of comparisons.",
     20: "One bad record harms no other.",
 }

@@ -10,7 +10,7 @@ import click
 
 from squeeze import __version__
 from squeeze.commands import check, export, measure, read, show
-from squeeze.core.errors import SqueezeError
+from squeeze.core.errors import PENDING, SqueezeError, TransientError
 
 USAGE, INTERRUPTED = 2, 130
 COMMANDS = (
@@ -26,6 +26,8 @@ def app() -> None:
     """Compress language models, measure what was gained and lost, and rank the results.
 
     OVERRIDES choose and sweep in Hydra's grammar: technique=rtn,magnitude bits=8,4,3 protocol=smoke, or sweep=smoke.
+
+    A first look, in a minute: squeeze run model=tiny technique=none,rtn bits=8,4,2 protocol=smoke
     """
 
 
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code.
 
     0; 1 where all that was measured failed, or something that was checked is wrong; 2 for a request that cannot be
-    served; 130 when interrupted.
+    served; 75 when the environment failed and cells stay pending; 130 when interrupted.
     """
     try:
         return int(app.main(arguments, prog_name="squeeze", standalone_mode=False) or 0)
@@ -46,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     except click.ClickException as error:
         return _fail(error.format_message())
+    except TransientError as error:
+        return _fail(str(error), PENDING)
     except SqueezeError as error:
         return _fail(str(error))
     except BrokenPipeError:  # the reader of `squeeze list | head` has seen enough
@@ -58,11 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = USAGE) -> int:
     from squeeze.records.sanitize import line
 
     print(f"error: {line(message)}", file=sys.stderr)
-    return USAGE
+    return code
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from squeeze.runtimes import contract as runtimes
 from squeeze.runtimes.contract import Engine
 
 if TYPE_CHECKING:
+    from squeeze.probes.global_state import Snapshot
     from squeeze.runner.in_process import InProcess
 
 STAGES = pytest.StashKey[dict[str, float]]()  # seconds spent before the first bench
@@ -160,14 +161,28 @@ def samples(job: Job, turns: Turns, pytestconfig: pytest.Config) -> Iterator[Sam
 
 
 @pytest.fixture(scope="session")
-def engine(job: Job, samples: Samples) -> Engine:
+def before(job: Job, samples: Samples) -> Snapshot:
+    """Return this process's global state before it has anything of the artifact, whose model's own code is watched."""
+    import transformers
+
+    from squeeze.artifacts import format as artifact
+    from squeeze.probes.global_state import Snapshot
+
+    model = getattr(transformers, artifact.describe(job.artifact)["architecture"], None)
+    found = Snapshot.now((model.__module__,) if model else ())
+    samples.put("state", found.settings)
+    return found
+
+
+@pytest.fixture(scope="session")
+def engine(job: Job, samples: Samples, before: Snapshot) -> Engine:  # noqa: ARG001 - it is taken before
     """Return the artifact, loaded once per process by the cell's runtime; put the memory loading took into samples."""
     from squeeze.probes import memory
 
     runtime = runtimes.of(job.cell.runtime)
     with samples.stage("load"):
         loaded, usage = memory.measured(lambda: runtime.load(job.artifact), runtime.device)
-    samples.put_all(usage.figures("load"))
+    samples.put_all({**usage.figures("load"), "load_kept_bytes": memory.kept(usage)})
     return loaded
 
 

@@ -13,6 +13,7 @@ from squeeze.artifacts.keys import artifact_key
 from squeeze.boards.terms import Terms
 from squeeze.cli import main
 from squeeze.core import environment, paths
+from squeeze.core.errors import TransientError
 from squeeze.records.answers import Margins
 from squeeze.records.record import Record, Status
 from squeeze.records.store import RecordStore
@@ -31,9 +32,10 @@ def results(tmp_path):
 @pytest.fixture
 def runner(monkeypatch):
     """Stands in for the runner; ``calls`` has what it was asked, ``end`` is how it ends."""
-    fake = SimpleNamespace(calls=[], end=lambda: 0)
+    fake = SimpleNamespace(calls=[], quiet=[], end=lambda: 0)
 
-    def run(wanted, results, *, resume, retry):
+    def run(wanted, results, *, resume, retry, quiet):
+        fake.quiet.append(quiet)
         fake.calls.append(([cell.label for cell in wanted], results, resume, retry))
         return fake.end()
 
@@ -47,20 +49,20 @@ def squeeze(*arguments):
 
 def record(cell, status, finished):
     """A record that was made here."""
-    here = environment.fingerprint(environment.describe(), cell.runtime)
+    place = environment.describe()
+    here = environment.fingerprint(place, cell.runtime)
     return Record(
         cell=cell.to_json(), key=cell.key, artifact_key=artifact_key(cell), fingerprint=here, status=status,
         attempt=finished.partition("T")[0], started=finished, finished=finished,
-        stages={"build": 30.0, "quality": 31.0}, environment=environment.describe(),
+        environment=place, stages={"build": 30.0, "quality": 31.0},
     )  # fmt: skip
 
 
-def test_run_hands_the_cells_to_the_runner_and_keeps_the_plan(runner, results):
+def test_run_hands_the_cells_to_the_runner(runner, results):
     runner.end = lambda: 1
     assert squeeze("run", *TINY, "dtype=float32,bfloat16", "--results", results) == 1
     names = ["tiny_llama-none-float32", "tiny_llama-none-bfloat16"]
     assert runner.calls == [(names, results, True, False)]
-    assert [cell.label for cell in plan.load(results)] == names
 
 
 def test_run_can_measure_anew_and_try_again(runner, results):
@@ -68,10 +70,40 @@ def test_run_can_measure_anew_and_try_again(runner, results):
     assert runner.calls[0][2:] == (False, True)
 
 
-def test_resume_continues_the_last_plan(runner, results):
-    squeeze("run", *TINY, "--fresh", "--results", results)
+def test_resume_continues_the_plans_of_all_runs(runner, results):
+    for request in ("dtype=float32", "dtype=bfloat16", "dtype=float32"):
+        plan.save(cells([*TINY, request]), results)
     assert squeeze("resume", "--retry", "--results", results) == 0
-    assert runner.calls[1] == (["tiny_llama-none-bfloat16"], results, True, True)
+    [(labels, *asked)] = runner.calls
+    assert sorted(labels) == ["tiny_llama-none-bfloat16", "tiny_llama-none-float32"]
+    assert asked == [results, False, True]
+
+
+def test_resume_passes_over_what_can_no_longer_be_measured(runner, results, capsys):
+    [there] = cells(TINY)
+    plan.save([replace(there, model={**there.model, "source": "file:/nowhere"})], results)
+    assert squeeze("resume", "--results", results) == 0
+    assert "is passed over: file:/nowhere: /nowhere does not exist" in capsys.readouterr().err
+    plan.save([there], results)
+    assert squeeze("resume", "--results", results) == 0
+    assert [call[0] for call in runner.calls] == [[there.label]]
+
+
+def test_a_fault_of_the_environment_has_an_exit_code_of_its_own(runner, results, capsys):
+    def fail():
+        raise TransientError("disk full:\nfree some space")
+
+    runner.end = fail
+    assert squeeze("run", *TINY, "--results", results) == 75
+    assert capsys.readouterr().err.splitlines()[-1] == "error: disk full: free some space"
+
+
+def test_a_quiet_machine_is_waited_for_where_it_is_asked(runner, results):
+    plan.save(cells(TINY), results)
+    squeeze("run", *TINY, "--quiet-machine", "5", "--results", results)
+    squeeze("resume", "--quiet-machine", "0", "--results", results)
+    squeeze("resume", "--results", results)
+    assert runner.quiet == [5, 0, None]
 
 
 def test_board_and_compare_pass_on_what_was_asked(monkeypatch, results):
@@ -203,11 +235,10 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(runner, capsys, argumen
     assert runner.calls == []
 
 
-def test_a_results_folder_that_cannot_be_written_costs_nothing(runner, tmp_path, capsys):
+def test_a_results_folder_that_cannot_be_written_costs_nothing(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert squeeze("run", *TINY, "--results", tmp_path / "file" / "results") == 2
-    assert "cannot be written" in capsys.readouterr().err
-    assert runner.calls == []
+    assert "is not writable" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line(runner, results, capsys):

@@ -138,7 +138,14 @@ def test_the_latency_stage_times_every_token_and_weighs_the_artifact(
         "context",
         "recount",
         "decoding",
+        "teacher_forced",
     }
+    assert values["firsts"]["2"] != values["firsts"]["1"]
+    assert [len(values["gaps"][f"token_s/{batch}"]) for batch in (1, 2)] == [1, 2]  # rows, of prompt and tokens
+    assert [len(row) for row in values["gaps"]["token_s/2"]] == [7, 7]
+    assert max(gap for rows in values["gaps"].values() for row in rows for gap in row) < 1e-3
+    assert values["processors"].keys() == values["turns"].keys()
+    assert values["state"]["threads to compute with"] == "1"
 
 
 def test_later_rounds_leave_out_what_no_round_changes(
@@ -155,7 +162,9 @@ def test_an_encoder_is_timed_too(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, make_job: Any, tmp_path: Path
 ) -> None:
     result = real_benches(pytester, monkeypatch, make_job("bert"))
-    result.assert_outcomes(passed=4)  # two batch sizes, memory, size; prefill and decode are of another kind
+    result.assert_outcomes(
+        passed=5
+    )  # two batch sizes, memory, size, what it left alone; prefill and decode are of another kind
     values = samples.read(tmp_path / "out").values
     assert len(values["ttft_s"]["2"]) == 3
     assert "token_s" not in values

@@ -132,7 +132,8 @@ def describe(folder: Path) -> dict[str, Any]:
 def content_hash(folder: Path) -> str:
     """Return the sha256 over names and bytes of all files that make the artifact; timings are not among them."""
     total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in UNHASHED):
+    unhashed = {folder / name for name in UNHASHED}  # of that name, in a folder below, it is content like any other
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path not in unhashed):
         with path.open("rb") as file:
             total.update(f"{path.relative_to(folder).as_posix()}\0".encode())
             total.update(hashlib.file_digest(file, "sha256").digest())

@@ -79,7 +79,7 @@ COLUMNS = (
     Column(
         *("rank", rank),
         words="from 1 + how many rows are shown better in perplexity to how many are not shown worse",
-        gap="no perplexity to rank it by",
+        gap="no perplexity to rank it by, or a flag that takes the rank from it",
     ),
     Column(
         *("group", lambda row: DASH if pd.isna(row["group"]) else str(row["group"])),

@@ -6,7 +6,7 @@ each relative to the baseline process of its own round, which stands in for the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,12 @@ from squeeze.records.answers import (
 from squeeze.records.estimates import changes
 from squeeze.records.plausibility import implausible
 from squeeze.records.record import IMPLAUSIBLE, UNSTEADY, WARMING, Estimate, Record, Status
-from squeeze.records.rows import Side, find, unlike_environments
+from squeeze.records.rows import Side, called, find, unlike_environments
 from squeeze.records.statistics import accuracy_change, mcnemar, ratio, retained_accuracy
 from squeeze.records.store import RecordStore
 from squeeze.records.turns import processes, round_ratio, round_ratios
 
+Named = tuple[str, Side]  # what a row is called beside the other, and the row
 TIMINGS = {"ttft_s": "first token", "token_s": "decoding"}
 
 
@@ -57,28 +58,30 @@ def explain(results: Path, a: str, b: str, allow_mixed: bool = False, margins: M
             "use --allow-mixed to see them apart"
         )
     try:
-        lines = list(_apart(first, second, unlike) if unlike else _together(first, second, margins or Margins()))
+        named = list(zip(called([first.record, second.record]), (first, second), strict=True))
+        lines = list(_apart(named, unlike) if unlike else _together(named, margins or Margins()))
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         why = f"{type(error).__name__}: {error}"
         raise IntegrityError(f"{a} and {b}: their samples or figures do not fit together ({why})") from error
     print("\n".join(lines))
 
 
-def _apart(first: Side, second: Side, unlike: list[str]) -> Iterator[str]:
+def _apart(named: Sequence[Named], unlike: list[str]) -> Iterator[str]:
     yield f"Not measured alike, so shown apart: {'; '.join(unlike)}."
-    for side in (first, second):
-        yield from (_heading(side), *_alone(side))
+    for name, side in named:
+        yield from (_heading(name, side), *_alone(side))
 
 
-def _together(first: Side, second: Side, margins: Margins) -> Iterator[str]:
-    yield from (_heading(first), f"against {_heading(second)}")
+def _together(named: Sequence[Named], margins: Margins) -> Iterator[str]:
+    (name, first), (other, second) = named
+    yield from (_heading(name, first), f"against {_heading(other, second)}")
     for part in (_speed, _perplexity, _answers):
         yield from part(first, second, margins)
-    for side in (first, second):
+    for name, side in named:
         if found_against := certificate.lines(side.record, margins):
-            yield from (side.cell.label, *found_against)
+            yield from (name, *found_against)
         if doubt := implausible(side.record):
-            yield f"{side.cell.label} is {IMPLAUSIBLE}: it {doubt}"
+            yield f"{name} is {IMPLAUSIBLE}: it {doubt}"
     yield "Intervals and p-values are of this pair alone; `squeeze board` corrects its verdicts for all rows."
 
 
@@ -108,8 +111,8 @@ def _differing(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> I
             yield f"{name}.{key} ({one.get(key)} and {other.get(key)})"
 
 
-def _heading(side: Side) -> str:
-    return f"{side.cell.label} (attempt {side.record.attempt[:12]}, protocol {side.cell.protocol['name']})"
+def _heading(name: str, side: Side) -> str:
+    return f"{name} (attempt {side.record.attempt[:12]}, protocol {side.cell.protocol['name']})"
 
 
 def _alone(side: Side) -> Iterator[str]:

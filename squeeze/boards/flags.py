@@ -7,7 +7,16 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from squeeze.records.record import CONTENDED, GRID_FLATTERED, NOT_REALISED, UNSTEADY, WARMING
+from squeeze.records.record import (
+    CONTENDED,
+    DECODES_OTHERWISE,
+    GRID_FLATTERED,
+    IMPLAUSIBLE,
+    NOT_CAUSAL,
+    NOT_REALISED,
+    UNSTEADY,
+    WARMING,
+)
 from squeeze.records.sanitize import line
 
 # Of a flag that is not here, its own words must do.
@@ -17,6 +26,9 @@ WORDS = {
     WARMING: "every process moved the same way from start to end, so that its times support no verdict",
     GRID_FLATTERED: "the uncompressed weights lie on a grid that its codes fall on: another model would lose more",
     NOT_REALISED: "a recount found other than what its technique claims; `squeeze show` says what",
+    IMPLAUSIBLE: "better on the text than its distance from the uncompressed model allows; it has no rank",
+    DECODES_OTHERWISE: "the tokens that were timed are not those that the scored model chooses; it has no rank",
+    NOT_CAUSAL: "later tokens move the scores of earlier ones, so that its perplexity says nothing; it has no rank",
 }
 INFORMING = frozenset({UNSTEADY})  # of the machine more than of the row: it gets no star
 
@@ -48,13 +60,18 @@ def explained(rows: pd.DataFrame, name: str = "name") -> Iterator[str]:
 
 
 def _failed(rows: pd.DataFrame, name: str) -> Iterator[str]:
-    """Yield why a verdict is "?", for each reason."""
-    found: dict[str, list[str]] = defaultdict(list)
+    """Yield why verdicts are "?", a line for each reason and its rows; what a flag says already is not said again."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for _, row in rows.iterrows():
         for part in filter(None, row["verdict_reason"].split("; ")):
-            found[part].append(row[name])
-    for reason, names in found.items():
-        yield line(f"? {reason} ({_all_or_some(names, len(rows))})")
+            figure, _, reason = part.partition(": ")
+            if reason.partition(":")[0] not in of(row):
+                found[reason, figure].append(row[name])
+    together: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (reason, figure), names in found.items():
+        together[reason, _all_or_some(names, len(rows))].append(figure)
+    for (reason, who), figures in together.items():
+        yield line(f"? {', '.join(figures)} ({who}): {reason}")
 
 
 def _all_or_some(names: list[str], of_rows: int) -> str:

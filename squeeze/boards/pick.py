@@ -21,7 +21,7 @@ from squeeze.boards.words import short_label
 from squeeze.core.errors import SqueezeError, hint
 from squeeze.core.progress import console
 from squeeze.records.ranking import ranking
-from squeeze.records.record import IMPLAUSIBLE, Record, Status
+from squeeze.records.record import UNRANKED, Record, Status
 from squeeze.records.store import RecordStore
 
 # Columns of which more is better; of all others, less is.
@@ -61,7 +61,7 @@ class Bound:
 def show(results: Path, most: Sequence[str], least: Sequence[str], by: str, asked: Terms = terms.NONE) -> int:
     """Print the ok rows that keep all bounds, each board's best in column ``by`` first; returns 0, or 1 for none.
 
-    Rows whose quality is not believed (``records.plausibility``) are none of them.
+    Rows that a flag takes the rank from (``records.record.UNRANKED``) are none of them.
 
     most, least: such as ``bytes=80M``. asked: terms whose columns may be bounded, too. A row is said to tie
     where no difference to the board's best is shown.
@@ -71,7 +71,7 @@ def show(results: Path, most: Sequence[str], least: Sequence[str], by: str, aske
     records = {record.attempt: record for record in RecordStore(results).require()}
     frame = table(map(asked.applied, records.values()))
     frame = (
-        frame[(frame["status"] == Status.OK) & ~flagged(frame, IMPLAUSIBLE)]
+        frame[(frame["status"] == Status.OK) & ~flagged(frame, *UNRANKED)]
         .assign(**{by: numbers(frame, by)})
         .dropna(subset=by)
     )

@@ -23,7 +23,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from squeeze.boards import summary, words
 from squeeze.boards.table import flagged
-from squeeze.records.record import IMPLAUSIBLE, Status
+from squeeze.records.record import UNRANKED, Status
 from squeeze.records.sanitize import line
 
 # Okabe & Ito's colours, told apart by colour-blind readers, too.
@@ -119,7 +119,7 @@ def _draw(axes: Axes, panel: Panel, board: pd.DataFrame, families: Sequence[str]
 
 def _placed(panel: Panel, board: pd.DataFrame) -> pd.DataFrame:
     """Return the rows to draw, those on the front first, with their place (x, y) and whether ``beyond`` the edge."""
-    believed = (board["status"] == Status.OK) & ~flagged(board, IMPLAUSIBLE)
+    believed = (board["status"] == Status.OK) & ~flagged(board, *UNRANKED)
     rows = board[believed & board["perplexity"].notna() & board[panel.column].notna()]
     ceiling = rows["perplexity"].min() * HEADROOM
     rows = rows.assign(

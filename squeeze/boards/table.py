@@ -7,7 +7,7 @@ is ranked, tested or counted across boards.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,16 @@ from squeeze.core.hashing import digest
 from squeeze.records.answers import ACCURACY, FAILED, PERPLEXITY, SPEED, Estimates, Kind, Margins, answers, kind
 from squeeze.records.plausibility import implausible
 from squeeze.records.ranking import ranking
-from squeeze.records.record import IMPLAUSIBLE, WARMING, Record, Row, Status
+from squeeze.records.record import (
+    DECODES_OTHERWISE,
+    IMPLAUSIBLE,
+    NOT_CAUSAL,
+    UNRANKED,
+    WARMING,
+    Record,
+    Row,
+    Status,
+)
 from squeeze.records.statistics import holm
 from squeeze.records.store import RecordStore
 from squeeze.request import axes
@@ -53,6 +62,12 @@ LAST_COLUMNS = (
     *("fingerprint", "board", "key", "artifact_key", "attempt", "finished"),
 )
 WARMED_UP_NEVER = "every process moved the same way by over 10 %"
+# Flags that leave a kind of figure without a verdict.
+VETOES: Mapping[Kind, tuple[str, ...]] = {
+    SPEED: (WARMING, DECODES_OTHERWISE),
+    PERPLEXITY: (IMPLAUSIBLE, NOT_CAUSAL),
+    ACCURACY: (IMPLAUSIBLE, NOT_CAUSAL),
+}
 READING_ORDER = ["model", "protocol", "device", "fingerprint", "board", "rank", "perplexity", "label", "key", "attempt"]
 ROWS_AT_ONCE = 5_000  # dicts turned into columns together: bounds the memory of 100,000 records
 
@@ -162,7 +177,7 @@ def _ranks(frame: pd.DataFrame) -> dict[str, pd.Series]:
     places = {name: pd.Series(pd.NA, index=frame.index, dtype="Int64") for name in ("rank_low", "rank_high")}
     group = pd.Series(None, index=frame.index, dtype=object)
     lengths = frame["block_nll"].map(len)
-    scored = frame[(frame["status"] == Status.OK) & (lengths > 0) & ~flagged(frame, IMPLAUSIBLE)]
+    scored = frame[(frame["status"] == Status.OK) & (lengths > 0) & ~flagged(frame, *UNRANKED)]
     for _, board in scored.groupby("board"):
         board = board[lengths[board.index] == lengths[board.index].mode()[0]]
         found = ranking(np.stack(list(board["block_nll"])))
@@ -184,17 +199,19 @@ def _verdicts(frame: pd.DataFrame, margins: Margins) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"margins": str(margins)}
     reasons = np.full(len(frame), "", dtype=object)
-    warming, doubted = (flagged(frame, flag).to_numpy() for flag in (WARMING, IMPLAUSIBLE))
-    doubts = f"{IMPLAUSIBLE}: it " + frame["doubt"].to_numpy(dtype=object)
+    has = {flag: flagged(frame, flag).to_numpy() for flag in (*UNRANKED, WARMING)}
+    words = {flag: np.full(len(frame), flag, dtype=object) for flag in has}
+    words[WARMING][:] = f"{WARMING}: {WARMED_UP_NEVER}"
+    words[IMPLAUSIBLE] = f"{IMPLAUSIBLE}: it " + frame["doubt"].to_numpy(dtype=object)
     for name in [name for name in frame.columns if kind(name)]:
         of = kind(name)
         assert of is not None
-        estimates = _estimates(frame, name, of, warming)
+        vetoes = VETOES.get(of, (NOT_CAUSAL,))
+        estimates = _estimates(frame, name, of, np.logical_or.reduce([has[flag] for flag in vetoes]))
         answered = answers(of, estimates, margins)
-        if of in (SPEED, PERPLEXITY, ACCURACY):
-            vetoed = (warming if of is SPEED else doubted) & np.isfinite(estimates.value)
-            why = f"{WARMING}: {WARMED_UP_NEVER}" if of is SPEED else doubts[vetoed]
-            answered.word[vetoed], answered.reason[vetoed] = FAILED, why
+        for flag in vetoes:
+            vetoed = has[flag] & np.isfinite(estimates.value)
+            answered.word[vetoed], answered.reason[vetoed] = FAILED, words[flag][vetoed]
             answered.within[vetoed] = np.nan
         told = answered.reason != ""
         between = np.where(reasons[told] == "", "", "; ")
@@ -204,14 +221,16 @@ def _verdicts(frame: pd.DataFrame, margins: Margins) -> dict[str, Any]:
     return {**found, "verdict_reason": reasons}
 
 
-def _estimates(frame: pd.DataFrame, name: str, of: Kind, warming: npt.NDArray[np.bool_]) -> Estimates:
-    """Return a column's estimates as ``answers`` reads them: perplexities as ratios, p-values corrected by board."""
+def _estimates(frame: pd.DataFrame, name: str, of: Kind, untested: npt.NDArray[np.bool_]) -> Estimates:
+    """Return a column's estimates as ``answers`` reads them: perplexities as ratios, p-values corrected by board.
+
+    untested: rows whose figure is no test of anything, and counts in no correction.
+    """
     value, low, high, p_value, n = (
         frame[column].astype(float) if column in frame else pd.Series(np.nan, index=frame.index)
         for column in (name, *(f"{name}_{bound}" for bound in BOUNDS))
     )
-    if of is SPEED:
-        p_value = p_value.mask(warming)
+    p_value = p_value.mask(untested)
     if of is PERPLEXITY:
         own = frame[name.removesuffix("_delta")].astype(float) if name.removesuffix("_delta") in frame else np.nan
         value, low, high = (1 + each / (own - value) for each in (value, low, high))
@@ -220,9 +239,9 @@ def _estimates(frame: pd.DataFrame, name: str, of: Kind, warming: npt.NDArray[np
     return Estimates(*(np.asarray(each, dtype=np.float64) for each in (value, low, high, corrected, n, floor)))
 
 
-def flagged(frame: pd.DataFrame, flag: str) -> pd.Series:
-    """Tell which rows have a flag."""
-    return frame["flags"].str.split("; ").map(lambda flags: flag in flags).astype(bool)
+def flagged(frame: pd.DataFrame, *flags: str) -> pd.Series:
+    """Tell which rows have one of the flags, at least."""
+    return ~frame["flags"].str.split("; ").map(set(flags).isdisjoint).astype(bool)
 
 
 def _arranged(frame: pd.DataFrame) -> pd.DataFrame:

@@ -22,9 +22,9 @@ from squeeze.boards.table import read
 from squeeze.boards.terms import Terms
 from squeeze.core.progress import console
 from squeeze.records.record import Record
+from squeeze.records.rows import called
 from squeeze.records.sanitize import line
 from squeeze.records.store import RecordStore
-from squeeze.request.cell import Cell
 
 MOST_ROWS = 20  # of a board, at the end of a run
 
@@ -176,8 +176,8 @@ def _in_words(drift: Drift) -> str:
 def _costs(records: Sequence[Record]) -> Table:
     """Tabulate wall seconds by cell (all its attempts) and stage; stages in the order of what they took in all."""
     spent: dict[str, Counter[str]] = defaultdict(Counter)
-    for record in records:
-        spent[Cell.from_json(record.cell).label].update(record.stages)
+    for label, record in zip(called(records), records, strict=True):
+        spent[label].update(record.stages)
     total = sum(spent.values(), Counter[str]())
     stages = [name for name, _ in total.most_common()]
     table = Table(title="wall seconds", title_justify="left", box=SIMPLE_HEAD, show_footer=True)

@@ -74,6 +74,8 @@ def conclude(wanted: Sequence[Cell], results: Path, code: int) -> int:
     failed = bool(found) and all(status is not Status.OK for status in found.values())
     try:
         _show(wanted, results, failed)
+    except BrokenPipeError:  # its reader has seen enough
+        raise
     except Exception as error:  # a board that cannot be made must not hide how measuring ended
         why = " ".join(str(error).split())
         say(f"note: no leaderboards ({why}); the records are kept; `squeeze collate` tries again")

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squeeze.commands.options import config_option, overrides_argument, results_option, retry_option, yes_option
+from squeeze.commands.options import (
+    config_option,
+    overrides_argument,
+    quiet_option,
+    results_option,
+    retry_option,
+    yes_option,
+)
 
 if TYPE_CHECKING:
     from squeeze.records.record import Record
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
 @results_option
 @config_option
 @retry_option
+@quiet_option
 @click.option("--fresh", is_flag=True, help="Measure the cells that have a valid record, too.")
 @yes_option
 @click.pass_context
@@ -29,6 +37,7 @@ def run(
     results: Path,
     config_dir: Path | None,
     retry: bool,
+    quiet: float | None,
     fresh: bool,
     yes: bool,
 ) -> None:
@@ -40,7 +49,6 @@ def run(
     from squeeze.commands.around import announce, ask, conclude
     from squeeze.records.store import RecordStore
     from squeeze.request.expand import cells
-    from squeeze.runner import plan
     from squeeze.runner.run import run as run_cells
 
     wanted = cells(overrides, config_dir, _note)
@@ -49,24 +57,35 @@ def run(
     _advise_controls(wanted, records)
     if not (overrides or yes or ask(wanted)):
         return
-    plan.save(wanted, results)
-    context.exit(conclude(wanted, results, run_cells(wanted, results, resume=not fresh, retry=retry)))
+    code = run_cells(wanted, results, resume=not fresh, retry=retry, quiet=quiet)
+    context.exit(conclude(wanted, results, code))
 
 
 @click.command()
 @results_option
 @retry_option
+@quiet_option
 @click.pass_context
-def resume(context: click.Context, results: Path, retry: bool) -> None:
-    """Measure what the last run has left unmeasured."""
+def resume(context: click.Context, results: Path, retry: bool, quiet: float | None) -> None:
+    """Measure what the runs into this folder have left unmeasured.
+
+    A fault of the environment (a full disk, a kill from outside) leaves a cell unmeasured; a failure of its own does
+    not.
+    """
     from squeeze.commands.around import announce, conclude
     from squeeze.records.store import RecordStore
     from squeeze.runner import plan
     from squeeze.runner.run import run as run_cells
 
-    wanted = plan.load(results)
-    announce(wanted, results, list(RecordStore(results).records()), retry=retry)
-    context.exit(conclude(wanted, results, run_cells(wanted, results, resume=True, retry=retry)))
+    records = list(RecordStore(results).records())
+    left = plan.unfinished(plan.load(results), records, retry=retry)
+    cells = plan.measurable(left, lambda line: click.echo(line, err=True))
+    if not cells:
+        click.echo(f"nothing to do: whatever was asked for and can be measured has its record in {results}", err=True)
+        return
+    announce(cells, results, records, retry=retry, fresh=True)
+    code = run_cells(cells, results, resume=False, retry=retry, quiet=quiet)
+    context.exit(conclude(cells, results, code))
 
 
 @click.command(name="list")

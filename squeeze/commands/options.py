@@ -30,6 +30,13 @@ margin_option = click.option(
     help="Differences that count as none, such as speed=0.05,perplexity=0.01,accuracy=0.01,kl=0.01 (the defaults).",
 )
 yes_option = click.option("--yes", is_flag=True, help="Do not ask, though OVERRIDES name nothing.")
+quiet_option = click.option(
+    "--quiet-machine",
+    "quiet",
+    type=click.FloatRange(min=0),
+    metavar="MINUTES",
+    help="Wait so long at most until no other program uses the processors, and measure nothing if some still does.",
+)
 retry_option = click.option("--retry", is_flag=True, help="Measure anew the cells that failed, too.")
 
 

@@ -18,17 +18,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from squeeze.core.errors import SqueezeError
+from squeeze.core.disk import FULL_DISK, free_megabytes
+from squeeze.core.errors import SqueezeError, TransientError
 from squeeze.core.hashing import sha256
+from squeeze.core.scratch import Scratch
 
 FETCHED = frozenset({"converted", "corpora", "digests", "hub", "members", "ngrams", "wheels"})
 COMPUTED = frozenset({"artifacts", "calibration", "quality", "training"})
 AGREED = frozenset({"locks", "speed_baseline"})
 VARIABLE = "SQUEEZE_CACHE"  # names the root, also to the processes that a run starts
 MANIFEST = ".manifest.json"
-FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
 
 
@@ -61,20 +61,23 @@ def nothing_computed() -> Iterator[None]:
     """Let the body have a cache with all that was fetched or agreed on, and nothing that was computed."""
     usual = cache_root()
     usual.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="rerun-", dir=usual) as fresh:
+    fresh = Scratch.make("rerun-", usual)
+    try:
         for name in FETCHED | AGREED:
             (usual / name).mkdir(exist_ok=True)
-            (Path(fresh) / name).symlink_to(usual / name, target_is_directory=True)
-        with using(Path(fresh)):
+            (fresh.path / name).symlink_to(usual / name, target_is_directory=True)
+        with using(fresh.path):
             yield
+    finally:
+        fresh.remove()
 
 
 def sealed(name: str, make: Callable[[Path], None]) -> Path:
     """Return the folder ``name`` below the cache root, made by ``make(empty_folder)`` unless it is there and intact.
 
     Of two processes that ask at once, one makes it and the other waits. A folder in which a file was damaged or
-    lost is made anew. What ``make`` raises leaves nothing behind; a full disk and a folder that cannot be written
-    to come as SqueezeError.
+    lost is made anew. What ``make`` raises leaves nothing behind; a full disk comes as TransientError, a folder
+    that cannot be written to as SqueezeError.
     """
     folder = cache_root() / name
     if _is_intact(folder):
@@ -151,10 +154,9 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in FULL_DISK:
-            free = shutil.disk_usage(_existing(folder)).free / 1e6
-            raise SqueezeError(
-                f"disk full: {folder} could not be written ({free:.0f} MB free);"
+        if error.errno in FULL_DISK and Path(error.filename or folder).is_relative_to(cache_root()):
+            raise TransientError(
+                f"disk full: {folder} could not be written ({free_megabytes(folder):.0f} MB free);"
                 " free some space, or set SQUEEZE_CACHE to a folder on a larger disk"
             ) from error
         if error.errno in REFUSED and Path(error.filename or folder).is_relative_to(cache_root()):
@@ -162,7 +164,3 @@ def _explained(folder: Path) -> Iterator[None]:
                 f"cache folder {cache_root()} is not writable; set SQUEEZE_CACHE to one that is"
             ) from error
         raise
-
-
-def _existing(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if parent.exists())

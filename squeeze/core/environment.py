@@ -111,8 +111,9 @@ def code() -> dict[str, Any]:
     root = Path(squeeze.__file__).parents[1]
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None}
-    commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
-    changes = _output("git", "-C", str(root), "status", "--porcelain", "--", *CODE_FOLDERS)
+    git = ("git", "--no-optional-locks", "-C", str(root))  # killed while it held one, it would lock the user out
+    commit = _output(*git, "rev-parse", "HEAD")
+    changes = _output(*git, "status", "--porcelain", "--", *CODE_FOLDERS)
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 
 MOST_NAMED = 60  # choices in one message
 LONGEST_VALUE = 120  # characters of a value in a message
+PENDING = 75  # exit code (sysexits.h: EX_TEMPFAIL) when cells are left that `squeeze resume` measures
 
 
 class SqueezeError(Exception):
@@ -17,6 +18,10 @@ class Unsupported(SqueezeError):  # noqa: N818 - it is an answer, not a mistake
 
 class IntegrityError(SqueezeError):
     """Say that a file is not what its hash or its format promises: corrupt, truncated or replaced."""
+
+
+class TransientError(SqueezeError):
+    """Say that the environment failed, which is no verdict on what was asked: once that is mended, it can go on."""
 
 
 def hint(word: object, known: Iterable[str]) -> str:

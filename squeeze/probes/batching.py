@@ -9,6 +9,7 @@ from squeeze.probes.scoring import Row, predict
 
 TEXT = 32  # tokens whose hidden states are watched
 CONTEXTS = 3  # different texts that stand beside them
+BESIDE = 7  # texts in the other rows of a batch
 NEARER = 0.3  # of the distance that counts as wrong; bfloat16 rounding gives 0.06, and 0.15 with weights of two bits
 
 
@@ -21,6 +22,18 @@ def batch_dependent(model: nn.Module) -> bool:
     """
     text, *others = _texts(model, 1 + CONTEXTS)
     first, *rest = [_hidden(model, text + other)[: len(text)] for other in others]
+    return not all(torch.allclose(first, states, rtol=0, atol=0, equal_nan=True) for states in rest)
+
+
+def row_dependent(model: nn.Module) -> bool:
+    """Tell whether other texts of a batch move the hidden states of one, of a model that is ``batch_dependent``.
+
+    What is computed over all tokens of a call does not care whose they are. Where only tokens that come later in the
+    same text matter, the model looks ahead.
+    """
+    text, *others = _texts(model, 1 + CONTEXTS * BESIDE)
+    groups = [others[start : start + BESIDE] for start in range(0, len(others), BESIDE)]
+    first, *rest = [_hidden(model, text, *group)[: TEXT - 1] for group in groups]
     return not all(torch.allclose(first, states, rtol=0, atol=0, equal_nan=True) for states in rest)
 
 
@@ -43,9 +56,9 @@ def _distance(states: Tensor, others: Tensor) -> float:
     return float((states - others).float().norm())
 
 
-def _hidden(model: nn.Module, token_ids: list[int]) -> Tensor:
-    """Return the hidden states (tokens - 1, hidden) of a text scored from its second token on."""
-    return predict(model, [Row((token_ids[0],), (tuple(token_ids[1:]),), (0,))]).hidden
+def _hidden(model: nn.Module, *texts: list[int]) -> Tensor:
+    """Return the hidden states (texts * (tokens - 1), hidden) of a batch of texts, scored from the second token on."""
+    return predict(model, [Row((token_ids[0],), (tuple(token_ids[1:]),), (0,)) for token_ids in texts]).hidden
 
 
 def _texts(model: nn.Module, count: int) -> list[list[int]]:

@@ -24,6 +24,8 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
 M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 LARGE = 1 << 20  # bytes
+HELD = 1.15  # times the bytes of weights that a process may keep of loading them: blocks of an allocator are rounded up
+HELD_ONCE = 192 << 20  # bytes: what loading imports, of torchao or bitsandbytes most
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,27 @@ def measured(call: Callable[[], T], device: str = "cpu") -> tuple[T, Usage]:
     result = call()
     after = resident()
     return result, Usage(before, after, source, _cuda_figures(device, cuda_before))
+
+
+def kept(usage: Usage) -> int:
+    """Return the bytes of anonymous and shared memory that are there now and were not before a call, none of them free.
+
+    So a copy of weights counts wherever it lies, if only a library knows of it; and what the call imported counts too.
+    """
+    gc.collect()
+    trim_heap()
+    return resident().anon - usage.before.anon
+
+
+def mismatches(kept_bytes: int, claimed: int, device: str) -> list[str]:
+    """Return what to say where a process kept more of loading than the weights take; nothing where it did not.
+
+    kept_bytes: see ``kept``; claimed: bytes of the weights in memory. On a GPU the host's memory says nothing of them.
+    """
+    most = HELD * claimed + HELD_ONCE
+    if device != "cpu" or kept_bytes <= most:
+        return []
+    return [f"claimed {claimed:,} bytes in memory, loading kept {kept_bytes:,}, expected {most:,.0f} at the most"]
 
 
 def resident() -> Resident:

@@ -20,9 +20,9 @@ from torch import Tensor
 from squeeze.core.errors import IntegrityError, SqueezeError, hint
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.probes import continuations, rounding
+from squeeze.probes import causality, continuations, rounding
 from squeeze.probes import samples as stored
-from squeeze.probes.batching import batch_dependent, takes_branches
+from squeeze.probes.batching import batch_dependent, row_dependent, takes_branches
 from squeeze.probes.divergence import Divergence, HiddenWriter, hidden_writer, stored_head, wide_head
 from squeeze.probes.held_out import held_out_nll
 from squeeze.probes.lm_eval_model import SubjectLM, TokenScores, Windows
@@ -43,7 +43,8 @@ def measure_quality(
 ) -> None:
     """Score a causal language model by the protocol's perplexity and tasks, and put what was found into the samples.
 
-    Scalars: perplexity, bits_per_byte, acc_TASK, acc_TASK_stderr, batch_dependent, diverged (and then reason), packed.
+    Scalars: perplexity, bits_per_byte, acc_TASK, acc_TASK_stderr, batch_dependent, diverged (and then reason), packed,
+    causal, causal_difference.
     Arrays: token_nll and window (scored tokens,); TASK_correct (items,), TASK_loglik (items, choices; NaN where an item
     has fewer). Where the protocol asks for it, perplexity_ood and token_nll_ood (scored tokens of that text,).
     baseline: samples folder of the baseline's quality, and baseline_artifact its artifact. With them come kl_divergence
@@ -76,6 +77,7 @@ def measure_quality(
     elif not alone:
         _put_floor(samples, subject, windows, protocol["perplexity"]["corpus"])
     _put_perplexity(samples, lm.scores, int(subject.model.config.vocab_size))  # type: ignore[union-attr,arg-type]
+    _put_causality(samples, engine, windows, protocol, lm.scores, dependent=dependent)
     if "perplexity_ood" in protocol:
         lm = SubjectLM(subject, _windows(protocol["perplexity_ood"], subject), **how)
         run(lm, {**protocol, "perplexity": protocol["perplexity_ood"], "tasks": []}, samples)
@@ -204,6 +206,26 @@ def _put_held_out(samples: Samples, engine: TorchEngine, scored: Mapping[str, An
     if losses is not None:
         samples.put("perplexity_held_out", math.exp(min(float(losses.mean(dtype=torch.float64)), MOST_LOSS)))
         samples.put_array("token_nll_held_out", losses.numpy())
+
+
+def _put_causality(
+    samples: Samples,
+    engine: TorchEngine,
+    windows: Windows,
+    protocol: Mapping[str, Any],
+    scores: TokenScores,
+    *,
+    dependent: bool,
+) -> None:
+    """Put whether the scores of the text hang on what comes later in it."""
+    with samples.stage("causality"):
+        token_ids = corpora.tokens(protocol["perplexity"]["corpus"], engine.tokenizer, windows.tokens).tolist()
+        rows = windows.rows(token_ids)
+        nll = {row.owners[0]: scores.nll[scores.window == row.owners[0]].astype(np.float64) for row in rows}
+        model, seed = engine.subject.model, protocol.get("seed", 0)
+        by_right = dependent and row_dependent(model)
+        found = causality.probe(model, rows, nll, engine.states, dependent=by_right, seed=seed)
+    samples.put_all(found.figures())
 
 
 def _put_generations(

@@ -1,53 +1,73 @@
-"""Tell what an artifact is while it runs: the memory that its weights take, the work of a token and of a prompt."""
+"""Tell what an artifact is while it runs: the memory that its weights take, the work of a token and of a prompt.
 
-from collections.abc import Iterable, Mapping
+What layers say of themselves is only compared with what is found.
+"""
+
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
-from squeeze.layers.contract import count_parameters, dtype_name, is_compressed
+from squeeze.layers.contract import count_parameters, dtype_name, is_compressed, weight_numel
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.probes.recount import logical_weights, matrices
+from squeeze.probes import arithmetic, held
+from squeeze.probes.arithmetic import Profile
+from squeeze.probes.recount import logical_weights, matrices, weights_by_layer
 from squeeze.records.roofline import prefill_operations
 from squeeze.runtimes.contract import TorchEngine
 
 SMALL = 0.95  # of what the uncompressed model takes in the same dtype
+NARROWER = 1.0  # bits a weight: codebooks of a small layer may be larger than its codes
 
 
-def figures(engine: TorchEngine, stored_bytes: int, protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures of an artifact that is ready to run, whose weight files take `stored_bytes`.
+def figures(
+    engine: TorchEngine, weighed: Mapping[str, Any], baseline: nn.Module, protocol: Mapping[str, Any], text: Tensor
+) -> dict[str, Any]:
+    """Return the figures of an artifact that is ready to run.
 
-    protocol: its `latency` part.
+    weighed: what ``size.figures`` found of it; baseline: the uncompressed model, whose shapes alone are read; protocol:
+    its `latency` part; text: (1, tokens) int64, on which the model is watched.
     bytes_real: stored small; memory_real: small while running; compute_real: computes in low bits or skips
     arithmetic, instead of dequantising and multiplying; arithmetic: what the blocks multiply in ("int8", or a dtype).
     running_bits: of a weight's code within the blocks, on average: kernels for 4 bits run codes of 2 and 3 bits, too.
     positions: the most tokens that the model takes; None where nothing says so.
-    mismatches: what layers claim of their arithmetic, and do not do.
+    mismatches: what layers claim of their memory, shapes and arithmetic, and is not so.
     live_bytes: of weights in memory; bytes_per_token: of weights that one decoding step reads; prefill_operations: of
     one prompt, batch size -> operations of the dense matrices.
     """
     subject, model = engine.subject, engine.subject.model
     dtype = architecture.dtype(model)
-    dense_bytes = subject.claims["parameters"] * dtype.itemsize
+    dense_bytes = weighed["parameters"] * dtype.itemsize
     compressed = compressed_modules(model)
-    live = max(engine.bytes_held, stored_bytes)  # some libraries keep scales where no buffer shows them
-    real = computes_less(model, subject.claims["parameters"])
-    arithmetic = "int8" if real and "bits" in subject.claims else dtype_name(dtype)
+    ran = arithmetic.profiled(model, low_bit_layers(model), text)  # first, so that what is made on first use is there
+    closed = held.closed()
+    blocks = held.blocks(model, closed)
+    reached, other = sum(blocks.values()), held.elsewhere(blocks)
+    hidden = held.mismatches(engine.bytes_held, reached, other)
+    live = max(engine.bytes_held, weighed["bytes"])  # some libraries keep scales where no buffer shows them
+    live = max(live, reached + other) if hidden else live
+    weights = weights_by_layer(model, baseline)
+    codes = codes_in_memory(model, weights, closed)
+    real = computes_less(model, baseline, ran)
     return {
-        "bytes_real": stored_bytes < SMALL * dense_bytes,
+        "bytes_real": weighed["bytes"] < SMALL * dense_bytes,
         "memory_real": live < SMALL * dense_bytes and all(bool(layer.memory_real) for layer in compressed),
         "compute_real": real,
-        "arithmetic": arithmetic,
-        "running_bits": running_bits(model),
+        "arithmetic": "int8" if real and "bits" in subject.claims else dtype_name(dtype),
+        "running_bits": running_bits(model, weights, codes),
         "positions": positions(model),
-        "mismatches": arithmetic_mismatches(subject, real),
+        "mismatches": [
+            *hidden,
+            *shape_mismatches(model, ran),
+            *width_mismatches(model, codes),
+            *arithmetic_mismatches(subject, real),
+        ],
         "live_bytes": live,
         "bytes_per_token": live - unread_bytes(model),
         "prefill_operations": {
-            str(batch): operations(model, protocol["prompt_tokens"], batch) for batch in protocol["batch_sizes"]
+            str(batch): operations(model, weights, protocol["prompt_tokens"], batch)
+            for batch in protocol["batch_sizes"]
         },
     }
 
@@ -58,15 +78,16 @@ def positions(model: nn.Module) -> int | None:
     return most if isinstance(most, int) else None
 
 
-def computes_less(model: nn.Module, parameters: int) -> bool:
-    """Tell whether compressed layers multiply integers, ours and a library's, by the operators that they run.
+def computes_less(model: nn.Module, baseline: nn.Module, ran: Profile) -> bool:
+    """Tell whether compressed layers multiply integers, ours and a library's, by the operators that they ran.
 
-    Of a model without such layers, what is left of its ``parameters`` tells whether arithmetic is saved.
+    A model without such layers has to have fewer parameters than the baseline, and to multiply less.
     """
-    layers = [*compressed_modules(model), *library_layers(model)]
-    if layers:
-        return multiplies_integers(layers, architecture.dtype(model), next(model.parameters()).device)
-    return count_parameters(model) < SMALL * parameters
+    if low_bit_layers(model):
+        return ran.multiplies_integers
+    matrices_of_baseline = sum(weights_by_layer(baseline, baseline).values()) + _head_weights(baseline)
+    fewer = count_parameters(model) < SMALL * count_parameters(baseline)
+    return fewer and ran.multiplications < SMALL * matrices_of_baseline
 
 
 def arithmetic_mismatches(subject: Subject, real: bool) -> list[str]:
@@ -80,29 +101,61 @@ def arithmetic_mismatches(subject: Subject, real: bool) -> list[str]:
     return [] if claimed == real else [f"claimed products of {names[claimed]}, found {names[real]}"]
 
 
+def shape_mismatches(model: nn.Module, ran: Profile) -> list[str]:
+    """Return the compressed layers that multiply with a matrix of another size than they say."""
+    found = []
+    for name, (rows, columns) in ran.shapes.items():
+        layer = model.get_submodule(name)
+        if is_compressed(layer) and weight_numel(layer) != rows * columns:
+            found.append(f"{name} claims {weight_numel(layer):,} weights, found {rows} x {columns}")
+    return found
+
+
+def width_mismatches(model: nn.Module, codes: Mapping[str, float]) -> list[str]:
+    """Return the layers that say their codes are narrower in memory than they are. codes: see ``codes_in_memory``."""
+    told = {name: model.get_submodule(name).running_bits for name in codes}
+    return [
+        f"{name} claims codes of {told[name]:g} bits in memory, found {found:g}"
+        for name, found in codes.items()
+        if found > told[name] + NARROWER  # type: ignore[operator]
+    ]
+
+
 def compressed_modules(model: nn.Module) -> list[Any]:
     """Return the layers of ours that hold compressed weights."""
     return [module for module in model.modules() if is_compressed(module)]
 
 
-def library_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers within the blocks that a library's own class holds as something else than floats."""
-    ours = [layer for _, layer in matrices(model) if not is_compressed(layer)]
-    return [layer for layer in ours if not architecture.weight(layer).is_floating_point()]
+def low_bit_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers by full name that hold something else than a dense matrix of floats.
+
+    They are ours, wherever they stand, and those within the blocks that a library's own class holds.
+    """
+    ours = {name: module for name, module in model.named_modules() if is_compressed(module)}
+    within = {name: layer for name, layer in matrices(model) if name not in ours}
+    return ours | {name: layer for name, layer in within.items() if not architecture.weight(layer).is_floating_point()}
 
 
-def running_bits(model: nn.Module) -> float:
-    """Return the bits that a weight within the blocks takes in memory, scales left out, on average."""
-    layers = [layer for _, layer in matrices(model)]
-    bits = sum(logical_weights(layer) * bits_in_memory(layer) for layer in layers)
-    return bits / sum(map(logical_weights, layers))
+def running_bits(model: nn.Module, weights: Mapping[str, int], codes: Mapping[str, float]) -> float:
+    """Return the bits that a weight within the blocks takes in memory, scales left out, on average.
+
+    Compressed layers are believed unless ``codes`` shows that they take more.
+    """
+    bits = 0.0
+    for name, layer in matrices(model):
+        if name in codes:
+            told = layer.running_bits
+            bits += weights[name] * (codes[name] if codes[name] > told + NARROWER else told)
+        else:
+            bits += 8 * architecture.weight(layer).nbytes
+    return bits / sum(weights.values())
 
 
-def bits_in_memory(layer: nn.Module) -> float:
-    """Return the bits of a weight's code as the layer holds it now."""
-    if is_compressed(layer):
-        return layer.running_bits
-    return 8 * architecture.weight(layer).nbytes / logical_weights(layer)
+def codes_in_memory(model: nn.Module, weights: Mapping[str, int], closed: Collection[int]) -> dict[str, float]:
+    """Return, for each compressed layer, the bits a weight of the largest block that it can reach: its codes."""
+    layers = {name: layer for name, layer in matrices(model) if is_compressed(layer)}
+    sizes = {name: max(held.blocks(vars(layer), closed).values(), default=0) for name, layer in layers.items()}
+    return {name: 8 * size / weights[name] for name, size in sizes.items()}
 
 
 def unread_bytes(model: nn.Module) -> int:
@@ -119,14 +172,16 @@ def own_bytes(layer: nn.Module) -> dict[int, int]:
     return {tensor.data_ptr(): tensor.nbytes for tensor in tensors} | opaque
 
 
-def operations(model: nn.Module, tokens: int, batch: int) -> float:
-    """Return the operations of one prefill, compressed layers counted as the dense ones they stand for."""
+def operations(model: nn.Module, weights: Mapping[str, int], tokens: int, batch: int) -> float:
+    """Return the operations of one prefill, compressed layers counted as the dense ones they stand for.
+
+    weights: of each matrix within the blocks.
+    """
     config: Any = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    head = None if model.get_output_embeddings() is None else architecture.head(model)  # type: ignore[operator]
     return prefill_operations(
-        block_weights=sum(logical_weights(layer) for _, layer in matrices(model)),
-        head_weights=0 if head is None else logical_weights(head),
+        block_weights=sum(weights.values()),
+        head_weights=_head_weights(model),
         attention_width=config.num_attention_heads * head_dim,
         layers=len(architecture.blocks(model)),
         tokens=tokens,
@@ -134,43 +189,6 @@ def operations(model: nn.Module, tokens: int, batch: int) -> float:
     )
 
 
-# Operators that multiply integers. What is in no list is taken for floating point.
-INTEGER = frozenset({"aten::_int_mm", "quantized::linear_dynamic", "quantized::linear"})
-
-INTEGER_ON_CUDA = frozenset({"bitsandbytes::int8_linear_matmul"})  # on CPUs it may widen, and multiply in float32
-
-ROWS = (1, 64)  # of a decoding step, and of a prompt: both must be integers
-
-
-def multiplies_integers(layers: Iterable[nn.Module], dtype: torch.dtype, device: torch.device) -> bool:
-    """Tell whether each of these layers multiplies integers, for few rows and for many; one of a kind is run."""
-    kinds = {_kind(layer): layer for layer in layers}
-    known = INTEGER | INTEGER_ON_CUDA if device.type == "cuda" else INTEGER
-    return bool(kinds) and all(
-        operators(layer, _inputs(layer, rows, dtype, device)) & known for layer in kinds.values() for rows in ROWS
-    )
-
-
-@torch.inference_mode()
-def operators(layer: nn.Module, inputs: Tensor) -> set[str]:
-    """Return the names of all operators that one call runs, such as ``aten::mm``; those within others, too."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        layer(inputs)
-    return {event.key for event in profiler.key_averages()}
-
-
-def _kind(layer: nn.Module) -> tuple[object, ...]:
-    """Return what decides the kernel that a layer runs."""
-    return (type(layer), *_shape(layer), *(getattr(layer, name, None) for name in ("bits", "group_size", "dtype")))
-
-
-def _inputs(layer: nn.Module, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.ones((1, rows, _shape(layer)[1]), dtype=dtype, device=device)
-
-
-def _shape(layer: nn.Module) -> tuple[int, int]:
-    """Return (out_features, in_features)."""
-    if is_compressed(layer) or isinstance(layer, nn.Linear):
-        return int(layer.out_features), int(layer.in_features)
-    rows, columns = architecture.weight(layer).shape
-    return rows, columns
+def _head_weights(model: nn.Module) -> int:
+    head = None if model.get_output_embeddings() is None else architecture.head(model)  # type: ignore[operator]
+    return 0 if head is None else logical_weights(head)

@@ -88,16 +88,19 @@ def share_a_scale(claims: Mapping[str, Any]) -> bool:
     return (claims.get("group_size") or NEIGHBOURS) % NEIGHBOURS == 0
 
 
-def recount(folder: Path, subject: Subject) -> Recount:
-    """Count what the artifact in `folder` holds; subject: that artifact as stored (loaded with `prepare=False`)."""
-    layers = dict(matrices(subject.model))
+def recount(folder: Path, subject: Subject, baseline: nn.Module) -> Recount:
+    """Count what the artifact in `folder` holds; subject: that artifact as stored (loaded with `prepare=False`).
+
+    baseline: the uncompressed model, whose shapes alone are read.
+    """
+    layers, own = dict(matrices(subject.model)), weights_by_layer(subject.model, baseline)
     stored = _bytes_by_layer(folder, layers)
     dtype = architecture.dtype(subject.model)
     dense_bits = 8 * dtype.itemsize
     weights = compressed = levels = 0
     bits = zeros = level_bits = 0.0
     for name, layer in layers.items():
-        count, own_bits, values = logical_weights(layer), 8 * stored[name], dense(layer)
+        count, own_bits, values = own[name], 8 * stored[name], dense(layer)
         weights += count
         bits += own_bits
         zeros += count * (1 - int(values.count_nonzero()) / values.numel())
@@ -112,6 +115,15 @@ def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Return the layers within the blocks that stand for one matrix each, by full name, their own parts passed over."""
     for name, block in architecture.named_blocks(model):
         yield from _matrices(name, block)
+
+
+def weights_by_layer(model: nn.Module, baseline: nn.Module) -> dict[str, int]:
+    """Return how many weights each matrix within the blocks stands for, by full name.
+
+    It is what the baseline's layer of that name has; only a layer that the baseline does not have is asked.
+    """
+    known = {name: logical_weights(layer) for name, layer in matrices(baseline)}
+    return {name: known.get(name) or logical_weights(layer) for name, layer in matrices(model)}
 
 
 def logical_weights(layer: nn.Module) -> int:

@@ -1,5 +1,10 @@
-"""Weigh an artifact, from the file system and the headers of its safetensors files: no tensor is read."""
+"""Weigh an artifact, from the file system and the headers of its safetensors files: no tensor is read.
 
+Every file of its folder counts, for loading may read each of them: those that hold no tensors with the bytes by which
+they outgrow the baseline's. So weights gain nothing by lying in a configuration, a description or a tokenizer.
+"""
+
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -18,14 +23,18 @@ HEAD = re.compile(r"(^|\.)(lm_head|embed_out|cls)\.")
 # What a low-bit or sparse layer stores beside its weights (our layers and bitsandbytes').
 METADATA = re.compile(r"scale|zero|mask|offset|indices|codebook|absmax|quant_map|quant_state|SCB|weight_format")
 NORM = re.compile(r"(?i:norm)|(^|\.)ln_\w+\.")
+DESCRIBED = 512  # bytes that describe one layer: its name, class and arguments take 200 to 350
+DESCRIBED_ONCE = 4096  # claims, a library's configuration, a generation configuration
+COUNTED = 0.01  # of the parameters: buffers that are stored beside them
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Hold the name and bytes of one tensor in a safetensors file."""
+    """Hold the name, the bytes and the shape of one tensor in a safetensors file."""
 
     name: str
     bytes: int
+    shape: tuple[int, ...]
 
 
 def stored_tensors(folder: Path) -> list[Stored]:
@@ -57,18 +66,20 @@ def bytes_by_kind(folder: Path) -> dict[str, int]:
 
 
 def artifact_files(folder: Path) -> list[Path]:
-    """Return the files that make an artifact."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in artifact.UNHASHED)
+    """Return the files that make an artifact: all but the timings of its build, which the runner writes."""
+    timings = {folder / name for name in artifact.UNHASHED}
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path not in timings)
 
 
-def figures(folder: Path) -> dict[str, Any]:
-    """Return what the artifact in a folder weighs.
+def figures(folder: Path, baseline: Path) -> dict[str, Any]:
+    """Return what the artifact in a folder weighs. baseline: the artifact of the same model before any compression.
 
-    bytes: of the weight files; bytes_on_disk: of all files; effective_bits: stored bits per parameter, scales, masks
-    and embeddings included; compression_ratio: to float32. Parameters are those of the model before any compression.
+    bytes: of the weight files, and of what other files hold beyond the baseline's; bytes_on_disk: of all files;
+    parameters: of the baseline, counted; effective_bits: those bytes in bits per parameter, scales, masks and
+    embeddings included; compression_ratio: to float32.
     """
-    parameters = artifact.describe(folder)["parameters"]
-    weights = total_bytes(folder.glob("*.safetensors"))
+    parameters = stored_weights(baseline)
+    weights = total_bytes(folder.glob("*.safetensors")) + sum(growth(folder, baseline).values())
     return {
         "bytes": weights,
         "bytes_on_disk": total_bytes(artifact_files(folder)),
@@ -77,6 +88,46 @@ def figures(folder: Path) -> dict[str, Any]:
         "effective_bits": 8 * weights / parameters,
         "compression_ratio": 4 * parameters / weights,
     }
+
+
+def growth(folder: Path, baseline: Path) -> dict[str, int]:
+    """Return the bytes by which each file outgrows the baseline's of the same name; weight files are left out."""
+    return {
+        name: grown
+        for path in artifact_files(folder)
+        if path.parent != folder or path.suffix != ".safetensors"
+        if (grown := path.stat().st_size - _size(baseline / (name := path.relative_to(folder).as_posix()))) > 0
+    }
+
+
+def stored_weights(folder: Path) -> int:
+    """Count the numbers that an uncompressed artifact stores: its parameters, tied ones once."""
+    return sum(math.prod(tensor.shape) for tensor in stored_tensors(folder))
+
+
+def mismatches(folder: Path, baseline: Path, held: int) -> list[str]:
+    """Return what an artifact's own files say wrongly of its size; nothing for an honest one.
+
+    held: parameters of the model in it, which may have more than the baseline, or fewer.
+    """
+    found = []
+    claimed, parameters = artifact.describe(folder)["parameters"], stored_weights(baseline)
+    if min(abs(claimed - count) for count in (parameters, held)) > COUNTED * parameters:
+        found.append(f"claimed {claimed:,} parameters, found {parameters:,} in the uncompressed model")
+    grown = growth(folder, baseline)
+    matrices = sum(len(tensor.shape) > 1 for tensor in stored_tensors(baseline))
+    expected = DESCRIBED * matrices + DESCRIBED_ONCE
+    if sum(grown.values()) > expected:
+        most = max(grown, key=lambda name: grown[name])
+        found.append(
+            f"files without tensors hold {sum(grown.values()):,} bytes beyond the uncompressed model's (most: {most}),"
+            f" expected {expected:,} at the most: they count as weights"
+        )
+    return found
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _kind(name: str) -> str:
@@ -94,8 +145,8 @@ def _tensors(path: Path) -> Iterator[Stored]:
     """Yield the tensors of one file."""
     try:
         entries, begin = safetensors_header.read(path)
-        spans = {name: entry["data_offsets"] for name, entry in entries.items() if name != safetensors_header.METADATA}
-        tensors = [Stored(name, end - start) for name, (start, end) in spans.items()]
+        described = {name: entry for name, entry in entries.items() if name != safetensors_header.METADATA}
+        tensors = [_stored(name, entry) for name, entry in described.items()]
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"{path.name}: no readable safetensors header ({error}); build the artifact again"
@@ -104,3 +155,8 @@ def _tensors(path: Path) -> Iterator[Stored]:
     if found != expected:
         raise IntegrityError(f"{path.name}: {found} bytes, its header says {expected}; build the artifact again")
     yield from tensors
+
+
+def _stored(name: str, entry: dict[str, Any]) -> Stored:
+    start, end = entry["data_offsets"]
+    return Stored(name, end - start, tuple(entry["shape"]))

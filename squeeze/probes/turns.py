@@ -13,6 +13,7 @@ from pathlib import Path
 READY = b"?"
 PRESSURE = Path("/proc/pressure/cpu")
 STATISTICS = Path("/proc/stat")
+QUEUE = Path("/proc/self/schedstat")  # of this process's first thread: nanoseconds that it ran, and that it waited to
 STEAL = 8  # field of the first line of /proc/stat, in clock ticks
 
 
@@ -51,7 +52,8 @@ def pressure() -> tuple[float, float, float]:
     """Return the time, the seconds of processor time that a hypervisor took, and those in which some task waited.
 
     All three count from moments of their own, so only differences mean anything; NaN where the system does not say
-    (`steal` of proc(5), `some total` of the kernel's pressure stall information).
+    (`steal` of proc(5); `some total` of the kernel's pressure stall information, or without it how long this process
+    itself has waited, by its `schedstat`).
     """
     return time.monotonic(), _steal(), _stalled()
 
@@ -69,4 +71,12 @@ def _stalled() -> float:
         with PRESSURE.open() as file:
             return int(file.readline().rpartition("=")[2]) / 1e6
     except (OSError, ValueError):
+        return _queued()
+
+
+def _queued() -> float:
+    try:
+        with QUEUE.open() as file:
+            return int(file.readline().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
         return float("nan")

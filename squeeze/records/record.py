@@ -26,6 +26,10 @@ WARMING = "warming"  # flag: every process moved the same way from start to end,
 GRID_FLATTERED = "grid_flattered"  # flag: the baseline's weights lay on a grid that this artifact's codes fall on
 IMPLAUSIBLE = "implausible"  # flag: better on the text than its distance from the uncompressed model allows; unranked
 NOT_REALISED = "claimed != realised"  # flag: a recount found other than what the technique claims
+DECODES_OTHERWISE = "decode != score"  # flag: the tokens that were timed are not those that the scored model chooses
+NOT_CAUSAL = "not causal"  # flag: later tokens move the scores of earlier ones, so perplexity says nothing
+# Flags of rows whose quality is not believed, or not that of the model whose speed they show.
+UNRANKED = (IMPLAUSIBLE, DECODES_OTHERWISE, NOT_CAUSAL)
 
 
 class Status(StrEnum):

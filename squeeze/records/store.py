@@ -10,7 +10,6 @@ ever rewritten or deleted; what is no record is named and passed over. Standard 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -23,7 +22,8 @@ from pathlib import Path
 
 import msgspec
 
-from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.core.disk import is_full_disk
+from squeeze.core.errors import IntegrityError, SqueezeError, TransientError
 from squeeze.core.files import read_small, write_atomically
 from squeeze.records.record import Record
 from squeeze.records.sanitize import line
@@ -70,7 +70,7 @@ class RecordStore:
     def write(self, record: Record, samples: bytes = b"") -> Record:
         """Keep a record, its samples (an .npz file's bytes) first; returns the record as written, naming them.
 
-        When this returns, both files are on the disk. Raises SqueezeError when the disk is full or the folder gone;
+        When this returns, both files are on the disk. Raises TransientError when the disk is full or the folder gone;
         then neither a torn record nor one without its samples is left. Raises ValueError as ``encode`` does, and for
         samples that are too large to be read.
         """
@@ -85,9 +85,8 @@ class RecordStore:
             write_atomically(self.folder / f"{name}.json", encode(record))
             _flush_folder(self.folder)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            advice = "free some space" if full else "check the folder"
-            raise SqueezeError(
+            advice = "free some space" if is_full_disk(error) else "check the folder"
+            raise TransientError(
                 f"record of {name} could not be written to {self.folder} ({error.strerror}); {advice}, "
                 "then `squeeze resume` measures what is missing"
             ) from error

@@ -13,14 +13,16 @@ import numpy.typing as npt
 
 from squeeze.core import environment
 from squeeze.probes import samples
+from squeeze.records import decoded, serving
 from squeeze.records import estimates as figures
-from squeeze.records import serving
 from squeeze.records.fidelity import GENERATED, fidelity, pooled
 from squeeze.records.plausibility import implausible
 from squeeze.records.record import (
     CONTENDED,
+    DECODES_OTHERWISE,
     GRID_FLATTERED,
     IMPLAUSIBLE,
+    NOT_CAUSAL,
     NOT_REALISED,
     UNSTEADY,
     WARMING,
@@ -31,6 +33,7 @@ from squeeze.records.record import (
 from squeeze.records.sanitize import public
 from squeeze.records.statistics import trend
 from squeeze.records.turns import contention, how_timed
+from squeeze.runner.alike import unlike
 from squeeze.runner.attempt import Attempt, now
 from squeeze.runner.jobs.outcome import Failure
 from squeeze.runner.results import Measured, Process
@@ -38,6 +41,7 @@ from squeeze.runner.results import Measured, Process
 REALISED = (
     *("bytes_real", "memory_real", "compute_real", "batch_dependent", "sparsity", "levels", "compressed_share"),
     *("scored_as", "scored_difference", "decode_difference", "running_bits", "mismatches", "gomp_spincount"),
+    "causal_difference",
 )
 NOT_AVAILABLE = "not available"
 FLOOR = "floor_"  # arrays of a baseline that say how far it is from itself; in its own record they stand once, too
@@ -51,14 +55,21 @@ Arrays = dict[str, npt.NDArray[Any]]
 def assemble(attempt: Attempt, failure: Failure | None = None) -> tuple[Record, bytes]:
     """Return the record of an attempt, and the .npz file of its raw samples (empty for one that failed).
 
-    Samples that do not fit together make an invalid record, not an error.
+    Samples that do not fit together, or come from processes that were set up otherwise than the baseline's, make an
+    invalid record, not an error. Raises FileNotFoundError where samples are gone.
     """
+    if failure is None and (names := _set_up_otherwise(attempt)):
+        reason = f"its processes began otherwise than the baseline's: {', '.join(names)}"
+        failure = Failure(Status.INVALID, public(reason)[:300], "latency")
     if failure is None:
         try:
             return _measured(attempt)
+        except FileNotFoundError:  # samples that were there: somebody has removed them, which is no verdict
+            raise
         except (ValueError, KeyError, TypeError, OSError, BadZipFile) as error:
             reason = public(f"samples do not fit together: {type(error).__name__}: {error}")
             failure = Failure(Status.INVALID, reason[:300], "assemble")
+    assert failure.status is not None  # no verdict, no record
     record = _frame(attempt, failure.status)
     return replace(record, reason=failure.reason, stage=failure.stage, log_tail=failure.log_tail), b""
 
@@ -93,6 +104,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
         estimates |= figures.changes(arrays, baseline_arrays, attempt.cell.protocol["seed"])
         estimates |= pooled(arrays, baseline_arrays)
     found = {name: values[name] for values in (scored, weighed) for name in REALISED if values.get(name) is not None}
+    found |= _decoded(attempt, scored)
     record = replace(
         _frame(attempt, Status.DIVERGED if diverged else Status.OK),
         reason=diverged,
@@ -109,11 +121,16 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
             **_floor(of_baseline),
         },
         block_nll=() if diverged else _block_nll(arrays),
-        flags=tuple(_flags(attempt, weighed)),
+        flags=tuple(_flags(attempt, {**scored, **weighed, **found})),
     )
     if implausible(record):
         record = replace(record, flags=(*record.flags, IMPLAUSIBLE))
     return record, _packed(_raw(rounds, baseline_rounds, arrays, baseline_arrays))
+
+
+def _set_up_otherwise(attempt: Attempt) -> list[str]:
+    sides = (attempt.candidate, attempt.speed_baseline)
+    return unlike(*(side.rounds if side else () for side in sides))
 
 
 def _frame(attempt: Attempt, status: Status) -> Record:
@@ -178,18 +195,37 @@ def _block_nll(arrays: Arrays) -> tuple[float, ...]:
     return figures.block_losses(arrays["token_nll"])
 
 
-def _flags(attempt: Attempt, weighed: Values) -> Iterator[str]:
+def _decoded(attempt: Attempt, scored: Values) -> Values:
+    """Return how far the tokens that were timed are from those that the scored model chooses, and how far they may be.
+
+    Nothing of what decodes none.
+    """
+    rounds = attempt.built.rounds
+    gap = decoded.worst(rounds)
+    if gap is None:
+        return {}
+    coarse = bool(scored.get("batch_dependent") or rounds[0].get("coarse"))
+    return {"decode_gap": round(gap, 6), "decode_gap_allowed": decoded.allowed(coarse)}
+
+
+def _flags(attempt: Attempt, found: Values) -> Iterator[str]:
+    """Yield the flags of a row, from what was found of it: its samples that no round changes, and conclusions."""
     assert attempt.speed_baseline is not None
     if any(_unsteady(member.rounds) for member in (attempt.built, attempt.speed_baseline)):
         yield UNSTEADY
-    if contention(attempt.built.rounds) > MOST_CONTENTION:
+    if any(contention(member.rounds) > MOST_CONTENTION for member in (attempt.built, attempt.speed_baseline)):
         yield CONTENDED
     if any(_warming(member.rounds) for member in (attempt.built, attempt.speed_baseline)):
         yield WARMING
     if attempt.built.artifact.info.get(GRID_FLATTERED):
         yield GRID_FLATTERED
-    if weighed.get("mismatches"):
+    if found.get("mismatches"):
         yield NOT_REALISED
+    by_layer = any(str(each).startswith(DECODES_OTHERWISE) for each in found.get("mismatches", ()))
+    if by_layer or found.get("decode_gap", 0.0) > found.get("decode_gap_allowed", 0.0):
+        yield DECODES_OTHERWISE
+    if found.get("causal") is False:
+        yield NOT_CAUSAL
 
 
 def _unsteady(rounds: Sequence[Values]) -> bool:
@@ -210,6 +246,7 @@ def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, b
     """Return all samples by name: timings (rounds, n) in seconds, quality (tokens,) or (items,), the baseline's too.
 
     interleaved: (rounds,); turns: (rounds, turns, 3), what `squeeze.probes.turns.pressure` gave as each turn began.
+    gaps: (rounds, rows, tokens), of the candidate alone, what `squeeze.probes.teacher_forced` gave.
     """
     raw = {name: _compact(array) for name, array in arrays.items() if not name.startswith(FLOOR)}
     raw |= {f"baseline_{name}": _compact(array) for name, array in baseline_arrays.items() if _is_kept(name)}
@@ -221,6 +258,9 @@ def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, b
                     [values["turns"][f"{kind}/{batch}"] for values in timings]
                 )
         raw[f"{prefix}interleaved"] = np.array([bool(values["interleaved"]) for values in timings])
+    for step in rounds[0].get("gaps", {}):
+        name = "gaps_{}_b{}".format(*step.split("/"))
+        raw[name] = np.array([values["gaps"][step] for values in rounds], dtype=np.float32)
     return raw
 
 

@@ -40,7 +40,7 @@ class Baselines:
             try:
                 self._known[baseline.key] = Measured(baseline, log, stages.build(self.shop, baseline, log))
             except StageError as failed:
-                self._known[baseline.key] = of_baseline(failed)
+                self._known[baseline.key] = _verdict(failed)
         return self._sound(baseline)
 
     def scored(self, cell: Cell, dtype: str) -> Measured:
@@ -50,7 +50,7 @@ class Baselines:
             try:
                 self._known[member.cell.key] = replace(member, scoring=stages.score(self.shop, member, None))
             except StageError as failed:
-                self._known[member.cell.key] = of_baseline(failed)
+                self._known[member.cell.key] = _verdict(failed)
         return self._sound(member.cell)
 
     def rivals(self, cell: Cell, fingerprint: str) -> list[Measured]:
@@ -65,7 +65,7 @@ class Baselines:
             try:
                 members.append(self.built(cell, dtype))
             except StageError as failed:
-                failure = failed
+                failure = _verdict(failed)
         if not members:
             raise failure
         return members
@@ -99,6 +99,13 @@ def of_baseline(failed: StageError) -> StageError:
     """Return the same failure, said to be the baseline's."""
     reason = failed.failure.reason
     return StageError(replace(failed.failure, reason=f"baseline: {reason.removeprefix('baseline: ')}"))
+
+
+def _verdict(failed: StageError) -> StageError:
+    """Return a baseline's failure, to be kept. Raises it where it is no verdict: the next cell may fare better."""
+    if failed.failure.status is None:
+        raise of_baseline(failed) from failed
+    return of_baseline(failed)
 
 
 def _keep(choice: Path, words: Mapping[str, str]) -> None:

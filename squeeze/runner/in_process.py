@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 from squeeze.artifacts import keys
 from squeeze.core import environment
+from squeeze.core.scratch import Scratch
 from squeeze.probes import samples
 from squeeze.records.record import Record, Status
 from squeeze.records.sanitize import public
@@ -22,6 +22,7 @@ from squeeze.request import expand
 from squeeze.request.cell import Cell
 from squeeze.runner.assemble import assemble
 from squeeze.runner.attempt import Attempt
+from squeeze.runner.jobs.executor import SCRATCH
 from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, status_of
 from squeeze.runner.results import Artifact, Measured, Process, Scoring
@@ -37,7 +38,7 @@ class InProcess:
 
     cells: Sequence[Cell]
     results: Path
-    _scratch: TemporaryDirectory[str] = field(default_factory=lambda: TemporaryDirectory(prefix="squeeze-"))
+    _scratch: Scratch = field(default_factory=lambda: Scratch.make(SCRATCH))
 
     @classmethod
     def of(cls, overrides: Sequence[str], results: Path, conf_dir: Path | None = None) -> InProcess:
@@ -64,7 +65,7 @@ class InProcess:
         artifact_of(job.cell)
 
     def records(self, failures: Mapping[Path, BaseException]) -> Iterator[Record]:
-        """Write the record of each cell that was measured or failed, and yield it.
+        """Write the record of each cell that was measured or failed, and yield it; a fault of the environment is none.
 
         failures: the first exception of a job, by the job's ``out``.
         """
@@ -72,8 +73,10 @@ class InProcess:
         store.prepare()
         place = environment.describe()
         for cell in self.cells:
-            attempt = Attempt.begin(cell, store, place)
             failure = self._failure(cell, failures)
+            if failure is not None and failure.status is None:
+                continue
+            attempt = Attempt.begin(cell, store, place)
             if failure is None:
                 if not (self._is_measured(cell) and self._is_measured(_baseline(cell))):
                     continue  # only some of the benches were asked for
@@ -85,16 +88,18 @@ class InProcess:
 
     def close(self) -> None:
         """Remove the samples; records keep what they need of them."""
-        self._scratch.cleanup()
+        self._scratch.remove()
 
     def _job(self, cell: Cell, stage: Literal["latency", "quality"]) -> Job:
         job, baseline = Job(cell, _folder(cell), stage, self._out(cell, stage)), _baseline(cell)
-        if stage == "latency" or cell.key == baseline.key:
+        if stage == "latency":
+            return replace(job, baseline_artifact=_folder(baseline))
+        if cell.key == baseline.key:
             return job
         return replace(job, baseline=self._out(baseline, stage), baseline_artifact=_folder(baseline))
 
     def _out(self, cell: Cell, stage: str) -> Path:
-        return Path(self._scratch.name) / cell.key / stage
+        return self._scratch.path / cell.key / stage
 
     def _is_measured(self, cell: Cell) -> bool:
         return all((self._out(cell, stage) / samples.JSON_NAME).exists() for stage in STAGES)

@@ -1,45 +1,119 @@
-"""Know what a run was asked for, what of it has its record, what is still to do, and what of it lacks a control.
+"""Know what runs were asked for, what of it has its record, what is still to do, and what of it lacks a control.
 
-The request is kept beside its results, so that ``squeeze resume`` needs no arguments. Imports no torch.
+Each run keeps what it sets out to measure in a file of its own beside the results, so that ``squeeze resume`` needs no
+arguments and finishes all of them. Imports no torch.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from squeeze.artifacts.keys import artifact_key
 from squeeze.core import environment
-from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.core.disk import is_full_disk
+from squeeze.core.errors import IntegrityError, SqueezeError, TransientError
 from squeeze.core.files import write_atomically
 from squeeze.records.record import PROCESS, Record, Row, Status, counting
+from squeeze.records.store import warn
 from squeeze.request.cell import Cell
 
-NAME = "plan.json"
+FOLDER = "plans"
+FORMER = "plan.json"  # of versions that kept the last run's cells alone
 
 
-def save(cells: Sequence[Cell], results: Path) -> None:
-    """Keep the cells, resolved as they are now. Raises SqueezeError when the folder cannot be written."""
-    try:
-        write_atomically(results / NAME, json.dumps([cell.to_json() for cell in cells]).encode())
-    except OSError as error:
-        raise SqueezeError(f"{results / NAME} cannot be written: {error.strerror}; choose another --results") from error
+@dataclass(frozen=True)
+class Plan:
+    """Hold what a run set out to measure. started: when, in UTC, as ISO 8601; empty where that was not kept."""
+
+    cells: Sequence[Cell]
+    started: str = ""
 
 
-def load(results: Path) -> list[Cell]:
-    """Return the cells of the last run into this folder, in its order.
+def save(cells: Sequence[Cell], results: Path) -> Path:
+    """Keep the cells that a run sets out to measure now, resolved as they are now; return the file.
 
-    Raises SqueezeError when there was none, IntegrityError when its plan is unreadable.
+    Raises SqueezeError when the folder cannot be written, TransientError when the disk is full.
     """
-    path = results / NAME
+    now = datetime.now(UTC)
+    path = results / FOLDER / f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.json"
+    content = {"started": now.isoformat(timespec="seconds"), "cells": [cell.to_json() for cell in cells]}
     try:
-        return [Cell.from_json(data) for data in json.loads(path.read_bytes())]
-    except FileNotFoundError as error:
-        raise SqueezeError(f"{results}: nothing to resume; start with `squeeze run`") from error
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise IntegrityError(f"{path} is no plan of cells; name the cells again with `squeeze run`") from error
+        write_atomically(path, json.dumps(content).encode())
+    except OSError as error:
+        if is_full_disk(error):
+            raise TransientError(f"{path} cannot be written: the disk is full; free some space") from error
+        raise SqueezeError(f"{path} cannot be written: {error.strerror}; choose another --results") from error
+    return path
+
+
+def load(results: Path, report: Callable[[Path, str], None] = warn) -> list[Plan]:
+    """Return the plans of all runs into this folder, the earliest first.
+
+    report(path, why): hears of those that are not readable. Raises SqueezeError when there is none,
+    IntegrityError when none is readable.
+    """
+    paths = [results / FORMER, *sorted((results / FOLDER).glob("*.json"))]
+    paths = [path for path in paths if path.is_file()]
+    if not paths:
+        raise SqueezeError(f"{results}: nothing to resume; start with `squeeze run`")
+    plans = []
+    for path in paths:
+        try:
+            plans.append(_read(path))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            damaged = f"{path} is no plan of cells; name the cells again with `squeeze run`"
+            report(path, "it is no plan of cells; name the cells again with `squeeze run`")
+    if not plans:
+        raise IntegrityError(damaged)
+    return plans
+
+
+def unfinished(plans: Iterable[Plan], records: Iterable[Record], *, retry: bool) -> list[Cell]:
+    """Return the cells, each once, of which no record has come since a run set out to measure them.
+
+    A record counts wherever and with whatever version it was made: the cell was asked for once, and measured. A newest
+    record of a failure counts, too, unless ``retry``.
+    """
+    newest: dict[str, Record] = {}
+    for record in records:
+        known = newest.get(record.key)
+        if record.isolation == PROCESS and (known is None or known.finished <= record.finished):
+            newest[record.key] = record
+    asked = ((cell, newest.get(cell.key), plan.started) for plan in plans for cell in plan.cells)
+    left = {
+        cell.key: cell
+        for cell, record, since in asked
+        if record is None or record.finished < since or (retry and record.status is not Status.OK)
+    }
+    return list(left.values())
+
+
+def measurable(cells: Iterable[Cell], report: Callable[[str], None]) -> list[Cell]:
+    """Return the cells whose artifact can be named today; ``report(line)`` hears of the others.
+
+    One that was asked for long ago, of a local model that is gone, must not keep the rest from being measured.
+    """
+    left = []
+    for cell in cells:
+        try:
+            artifact_key(cell)
+        except SqueezeError as error:
+            report(f"{cell.label} is passed over: {error}")
+        else:
+            left.append(cell)
+    return left
+
+
+def _read(path: Path) -> Plan:
+    content = json.loads(path.read_bytes())
+    cells, started = (content, "") if isinstance(content, list) else (content["cells"], str(content["started"]))
+    return Plan([Cell.from_json(data) for data in cells], started)
 
 
 def row_of(cell: Cell, place: Mapping[str, Any]) -> Row:

@@ -2,7 +2,8 @@
 
 Cells that can share a baseline are worked on in blocks. For each block: build what the cache lacks, score quality once
 per artifact, find which dtype of the uncompressed model is the one to beat, then time fresh processes in rounds.
-Whatever happens to one cell ends in its record and leaves the others alone.
+Whatever happens to one cell ends in its record and leaves the others alone. What happens to the environment is no
+verdict on a cell, which then stays pending, without a record.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ from typing import Any
 import psutil
 
 from squeeze.core import environment
+from squeeze.core.errors import PENDING
 from squeeze.records.roofline import Machine
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
-from squeeze.runner import rounds, stages, timing
+from squeeze.runner import plan, rounds, stages, timing
 from squeeze.runner.assemble import assemble
 from squeeze.runner.attempt import Attempt
 from squeeze.runner.baselines import Baselines, of_baseline
+from squeeze.runner.claims import Claims, names
 from squeeze.runner.jobs.display import Display
 from squeeze.runner.jobs.executor import Executor, device_lock
 from squeeze.runner.jobs.launcher import WORKER
 from squeeze.runner.jobs.outcome import Failure, StageError
-from squeeze.runner.plan import pending
+from squeeze.runner.jobs.surroundings import explained
+from squeeze.runner.quiet import see_to_quiet
 from squeeze.runner.results import Measured, Process, Scoring
 
 INTERRUPTED = 130
@@ -37,32 +41,51 @@ ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGINT too: a shell'
 
 
 def run(
-    cells: Sequence[Cell], results: Path, *, resume: bool = True, retry: bool = False, command: Sequence[str] = WORKER
+    cells: Sequence[Cell],
+    results: Path,
+    *,
+    resume: bool = True,
+    retry: bool = False,
+    quiet: float | None = None,
+    command: Sequence[str] = WORKER,
 ) -> int:
-    """Measure the cells; each ends in one record below ``results``. Returns 0, or 130 when it was interrupted.
+    """Measure the cells; each ends in one record below ``results``, made by this run or by another at the same time.
 
     resume: pass over the cells that have a record; retry: but not over those whose record is of a failure.
-    command: how a worker is started. Raises SqueezeError when the results folder or the cache cannot be written to:
-    before any work or, when the disk fills up, with every record so far in place.
+    quiet: minutes to wait until no other program uses the processors; None to warn of them. command: how a worker is
+    started. Returns 0; 75 when cells are left pending, which a fault of the environment kept from being measured; 130
+    when it was interrupted. Raises SqueezeError when the results folder or the cache cannot be written to, before any
+    work, and when others are still at work after ``quiet`` minutes; TransientError, with every record so far in place,
+    when a disk fills up or the cache is removed.
     """
     store = RecordStore(results)
     store.prepare()
-    place = environment.describe()
-    wanted = pending(cells, store.records() if resume else (), place, retry=retry)
+    place, known = environment.describe(), names(store.folder)
+    wanted = plan.pending(cells, store.records() if resume else (), place, retry=retry)
     if not wanted:
         print(f"nothing to do: all {len(cells)} cells have their record in {results}", file=sys.stderr)
         return 0
+    see_to_quiet(quiet)
+    plan.save(wanted, results)
     rounds_each = max(cell.protocol["rounds"] for cell in wanted)
     display = Display(len(wanted), {"build": 1, "quality": 1, "latency": rounds_each})
     try:
-        with _ending_as_interrupts(), display, Executor(results, display, command) as shop:
+        with (
+            _ending_as_interrupts(),
+            explained(results),
+            display,
+            Executor(results, display, command) as shop,
+            Claims(store, place, display, known) as claims,
+        ):
             work = _Run(store, shop, place, Baselines(shop, store))
-            for block in rounds.blocks(wanted):
+            for block in claims.blocks(wanted):
                 work.measure(block)
     except KeyboardInterrupt:
         display.say(f"interrupted: {display.done} of {len(wanted)} cells measured; `squeeze resume` measures the rest")
         return INTERRUPTED
-    return 0
+    if display.left:
+        display.say(f"{display.left} of {len(wanted)} cells are pending: `squeeze resume` measures them")
+    return PENDING if display.left else 0
 
 
 @dataclass
@@ -166,6 +189,10 @@ class _Run:
         return self.machines[threads]
 
     def _finish(self, attempt: Attempt, failure: Failure | None = None) -> None:
+        """Write the record of an attempt, unless it failed in a way that is no verdict."""
+        if failure is not None and failure.status is None:
+            self.shop.display.leave(attempt.cell.label, attempt.cell.key, f"{failure.reason} (in {failure.stage})")
+            return
         record = self.store.write(*assemble(attempt, failure))
         self.shop.display.finish(attempt.cell.label, record)
 

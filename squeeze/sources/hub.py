@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from squeeze.core import cache
-from squeeze.core.errors import SqueezeError
+from squeeze.core.errors import SqueezeError, TransientError
 from squeeze.core.hashing import digest
 from squeeze.core.progress import progress
 
@@ -100,7 +100,7 @@ def _in_one_line(repository: str, revision: str) -> Iterator[None]:
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise SqueezeError(f"hf:{repository} at {revision}: the hub knows no such repository or commit") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError) as error:
-        raise SqueezeError(
+        raise TransientError(
             f"hf:{repository}: no network: the hub cannot be reached and the cache does not hold it;"
             " connect once, or take models and texts that come from the package index (smollm2_135m)"
         ) from error

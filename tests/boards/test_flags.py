@@ -26,10 +26,19 @@ def test_a_flag_that_nobody_explained_stands_for_itself_and_in_one_line():
 
 def test_every_flag_of_records_has_its_words():
     named = {records.CONTENDED, records.UNSTEADY, records.WARMING, records.GRID_FLATTERED, records.NOT_REALISED}
-    assert named == flags.WORDS.keys()
+    assert named | {*records.UNRANKED} == flags.WORDS.keys()
 
 
 def test_a_failed_verdict_has_its_reason_below():
-    few = record(cell("rtn", "q", {"bits": 4}), {"decode_speedup": Estimate(3.0, n=2)})
-    frame = table([few]).assign(name=["rtn-4"])
-    assert list(flags.explained(frame)) == ["? decode_speedup: 2 rounds, 5 are needed (rtn-4)"]
+    few = {"decode_speedup": Estimate(3.0, n=2), "ttft_speedup": Estimate(0.9, n=2)}
+    frame = table([record(cell("rtn", "q", {"bits": 4}), few)]).assign(name=["rtn-4"])
+    [told] = flags.explained(frame)
+    assert told.startswith("? ")
+    assert set(told[2:].partition(" (")[0].split(", ")) == {"decode_speedup", "ttft_speedup"}
+    assert told.endswith(" (rtn-4): 2 rounds, 5 are needed")
+
+
+def test_a_verdict_that_a_flag_prevents_is_told_once():
+    fast = {"decode_speedup": Estimate(3.0, 2.0, 4.0, 1e-9, 8)}
+    frame = table([record(cell("rtn", "q", {"bits": 4}), fast, flags=("warming",))]).assign(name=["rtn-4"])
+    assert list(flags.explained(frame)) == [f"* warming (rtn-4): {flags.WORDS['warming']}"]

@@ -40,6 +40,9 @@ def test_a_row_that_is_not_believed_is_not_picked(results, capsys):
     )
     _, rows = picked(capsys, results, ["bytes=113M"], [], "perplexity")
     assert list(rows) == ["rtn-4-row", "rtn-3-g64", "rtn-2-g64"]
+    RecordStore(results).write(replace(smoke_records()[8], flags=("decode != score",), attempt="f" * 32))
+    _, rows = picked(capsys, results, ["bytes=113M"], [], "perplexity")
+    assert list(rows) == ["rtn-3-g64", "rtn-2-g64"]
 
 
 def test_bounds_hold_from_both_sides_and_a_row_without_the_figure_is_left_out(results, capsys):

@@ -158,6 +158,21 @@ def test_rows_that_warm_up_and_too_few_rounds_have_no_speed_verdict_but_a_reason
     }
 
 
+@pytest.mark.promise(16)
+@pytest.mark.parametrize(
+    ("flag", "speed", "perplexity"), [("decode != score", "?", "worse"), ("not causal", "faster", "?")]
+)
+def test_a_row_whose_speed_or_quality_is_another_models_has_no_rank_and_no_such_verdict(flag, speed, perplexity):
+    honest = smoke_records()
+    timed = {**honest[6].estimates, "decode_speedup": Estimate(3.0, 2.9, 3.1, p_value=1e-6, n=8)}
+    frame = tabulate([*honest[:6], replace(honest[6], flags=(flag,), estimates=timed), *honest[7:]]).set_index("label")
+    cheat, next_one = frame.loc["smollm2_135m-rtn-4-g64"], frame.loc["smollm2_135m-bnb_fp4-4"]
+    assert pd.isna(cheat[["rank", "rank_low", "rank_high", "group"]]).all()
+    assert (cheat["decode_speedup_verdict"], cheat["perplexity_delta_verdict"]) == (speed, perplexity)
+    assert f": {flag}" in cheat["verdict_reason"]
+    assert next_one["rank_high"] == 6  # it weighs on no other row: 7 where both have a rank
+
+
 def test_unsteady_times_inform_and_take_no_verdict_away():
     rows = tabulate([with_speedup(2, 3.0, 1e-9, flags=("unsteady",))])
     assert rows["decode_speedup_verdict"].tolist() == ["faster"]

@@ -1,12 +1,14 @@
 import pytest
+from rich.console import Console
 
-from squeeze.boards.terminal import show, show_literature
+from squeeze.boards.table import read
+from squeeze.boards.terminal import show, show_literature, show_rows
 from squeeze.cli import main
 from squeeze.core.errors import SqueezeError
 from squeeze.records.record import Estimate
 from squeeze.records.store import RecordStore
 from squeeze.request.expand import cells
-from tests.fabricated import record, smoke_records
+from tests.fabricated import cell, record, smoke_records
 
 
 @pytest.fixture
@@ -101,3 +103,37 @@ def test_margins_are_asked_for_on_the_command_line_and_named_below_the_board(res
     for command in (["board", *place], ["collate", str(results)], ["compare", "a", "b", *place]):
         assert main([*command, "--margin", "sped=0.1"]) == 2
         assert "expected NAME=NUMBER above 0, NAME one of speed, perplexity, accuracy, kl" in capsys.readouterr().err
+
+
+def test_costs_of_two_recipes_are_not_added_up_under_one_label(results, capsys):
+    store = RecordStore(results)
+    for samples in (8, 128):
+        calibration = {"name": "wikipedia", "samples": samples}
+        own = cell("gptq", "quantization", {"bits": 4}, calibration=calibration)
+        store.write(record(own, stages={"build": 1.0 * samples}))
+    show(results, costs=True)
+    rows = {row.split()[0]: row.split()[-1] for row in capsys.readouterr().out.splitlines() if "gptq" in row}
+    names = ("smollm2_135m-gptq-4@samples=8", "smollm2_135m-gptq-4@samples=128")
+    assert [rows[name] for name in names] == ["8.0", "128.0"]
+
+
+def test_a_narrow_terminal_shows_flags_in_words_and_points_at_no_file(results, monkeypatch, capsys):
+    flagged = record(cell("hqq", "quantization", {"bits": 4}), flags=("grid_flattered",))
+    RecordStore(results).write(flagged)
+    monkeypatch.setattr("squeeze.boards.terminal.console", lambda: Console(highlight=False, width=80))
+    show(results)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "* grid_flattered (hqq-4): the uncompressed weights lie on a grid" in " ".join(out.split())
+    assert "leaderboard.csv" not in out
+
+
+def test_of_a_run_its_rows_stand_beside_the_baseline_and_the_rest_is_counted(results, capsys):
+    frame = read(results)
+    keys = set(frame["key"][frame["technique"].isin(["rtn", "bnb_int8"])])
+    show_rows(frame, keys, most=3)
+    out = capsys.readouterr().out
+    assert "none-bfloat16" in out
+    assert "torch_dynamic" not in out
+    assert "bnb_int8-3: unsupported" in out
+    assert "4 more rows: `squeeze board` shows all" in out

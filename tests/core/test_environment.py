@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -157,3 +158,23 @@ def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monke
     gpus = environment.hardware()["gpus"]
     assert [gpu["uuid"] for gpu in gpus] == ["GPU-1", "GPU-2"]
     assert gpus[0]["driver_version"] == "550.1"
+
+
+@pytest.mark.promise(17)
+def test_asking_for_the_commit_writes_nothing_into_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``git status`` would refresh the index; killed meanwhile, it would leave the checkout locked."""
+    (tmp_path / "squeeze").mkdir()
+    file = tmp_path / "squeeze" / "__init__.py"
+    file.write_text("")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    os.utime(file, (1, 1))  # the index is stale
+    monkeypatch.setattr("squeeze.__file__", str(file))
+    before = (tmp_path / ".git" / "index").read_bytes()
+    found = environment.code()
+    assert found["dirty"] is False
+    assert len(found["commit"]) == 40
+    assert (tmp_path / ".git" / "index").read_bytes() == before

@@ -19,12 +19,24 @@ from squeeze.core.cache import sealed
 from squeeze.records.record import Record
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
+from squeeze.runner import plan
 from squeeze.runner.jobs.launcher import environment_with
 from squeeze.runner.run import run
 from squeeze.sources.corpora import corpus_hash
 
 WORKER = (sys.executable, str(Path(__file__).with_name("worker.py")))
 JOBS = "SQUEEZE_TEST_JOBS"
+RUNNER = """
+import json, sys
+from squeeze.core.errors import PENDING, TransientError
+from tests.faults.sweeps import *
+cells = [Cell.from_json(data) for data in json.loads(sys.stdin.read())]
+try:
+    sys.exit(run(cells, Path(sys.argv[1]), command=WORKER))
+except TransientError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(PENDING)
+"""
 
 MODEL = {"name": "tiny", "source": "random:llama", "seed": 0, "kind": "causal_lm", "dtype": "bfloat16"}
 RUNTIME = {"name": "eager", "device": "cpu", "threads": 1, "_target_": "eager.Eager"}
@@ -82,6 +94,17 @@ def run_made_up(cells: Sequence[Cell], results: Path, **options: Any) -> dict[st
     return records(results)
 
 
+def resume(results: Path, *, retry: bool = False) -> int:
+    """What ``squeeze resume`` does; its exit code."""
+    left = plan.unfinished(plan.load(results), RecordStore(results).records(), retry=retry)
+    return run(left, results, resume=False, retry=retry, command=WORKER) if left else 0
+
+
+def mend() -> None:
+    """Let the faults that techniques are named for happen no more."""
+    Path(os.environ[JOBS]).with_name("mended").touch()
+
+
 def records(results: Path) -> dict[str, Record]:
     """All records, by technique. Fails on an unreadable one."""
 
@@ -99,16 +122,10 @@ def jobs() -> Counter[str]:
 
 
 def start_in_the_background(cells: Sequence[Cell], results: Path) -> subprocess.Popen[bytes]:
-    """A runner of its own, which can be killed."""
-    program = (
-        "import json, sys; from pathlib import Path; from squeeze.request.cell import Cell;"
-        "from tests.faults.sweeps import *;"
-        "cells = [Cell.from_json(data) for data in json.loads(sys.stdin.read())];"
-        "sys.exit(run(cells, Path(sys.argv[1]), command=WORKER))"
-    )
+    """A runner of its own, which can be killed; it ends as the command line does."""
     with (results.parent / "stderr").open("ab") as messages:
         runner = subprocess.Popen(
-            [sys.executable, "-c", program, str(results)],
+            [sys.executable, "-c", RUNNER, str(results)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=messages,

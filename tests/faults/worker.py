@@ -1,7 +1,7 @@
 """A worker whose jobs compute nothing: they leave made-up output at once, or go wrong as their cell's technique says.
 
-A technique (of a baseline: a model) called ``FAULT@STAGE`` goes wrong in that stage: ``segfault@build``. Every job that
-is begun adds a line to the file that SQUEEZE_TEST_JOBS names.
+A technique (of a baseline: a model) called ``FAULT@STAGE`` goes wrong in that stage: ``segfault@build``; no more once
+there is a file ``mended`` beside the one that SQUEEZE_TEST_JOBS names. Every job that is begun adds a line to that one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import ctypes
 import json
 import math
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,7 +44,7 @@ def perform(path: Path, gate: int | None) -> int:
     name = job.cell.technique["name"] if job.cell.technique["steps"] else job.cell.model["name"]
     fault, _, stage = name.partition("@")
     stage = stage.partition("-")[0]
-    if stage == job.stage:
+    if stage == job.stage and not Path(os.environ["SQUEEZE_TEST_JOBS"]).with_name("mended").exists():
         if fault == "empty":
             return 0
         if fault in FAULTS:
@@ -170,6 +172,42 @@ def _kill_neighbour() -> None:
         other.kill()
 
 
+def _kill_once() -> None:
+    mark = Path(os.environ["SQUEEZE_TEST_JOBS"] + ".killed")
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_twice() -> None:
+    """Kill the first attempt, and the second that is made of it."""
+    with Path(os.environ["SQUEEZE_TEST_JOBS"] + ".killed").open("a") as marks:
+        marks.write("!")
+        marks.flush()
+        if marks.tell() <= 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _no_room() -> None:
+    """Let every further write fail as on a full disk: of samples, of the log, of a last word."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def _full() -> NoReturn:
+    """Fail as Rust's safetensors does."""
+    raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def _remove_cache() -> NoReturn:
+    shutil.rmtree(os.environ["SQUEEZE_CACHE"])
+    raise ValueError("the file that was to be read is no file")
+
+
+def _stop_worker() -> None:
+    os.kill(os.getppid(), signal.SIGSTOP)
+    time.sleep(60)
+
+
 def _segfault() -> None:
     ctypes.string_at(0)
 
@@ -179,6 +217,14 @@ FAULTS = {
     "exit": lambda: os._exit(3),
     "segfault": _segfault,
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "kill_once": _kill_once,
+    "kill_twice": _kill_twice,
+    "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "stop_worker": _stop_worker,
+    "no_room": _no_room,
+    "full": _full,
+    "remove_cache": _remove_cache,
     "kill_worker": lambda: os.kill(os.getppid(), signal.SIGKILL) or time.sleep(60),
     "hang": _hang,
     "kill_neighbour": _kill_neighbour,

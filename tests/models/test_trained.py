@@ -28,7 +28,7 @@ first of them was opened in 1824 and employed more than two hundred people, most
 area. After the railway was completed in 1861, the population of the town increased from 4,000 to nearly 20,000, and a
 number of schools, churches and a public library were established. The church of Saint Mary, which stands on the main
 street, was designed by a local architect and was finished in 1879. It is built of stone and has a tower at its western
-end. During the Second World War the town was used as a base by the army, and several of the old buildings were destroyed
+end. During the Second World War the town was used as a base by the army, and several old buildings were destroyed
 by fire. Most of the mills were closed in the years that followed, and many of the people who had worked there moved to
 the larger cities in the south. In 1974 the county council decided to turn the oldest of the mills into a museum, which
 was opened to the public three years later and has been visited by more than a million people since. The museum has a

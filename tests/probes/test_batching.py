@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from squeeze.models.architecture import block_linears, replace, weight
-from squeeze.probes.batching import batch_dependent, takes_branches
+from squeeze.probes.batching import batch_dependent, row_dependent, takes_branches
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.quantization.torch_dynamic import TorchDynamic
@@ -46,6 +46,7 @@ def test_weights_of_few_bits_change_nothing(bits: int) -> None:
 def test_activations_with_one_scale_a_call_are_flagged() -> None:
     model = TorchDynamic(per_channel=True, activation_bits=7).apply(tiny_subject("llama"), NO_DATA).model
     assert batch_dependent(model)
+    assert row_dependent(model)
 
 
 def test_outliers_set_apart_for_the_whole_call_are_flagged() -> None:
@@ -53,6 +54,7 @@ def test_outliers_set_apart_for_the_whole_call_are_flagged() -> None:
     for name, layer in block_linears(model).items():
         replace(model, name, OutliersApart(layer))
     assert batch_dependent(model)
+    assert row_dependent(model)
 
 
 def test_a_diverged_model_is_not_taken_for_a_batch_dependent_one() -> None:

@@ -4,15 +4,62 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from squeeze.probes import latency
+from squeeze.probes.latency import Prompts
 
 
-@pytest.mark.parametrize(("warmup", "expected"), [(2, 12 + 16), (1, 12 + 9)])
+@pytest.mark.parametrize(("warmup", "expected"), [(2, 12 + 1 + 16), (1, 12 + 1 + 9)])
 def test_positions_suffice_for_timing_and_for_warming_up(warmup: int, expected: int) -> None:
     assert latency.positions({"prompt_tokens": 12, "decode_tokens": 9, "warmup_rounds": warmup}) == expected
+
+
+LATENCY = {"prompt_tokens": 128, "prefill_repeats": 4, "batch_sizes": [1, 8]}
+TEXT = torch.arange(latency.pool(LATENCY))
+
+
+def drawn(round_number: int, seed: int = 0) -> dict[tuple[str, int, int], torch.Tensor]:
+    prompts = Prompts(TEXT, LATENCY, seed, round_number)
+    calls = [(use, batch, number) for use in ("prefill", "decode") for batch in (1, 8) for number in range(-16, 8)]
+    return {call: prompts.draw(*call) for call in calls}
+
+
+@pytest.mark.promise(19)
+def test_no_prompt_is_read_twice_and_all_members_of_a_round_read_the_same(figure: Callable[[str], None]) -> None:
+    rounds = [drawn(number) for number in range(8)]
+    for each in rounds:
+        texts = {tuple(prompt[0, :8].tolist()) for (_, batch, _), prompt in each.items() if batch == 1}
+        assert len(texts) == len(each) / 2
+    begun = [[int(prompt[0, 0]) for prompt in each.values()] for each in rounds]
+    assert all(np.mean(np.equal(begun[0], other)) < 0.2 for other in begun[1:])
+    again = drawn(3)
+    assert all(torch.equal(again[call], prompt) for call, prompt in rounds[3].items())
+    assert not all(torch.equal(prompt, rounds[3][call]) for call, prompt in drawn(3, seed=1).items())
+    figure(f"{len(texts)} calls of a process read {len(texts)} different texts, other ones in each of 8 rounds")
+
+
+def test_prompts_are_on_average_as_long_as_the_protocol_says_and_warming_up_has_both_lengths() -> None:
+    away = set()
+    for number in range(32):
+        lengths = {call: prompt.shape[1] for call, prompt in drawn(number).items()}
+        timed = [lengths["prefill", 1, at] for at in range(4)]
+        assert np.mean(timed) == 128
+        assert timed[0] != timed[1]
+        assert {lengths["prefill", 1, -1], lengths["prefill", 1, -2]} == {*timed}
+        assert lengths["prefill", 8, 0] == timed[0]
+        away |= {length - 128 for length in timed}
+    assert away == {-2, -1, 1, 2}
+    assert latency.positions({**LATENCY, "decode_tokens": 64, "warmup_rounds": 1}) == 128 + 2 + 64
+
+
+def test_an_encoder_is_given_no_more_than_it_takes() -> None:
+    prompts = Prompts(TEXT, LATENCY, 0, 0, most=128)
+    assert max(prompts.draw("encode", 1, number).shape[1] for number in (0, 1)) == 128
+    assert prompts.nominal().shape == (8, 128)
 
 
 def ticking(durations: list[float]) -> Callable[[], float]:

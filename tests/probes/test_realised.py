@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from squeeze.artifacts import format as artifact
-from squeeze.layers.contract import count_parameters, live_bytes
+from squeeze.layers.contract import count_parameters, dtype_name, live_bytes
 from squeeze.layers.int8 import Int8Linear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes import realised, size
+from squeeze.probes.recount import weights_by_layer
 from squeeze.runtimes.eager import Eager
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
@@ -19,20 +20,31 @@ from squeeze.techniques.quantization.bitsandbytes import LLMInt8
 from squeeze.techniques.quantization.kmeans import KMeans
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.quantization.torch_dynamic import TorchDynamic
-from tests.tiny import ARCHITECTURES, tiny_subject
+from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
 EAGER = Eager("cpu", 1)
 PROTOCOL = {"prompt_tokens": 16, "batch_sizes": [1, 4]}
+TEXT = (torch.arange(64) * 7 % 251)[None]
 
 
-def loaded(subject: Subject, folder: Path) -> dict[str, object]:
-    artifact.save(subject, folder)
-    return realised.figures(EAGER.load(folder), size.figures(folder)["bytes"], PROTOCOL)
+def loaded(subject: Subject, folder: Path, name: str = "llama") -> dict[str, object]:
+    """The figures of a subject, against the tiny model of that name."""
+    artifact.save(subject, folder / "own")
+    artifact.save(tiny_subject(name, dtype_name(subject.model.dtype)), folder / "baseline")
+    weighed = size.figures(folder / "own", folder / "baseline")
+    return realised.figures(EAGER.load(folder / "own"), weighed, tiny_model(name), PROTOCOL, TEXT)
+
+
+def running(subject: Subject) -> dict[str, object]:
+    """The figures of a subject that was never saved."""
+    baseline = tiny_model("llama")
+    weighed = {"bytes": 0, "parameters": count_parameters(baseline)}
+    return realised.figures(EAGER.engine(subject), weighed, baseline, PROTOCOL, TEXT)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_an_uncompressed_model_has_none_of_the_three(name: str, tmp_path: Path) -> None:
-    found = loaded(tiny_subject(name), tmp_path)
+    found = loaded(tiny_subject(name), tmp_path, name)
     assert (found["bytes_real"], found["memory_real"], found["compute_real"]) == (False, False, False)
 
 
@@ -62,29 +74,27 @@ class Pretender(Int8Linear):
 
 def test_arithmetic_is_what_runs_not_what_a_layer_says() -> None:
     subject = tiny_subject("llama")
-    parameters = count_parameters(subject.model)
     for name, layer in architecture.block_linears(subject.model).items():
         architecture.replace(subject.model, name, Pretender.of(architecture.weight(layer), None))
-    found = realised.figures(EAGER.engine(subject.claiming(parameters=parameters, bits=8)), 0, PROTOCOL)
+    found = running(subject.claiming(bits=8))
     assert (found["compute_real"], found["arithmetic"]) == (False, "float32")
     assert found["mismatches"] == ["claimed products of integers, found floating point"]
 
 
 def test_a_librarys_arithmetic_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = LLMInt8(6.0).apply(tiny_subject("llama"), CalibrationText.empty())
-    found = realised.figures(EAGER.engine(subject), 0, PROTOCOL)
+    found = running(subject)
     assert (found["compute_real"], found["mismatches"]) == (True, [])
-    monkeypatch.setattr("squeeze.probes.realised.INTEGER", frozenset())  # as where the library falls back
-    found = realised.figures(EAGER.engine(subject), 0, PROTOCOL)
+    monkeypatch.setattr("squeeze.probes.arithmetic.INTEGER", frozenset())  # as where the library falls back
+    found = running(subject)
     assert found["compute_real"] is False
     assert found["mismatches"] == ["claimed products of integers, found floating point"]
 
 
-@pytest.mark.parametrize(("bits", "running"), [(2, 4), (3, 4), (4, 4), (8, 8)])
-def test_the_width_that_runs_is_the_kernels(bits: int, running: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "expected"), [(2, 4), (3, 4), (4, 4), (8, 8)])
+def test_the_width_that_runs_is_the_kernels(bits: int, expected: int, tmp_path: Path) -> None:
     subject = RoundToNearest(bits, 32, symmetric=True).apply(tiny_subject("gpt2", "bfloat16"), CalibrationText.empty())
-    assert realised.running_bits(subject.model) == bits
-    assert loaded(subject, tmp_path)["running_bits"] == running
+    assert loaded(subject, tmp_path, "gpt2")["running_bits"] == expected
 
 
 def test_a_sparse_file_that_runs_dense_is_no_memory_gain(tmp_path: Path) -> None:
@@ -125,7 +135,8 @@ def test_operations_equal_those_that_torch_counts(name: str) -> None:
     attention = 2 * 2 * 2 * 16 * 16 * 64 // 2  # two products, a multiply-add is two, layers, half masked
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(torch.zeros((3, 16), dtype=torch.int64), logits_to_keep=1)
-    assert realised.operations(model, tokens=16, batch=3) == 3 * (linear + attention)
+    weights = weights_by_layer(model, model)
+    assert realised.operations(model, weights, tokens=16, batch=3) == 3 * (linear + attention)
     assert counter.get_total_flops() == pytest.approx(3 * (linear + 2 * attention), rel=0.01)
 
 

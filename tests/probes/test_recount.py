@@ -23,7 +23,7 @@ NO_DATA = CalibrationText.empty()
 def counted(subject: Subject, folder: Path) -> tuple[Recount, list[str]]:
     artifact.save(subject, folder)
     stored = artifact.load(folder, prepare=False)
-    found = recount(folder, stored)
+    found = recount(folder, stored, artifact.skeleton(folder))
     return found, found.mismatches(stored.claims)
 
 

@@ -36,16 +36,16 @@ def test_kinds_add_up_to_the_folder(name: str, tmp_path: Path) -> None:
     subject = tiny_subject(name)
     artifact.save(subject, tmp_path)
     kinds = size.bytes_by_kind(tmp_path)
-    assert sum(kinds.values()) == on_disk(tmp_path) == size.figures(tmp_path)["bytes_on_disk"]
+    assert sum(kinds.values()) == on_disk(tmp_path) == size.figures(tmp_path, tmp_path)["bytes_on_disk"]
     assert kinds["weights"] == 4 * block_weights(subject) + (4 * 64 * 64 if name == "bert" else 0)  # BERT's pooler
     assert kinds["embeddings"] >= subject.model.get_input_embeddings().weight.nbytes
 
 
 def test_timings_of_the_build_are_no_part_of_it(tmp_path: Path) -> None:
     artifact.save(tiny_subject("llama"), tmp_path)
-    before = size.figures(tmp_path)
+    before = size.figures(tmp_path, tmp_path)
     (tmp_path / "build.json").write_text(json.dumps({"seconds": 1.0}))
-    assert size.figures(tmp_path) == before
+    assert size.figures(tmp_path, tmp_path) == before
 
 
 def test_codes_and_scales_are_told_apart(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_masks_are_metadata(tmp_path: Path) -> None:
 
 def test_effective_bits_count_everything_that_is_stored(tmp_path: Path) -> None:
     artifact.save(tiny_subject("llama", "bfloat16"), tmp_path)
-    found = size.figures(tmp_path)
+    found = size.figures(tmp_path, tmp_path)
     weight_file = (tmp_path / "model.safetensors").stat().st_size
     assert found["bytes"] == weight_file
     assert found["effective_bits"] == 8 * weight_file / found["parameters"] > 16

@@ -63,4 +63,9 @@ def test_pressure_is_read_where_the_system_says_it(tmp_path: Path, monkeypatch: 
     assert before <= now <= time.monotonic()
     statistics.unlink()
     stalls.unlink()
+    queue = tmp_path / "schedstat"
+    queue.write_text("1250000000 340000000 17\n")
+    monkeypatch.setattr(turns, "QUEUE", queue)
+    assert pressure()[2] == 0.34  # the kernel keeps no pressure: how long this process itself has waited
+    queue.unlink()
     assert all(math.isnan(value) for value in pressure()[1:])

@@ -17,8 +17,10 @@ from squeeze.core import environment
 from squeeze.probes.samples import Samples
 from squeeze.records.record import (
     CONTENDED,
+    DECODES_OTHERWISE,
     GRID_FLATTERED,
     IMPLAUSIBLE,
+    NOT_CAUSAL,
     NOT_REALISED,
     UNSTEADY,
     WARMING,
@@ -255,6 +257,15 @@ def test_other_work_beside_the_timing_is_flagged(attempt: Attempt, stalled: floa
     assert (CONTENDED in assembled(attempt).flags) is flagged
 
 
+def test_a_baseline_that_was_disturbed_flatters_and_is_flagged(attempt: Attempt) -> None:
+    assert attempt.speed_baseline is not None
+    for values in attempt.speed_baseline.rounds:
+        values["turns"] = {
+            name: [[at, 0.0, 0.5 * at] for at in range(len(turns))] for name, turns in values["turns"].items()
+        }
+    assert CONTENDED in assembled(attempt).flags
+
+
 @pytest.mark.parametrize("who", ["candidate", "baseline"])
 @pytest.mark.parametrize(("signs", "flagged"), [((-1, -1, -1), True), ((1, 1, 1), True), ((1, -1, 1), False)])
 def test_a_trend_within_every_process_is_warming(
@@ -284,6 +295,47 @@ def test_a_row_that_predicts_the_text_too_well_is_flagged(attempt: Attempt, tmp_
     better = Scoring(quality(tmp_path / "better", -1.0), attempt.built.scoring and attempt.built.scoring.process)
     attempt.candidate = replace(attempt.built, scoring=better)
     assert assembled(attempt).flags == (IMPLAUSIBLE,)
+
+
+@pytest.mark.promise(19)
+@pytest.mark.parametrize(
+    ("gap", "dependent", "flagged"), [(0.05, False, False), (0.2, False, True), (0.2, True, False)]
+)
+def test_tokens_that_the_scored_model_does_not_choose_are_flagged(
+    attempt: Attempt, tmp_path: Path, gap: float, dependent: bool, flagged: bool
+) -> None:
+    folder = quality(tmp_path / "scored", 0.1, batch_dependent=dependent)
+    attempt.candidate = replace(attempt.built, scoring=Scoring(folder))
+    for values in attempt.built.rounds:
+        values["gaps"] = {"token_s/1": [[gap] * 33], "ttft_s/1": [[0.0]]}
+    record, raw = assemble(attempt)
+    assert (DECODES_OTHERWISE in record.flags) is flagged
+    assert record.realised["decode_gap"] == gap
+    assert record.realised["decode_gap_allowed"] == (0.75 if dependent else 0.1)
+    assert np.load(io.BytesIO(raw))["gaps_token_s_b1"].shape == (ROUNDS, 1, 33)
+    assert list(disagreements(record, dict(np.load(io.BytesIO(raw))))) == []
+
+
+def test_a_layer_that_decodes_otherwise_and_a_model_that_looks_ahead_are_flagged(
+    attempt: Attempt, tmp_path: Path
+) -> None:
+    folder = quality(tmp_path / "scored", 0.1, causal=False, causal_difference=3.0)
+    attempt.candidate = replace(attempt.built, scoring=Scoring(folder))
+    attempt.candidate.rounds[0]["mismatches"] = ["decode != score: lm_head gives few rows 0.5 from many, rounding 0.05"]
+    record = assembled(attempt)
+    assert record.flags == (NOT_REALISED, DECODES_OTHERWISE, NOT_CAUSAL)
+    assert record.realised["causal_difference"] == 3.0
+
+
+def test_processes_that_began_otherwise_than_the_baselines_make_an_invalid_record(attempt: Attempt) -> None:
+    assert attempt.speed_baseline is not None
+    for values in (*attempt.built.rounds, *attempt.speed_baseline.rounds):
+        values["state"] = {"threads to compute with": "2", "oneDNN": "True"}
+    assert assembled(attempt).status is Status.OK
+    attempt.built.rounds[2]["state"] = {"threads to compute with": "4", "oneDNN": "True"}
+    record = assembled(attempt)
+    assert (record.status, record.stage) == (Status.INVALID, "latency")
+    assert record.reason == "its processes began otherwise than the baseline's: threads to compute with"
 
 
 @pytest.mark.parametrize("spoil", ["missing", "short", "torn", "nan"])

@@ -48,6 +48,7 @@ def test_baselines_come_first_and_candidates_know_them(shared: InProcess) -> Non
     baseline, candidate = jobs[1], jobs[3]
     assert (candidate.baseline, candidate.baseline_artifact) == (baseline.out, baseline.artifact)
     assert baseline.baseline is None
+    assert [job.baseline_artifact for job in jobs] == [baseline.artifact, None, baseline.artifact, baseline.artifact]
     assert len({job.out for job in jobs}) == 4
 
 
@@ -98,6 +99,12 @@ def test_a_failure_is_a_record_with_its_reason(shared: InProcess) -> None:
     [record] = shared.records({job.out: Unsupported("rtn has no 5-bit codes")})
     assert (record.status, record.stage, record.isolation) == (Status.UNSUPPORTED, "latency", "shared")
     assert "rtn has no 5-bit codes" in record.reason
+
+
+@pytest.mark.promise(17)
+def test_a_full_disk_is_no_failure_of_a_cell(shared: InProcess) -> None:
+    job = shared.jobs()[2]
+    assert list(shared.records({job.out: OSError(28, "No space left on device")})) == []
 
 
 def test_scratch_files_vanish(shared: InProcess) -> None:

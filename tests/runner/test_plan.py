@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ from squeeze.records.record import Record, Status
 from squeeze.request.cell import Cell
 from squeeze.request.expand import cells
 from squeeze.runner import plan
-from squeeze.runner.plan import answers, pending, row_of, statuses, uncontrolled
+from squeeze.runner.plan import Plan, answers, pending, row_of, statuses, uncontrolled, unfinished
 from tests.fabricated import record
 from tests.faults.sweeps import cell
 
@@ -37,9 +38,48 @@ def todo(wanted: list[Cell], records: list[Record], *, retry: bool = False) -> l
     return pending(wanted, records, PLACE, retry=retry)
 
 
-def test_a_plan_comes_back_as_it_was(tmp_path: Path) -> None:
-    plan.save(CELLS, tmp_path / "new" / "results")
-    assert plan.load(tmp_path / "new" / "results") == CELLS
+def test_the_plans_of_all_runs_come_back_as_they_were(tmp_path: Path) -> None:
+    results = tmp_path / "new" / "results"
+    paths = [plan.save(wanted, results) for wanted in (CELLS, CELLS[:1])]
+    assert len(set(paths)) == 2
+    assert sorted(len(each.cells) for each in plan.load(results)) == [1, 2]
+    assert all(list(each.cells) == CELLS[: len(each.cells)] for each in plan.load(results))
+
+
+def test_a_plan_of_an_earlier_version_comes_first(tmp_path: Path) -> None:
+    (tmp_path / plan.FORMER).write_text(json.dumps([CELLS[1].to_json()]))
+    plan.save(CELLS[:1], tmp_path)
+    assert [each for one in plan.load(tmp_path) for each in one.cells] == [CELLS[1], CELLS[0]]
+
+
+def test_a_damaged_plan_does_not_harm_the_others(tmp_path: Path) -> None:
+    told: list[Path] = []
+    damaged, _ = (plan.save(CELLS, tmp_path) for _ in range(2))
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    assert len(plan.load(tmp_path, lambda path, _: told.append(path))) == 1
+    assert told == [damaged]
+
+
+@pytest.mark.promise(17)
+def test_unfinished_is_what_has_no_record_since_it_was_asked_for() -> None:
+    one, other = cell("a"), cell("b")
+    early, late = Plan([one], "2026-01-01T00:01:30+00:00"), Plan([one, other], "2026-01-01T00:03:00+00:00")
+    measured = answer(one, **LATER)
+    assert unfinished([early], [], retry=False) == [one]
+    assert unfinished([early], [answer(one, **EARLIER)], retry=False) == [one]
+    assert unfinished([early], [measured], retry=False) == []
+    assert unfinished([early], [replace(measured, artifact_key="0" * 64)], retry=False) == []  # of another version
+    assert unfinished([early], [replace(measured, isolation="shared")], retry=False) == [one]
+    assert unfinished([early, late], [measured], retry=False) == [one, other]
+    assert unfinished([Plan([one, other])], [measured], retry=False) == [other]
+
+
+@pytest.mark.parametrize("status", FAILURES)
+def test_a_failure_is_finished_unless_retried(status: Status) -> None:
+    failed = answer(cell(), status=status, **EARLIER)
+    assert unfinished([Plan([cell()])], [failed], retry=False) == []
+    assert unfinished([Plan([cell()])], [failed], retry=True) == [cell()]
+    assert unfinished([Plan([cell()])], [answer(cell(), **LATER), failed], retry=True) == []
 
 
 def test_without_a_run_there_is_nothing_to_resume(tmp_path: Path) -> None:
@@ -49,7 +89,7 @@ def test_without_a_run_there_is_nothing_to_resume(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"[{", b"[1]", b"3", b'[{"colour": 1}]', b"\xff", b"[" * 100_000])
 def test_a_damaged_plan_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / plan.NAME).write_bytes(content)
+    (tmp_path / plan.FORMER).write_bytes(content)
     with pytest.raises(IntegrityError, match="is no plan of cells"):
         plan.load(tmp_path)
 

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from squeeze.artifacts import keys
+from squeeze.core.cache import sealed
 from squeeze.records.record import Status
 from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import StageError
 from squeeze.runner.results import Artifact, Measured
 from squeeze.runner.stages import build, quality_key
-from squeeze.sources import corpora
+from squeeze.sources import corpora, tasks
+from squeeze.sources.corpora import corpus_hash
+from tests.faults.conftest import own_places  # noqa: F401 - a fixture
 from tests.faults.sweeps import PROTOCOL, cell, settle_in
 
 
@@ -69,3 +72,37 @@ def test_a_cell_that_is_calibrated_on_what_is_scored_is_invalid_before_it_is_bui
 
 def test_how_often_a_row_is_timed_is_no_part_of_its_quality() -> None:
     assert key(rounds=7, name="another") == key()
+
+
+def put_text(folder: Path, text: str, patch: pytest.MonkeyPatch) -> None:
+    """Let the cache be one whose evaluation text is this."""
+    patch.setenv("SQUEEZE_CACHE", str(folder))
+    name = PROTOCOL["perplexity"]["corpus"]
+
+    def write(made: Path) -> None:
+        (made / "text.txt").write_text(text)
+
+    sealed(f"corpora/{name}-{corpus_hash(name)[:16]}", write)
+
+
+@pytest.mark.promise(17)
+def test_a_quality_is_that_of_the_text_as_it_lies_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+    for folder, text in (("a", "One text."), ("b", "Another."), ("c", "One text.")):
+        put_text(tmp_path / folder, text, monkeypatch)
+        keys.append(key())
+    assert keys[0] == keys[2] != keys[1]
+
+
+@pytest.mark.promise(17)
+def test_a_quality_is_that_of_the_tasks_gold_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task's definition is the same all the time."""
+    data, definition = tmp_path / "data.jsonl", f"task: own\ndataset_kwargs: {{data_files: {tmp_path}/data.jsonl}}\n"
+    (tmp_path / "own.yaml").write_text(f"include: _shared.yml\n{definition}")
+    (tmp_path / "_shared.yml").write_text("custom_dataset: !function squeeze.sources.questions.questions\n")
+    monkeypatch.setattr(tasks, "FOLDER", tmp_path)
+    keys = []
+    for gold in (0, 1, 0):
+        data.write_text(f'{{"gold": {gold}}}')
+        keys.append(key(tasks=["own"]))
+    assert keys[0] == keys[2] != keys[1]

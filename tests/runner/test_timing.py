@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from squeeze.records.record import Estimate, Status
 from squeeze.records.store import RecordStore
+from squeeze.runner.jobs.executor import Executor
+from squeeze.runner.jobs.job import Job
+from squeeze.runner.jobs.outcome import Failure, StageError
+from squeeze.runner.results import Artifact, Measured, Process
 from squeeze.runner.rounds import companies, fits, settled
-from squeeze.runner.timing import PILOT_ROUNDS
+from squeeze.runner.timing import PILOT_ROUNDS, faster
 from tests.faults.conftest import own_places  # noqa: F401 - a fixture
 from tests.faults.sweeps import MODEL, PROTOCOL, cell, run_made_up
 from tests.runner.test_run import PILOT, log
@@ -100,8 +105,32 @@ def test_side_by_side_is_said_and_kept(tmp_path: Path) -> None:
 def test_one_that_is_killed_beside_others_is_tried_by_itself(tmp_path: Path, fault: str) -> None:
     found = run_made_up([cell("a"), cell(f"{fault}@latency")], tmp_path / "results")
     assert found["a"].status is Status.OK
-    guilty = found[f"{fault}@latency"]
-    assert guilty.status is (Status.CRASHED if fault == "kill_worker" else Status.OK)
+    guilty = found.get(f"{fault}@latency")
+    assert guilty is None if fault == "kill_worker" else guilty is not None and guilty.status is Status.OK
+
+
+@dataclass
+class Shop:
+    """Has timed the first member well, each time; the second failed."""
+
+    folder_: Path
+    failure: Failure
+
+    def folder(self) -> Path:
+        return self.folder_
+
+    def measure_side_by_side(self, jobs: list[tuple[Job, Path]], _: str) -> list[Process | StageError]:
+        return [Process({}, 1.0) if job.cell.label == "tiny-a-4" else StageError(self.failure) for job, _ in jobs]
+
+
+def test_a_rival_that_fails_is_the_slower_one_but_not_one_that_was_killed(tmp_path: Path) -> None:
+    members = [
+        Measured(cell(name), tmp_path, Artifact(tmp_path, "", {"dtype": "bfloat16", "parameters": 1})) for name in "ab"
+    ]
+    crashed = cast(Executor, Shop(tmp_path, Failure(Status.CRASHED, "crashed", "latency")))
+    assert faster(crashed, members) == (members[0], True)
+    with pytest.raises(StageError, match="killed"):
+        faster(cast(Executor, Shop(tmp_path, Failure(None, "killed", "latency"))), members)
 
 
 @pytest.mark.parametrize(("name", "kept"), [("tiny", True), ("even", False)])

@@ -82,6 +82,8 @@ class Member:
             left = self.bounds.seconds - self._worked - (time.monotonic() - began)
             breach = "seconds" if left <= 0 else "bytes" if self._used > self.bounds.bytes else ""
             heard = _wait([runner, woken, self._gate], 0 if breach else min(TICK, left))
+            if breach == "seconds" and limits.is_stopped(self.pid):
+                breach = "stopped"
             if breach or runner in heard:
                 self._end(limits.end_group(self.pid), began, breach)
                 if runner in heard:

@@ -63,7 +63,7 @@ class Display:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.cells, self.steps, self.done = cells, Counter(steps), 0
+        self.cells, self.steps, self.done, self.left = cells, Counter(steps), 0, 0
         self.clock, self._last_step = clock, clock()
         self._ahead = Counter({stage: cells * count for stage, count in steps.items()})
         self._laps: defaultdict[str, list[_Lap]] = defaultdict(list)
@@ -111,12 +111,22 @@ class Display:
         if self._taken[key][stage] <= self.steps[stage]:
             self._pass_by(Counter([stage]))
 
-    def finish(self, label: str, record: Record) -> None:
-        """Say that a cell has its record, which is on the disk; it takes no further steps."""
-        self._pass_by(self.steps - self._taken.pop(record.key, Counter()))
+    def finish(self, label: str, record: Record, by: str = "") -> None:
+        """Say that a cell has its record, which is on the disk; it takes no further steps. by: who else measured it."""
+        self._end(record.key)
         self.done += 1
         why = f" in {record.stage}: {record.reason}" if record.reason else ""
-        self.say(f"[{self.done}/{self.cells}] {label}: {record.status}{why}", STYLES.get(record.status, "red"))
+        whose = f" (measured by {by})" if by else ""
+        self.say(f"[{self.done}/{self.cells}] {label}: {record.status}{why}{whose}", STYLES.get(record.status, "red"))
+
+    def leave(self, label: str, key: str, why: str) -> None:
+        """Say that a cell stays without a record, since the environment failed it; it takes no further steps."""
+        self._end(key)
+        self.left += 1
+        self.say(f"{label}: pending: {why}; `squeeze resume` measures it", "yellow")
+
+    def _end(self, key: str) -> None:
+        self._pass_by(self.steps - self._taken.pop(key, Counter()))
 
     def _pass_by(self, steps: Counter[str]) -> None:
         self._ahead -= steps

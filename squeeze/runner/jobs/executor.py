@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import mkdtemp
 from typing import Any, Self
 from zipfile import BadZipFile, ZipFile
 
@@ -20,6 +21,7 @@ import filelock
 from squeeze.core.cache import VARIABLE, cache_root
 from squeeze.core.errors import IntegrityError
 from squeeze.core.hashing import digest
+from squeeze.core.scratch import Scratch
 from squeeze.probes import samples
 from squeeze.records.record import Status
 from squeeze.records.roofline import Machine
@@ -30,9 +32,11 @@ from squeeze.runner.jobs.display import Display, LastLine
 from squeeze.runner.jobs.job import MACHINE, Job
 from squeeze.runner.jobs.launcher import WORKER, Launcher, Task
 from squeeze.runner.jobs.limits import Limits
-from squeeze.runner.jobs.outcome import Exit, Failure, StageError
+from squeeze.runner.jobs.outcome import NO_ROOM, Exit, Failure, StageError
+from squeeze.runner.jobs.surroundings import Surroundings, full
 from squeeze.runner.results import Process
 
+SCRATCH = "squeeze-"  # begins the names of scratch folders
 SPINS = "10000"  # turns of libgomp's waiting loop, some tens of microseconds
 
 
@@ -48,7 +52,10 @@ class _End:
 
 @dataclass
 class Executor:
-    """Run jobs, and keep their scratch files, which vanish with it.
+    """Run jobs, and keep their scratch files, which vanish with it; those of runs that died vanish as it begins.
+
+    A job that was killed from outside is run once more. Whatever runs jobs raises TransientError, no verdict on a
+    cell, when a disk is full or what a job stands on was removed.
 
     results: the results folder (the worker's own log lies there). command: the worker's command line.
     seconds: wall time of all processes so far, each one's own turns.
@@ -58,7 +65,7 @@ class Executor:
     display: Display
     command: Sequence[str] = WORKER
     seconds: float = 0.0
-    _scratch: TemporaryDirectory[str] = field(default_factory=lambda: TemporaryDirectory(prefix="squeeze-"))
+    _scratch: Scratch = field(default_factory=lambda: Scratch.make(SCRATCH))
     _launcher: Launcher | None = None
 
     def __enter__(self) -> Self:
@@ -66,20 +73,21 @@ class Executor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-        self._scratch.cleanup()
+        self._scratch.remove()
 
     def folder(self) -> Path:
         """Return a new, empty scratch folder."""
-        return Path(mkdtemp(dir=self._scratch.name))
+        return Path(mkdtemp(dir=self._scratch.path))
 
     def run(self, job: Job, log: Path, what: str) -> float:
         """Run one job and return its wall time in seconds, process start included. ``what``: as it is told to people.
 
         Raises StageError when it ends in any other way than well, SqueezeError when no process can be started.
         """
-        said = LastLine(log, _size(log)) if job.stage == "build" else None  # reading would disturb what is measured
-        with self.display.process(f"{job.cell.label}: {what}", said):
-            [end] = self._run([(job, log)], what)
+        end = self._alone(job, log, what)
+        if end.exit.from_outside:
+            _empty(job.out)
+            end = self._alone(job, log, f"{what}, once more")
         return _sound(end)
 
     def measure(self, job: Job, log: Path, what: str) -> Process:
@@ -101,15 +109,22 @@ class Executor:
 
     def _left(self, job: Job, log: Path, end: _End, what: str) -> Process | StageError:
         try:
-            if end.exit.code == -signal.SIGKILL and not end.exit.breach:
+            if end.exit.from_outside or (end.exit.code == -signal.SIGKILL and not end.exit.breach):
                 fresh = replace(job, out=self.folder())
-                return self.measure(fresh, log, f"{what}, once more by itself")
+                return _left_by(fresh, _sound(self._alone(fresh, log, f"{what}, once more by itself")))
             return _left_by(job, _sound(end))
         except StageError as failed:
             return failed
 
+    def _alone(self, job: Job, log: Path, what: str) -> _End:
+        said = LastLine(log, _size(log)) if job.stage == "build" else None  # reading would disturb what is measured
+        with self.display.process(f"{job.cell.label}: {what}", said):
+            [end] = self._run([(job, log)], what)
+        return end
+
     def _run(self, jobs: Sequence[tuple[Job, Path]], what: str) -> list[_End]:
         """Run a group of jobs of one runtime; a group of one has the machine to itself."""
+        surroundings = Surroundings.of([job for job, _ in jobs])
         tasks, begun = [], []
         for job, log in jobs:
             path = self.folder() / "job.json"
@@ -120,6 +135,10 @@ class Executor:
             tasks.append(Task(path, log, _limits(job)))
         exits = self._launcher_for(jobs[0][0].cell.runtime).run(tasks)
         self.seconds += sum(end.seconds for end in exits)
+        if any(end.code or end.breach for end in exits):
+            surroundings.check()
+        if any(end.code == NO_ROOM for end in exits):
+            raise full()
         return [_End(*job, start, end) for job, start, end in zip(jobs, begun, exits, strict=True)]
 
     def measure_machine(self, cell: Cell, log: Path) -> Machine | None:
@@ -141,7 +160,7 @@ class Executor:
         command, variables = worker_command(self.command, runtime), worker_variables(runtime)
         if self._launcher is None or (self._launcher.command, self._launcher.variables) != (command, variables):
             self.close()
-            self._launcher = Launcher(self.results / "logs" / "worker.log", variables, command)
+            self._launcher = Launcher(self.results / "logs" / "worker.log", variables, command, self.display.say)
         return self._launcher
 
     def close(self) -> None:
@@ -220,6 +239,15 @@ def _left_by(job: Job, seconds: float) -> Process:
     except (OSError, BadZipFile, IntegrityError) as error:
         reason = public(f"the process ended well, but its samples cannot be read: {error}")
         raise StageError(Failure(Status.INVALID, reason, job.stage)) from error
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a process that was killed has left in its output folder (of a build: its half of an artifact)."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _size(log: Path) -> int:

@@ -19,7 +19,8 @@ class Job:
     """Define the job file of `pytest benches --cell FILE`.
 
     artifact: folder of the artifact (the build stage makes it); out: folder for the samples, written once, at the end;
-    baseline: samples folder of the baseline's quality stage, and baseline_artifact its artifact (None for a baseline).
+    baseline: samples folder of the baseline's quality stage (None for a baseline, and where nothing is scored);
+    baseline_artifact: its artifact (None for the quality of a baseline).
     """
 
     cell: Cell

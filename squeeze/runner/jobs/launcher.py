@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from squeeze.core.errors import SqueezeError
+from squeeze.core.errors import SqueezeError, TransientError
 from squeeze.core.paths import PACKAGE
-from squeeze.runner.jobs.limits import Limits, kernel_kills, killed_since
+from squeeze.runner.jobs.limits import Limits, is_stopped, kernel_kills, killed_since
 from squeeze.runner.jobs.outcome import Exit
 
 WORKER = (sys.executable, "-m", "squeeze.runner.jobs.worker")
 STARTS = 5  # of a worker that something kills before it is ready
 PATIENCE = 5.0  # seconds that a worker has for ending its job before it is killed
+LOOK_EVERY = 5.0  # seconds between two looks whether somebody has stopped a process
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -42,28 +49,33 @@ class Launcher:
     """Keep one worker process, started at the first job, started again should it die.
 
     command: the worker's command line. variables: environment variables of the worker and its jobs, over the runner's
-    own. log: file that receives what the worker itself writes (warnings of the libraries it imports).
+    own. log: file that receives what the worker itself writes (warnings of the libraries it imports). warn: hears, in
+    one line, of a worker or a job that somebody has stopped (SIGSTOP).
     """
 
     log: Path
     variables: Mapping[str, str] = field(default_factory=dict)
     command: Sequence[str] = WORKER
+    warn: Callable[[str], None] = _print
     _worker: subprocess.Popen[bytes] | None = None
+    _heard: bytes = b""
+    _stopped: set[int] = field(default_factory=set)
 
     def run(self, tasks: Sequence[Task]) -> list[Exit]:
         """Run a group of jobs, which work in turns, and return how each ended.
 
-        Blocks without using the processor. A worker that dies takes its jobs along: that is an exit, too. Raises
-        SqueezeError when no worker can be started.
+        Blocks without using the processor. A worker that dies takes its jobs along: that is an exit, too; so does one
+        that is stopped until the limits of all its jobs have passed. Raises SqueezeError when no worker can be started.
         """
         started, kills = time.monotonic(), kernel_kills()
         worker = self._worker or self._start()
+        deadline = time.monotonic() + sum(task.limits.seconds for task in tasks) + PATIENCE
         groups: list[int] = []
         ends: dict[int, Exit] = {}
         try:
             self._send(worker, {"jobs": [task.to_json() for task in tasks]})
             while len(ends) < len(tasks):
-                message = self._receive(worker, "started", "ended")
+                message = self._receive(worker, "started", "ended", groups=groups, deadline=deadline)
                 if message["event"] == "started":
                     groups.append(message["pid"])
                 else:
@@ -103,10 +115,14 @@ class Launcher:
             except (OSError, EOFError):
                 self._worker = None
                 if (code := _clear(worker)) >= 0:
-                    break
-        raise SqueezeError(f"the worker did not start (exit code {code}); its log is {self.log}")
+                    raise SqueezeError(f"the worker did not start (exit code {code}); its log is {self.log}") from None
+        raise TransientError(
+            f"the worker was killed from outside (signal {-code}) each of {STARTS} times that it was started; see who "
+            "does that, then `squeeze resume` measures what is missing"
+        )
 
     def _spawn(self) -> subprocess.Popen[bytes]:
+        self._heard = b""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             return subprocess.Popen(
@@ -123,15 +139,35 @@ class Launcher:
         worker.stdin.write(json.dumps(message).encode() + b"\n")
         worker.stdin.flush()
 
-    def _receive(self, worker: subprocess.Popen[bytes], *events: str) -> dict[str, Any]:
-        assert worker.stdout is not None
-        line = worker.stdout.readline()
-        if not line.endswith(b"\n"):
-            raise EOFError(f"the worker ended before it said {' or '.join(events)}")
+    def _receive(
+        self, worker: subprocess.Popen[bytes], *events: str, groups: Sequence[int] = (), deadline: float = math.inf
+    ) -> dict[str, Any]:
+        """Return the worker's next message; meanwhile look after it and the jobs that lead ``groups``."""
+        while b"\n" not in self._heard:
+            if not (piece := self._read(worker, groups, deadline)):
+                raise EOFError(f"the worker ended before it said {' or '.join(events)}")
+            self._heard += piece
+        line, _, self._heard = self._heard.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
         if message["event"] not in events:
             raise EOFError(f"the worker said {message['event']!r}, expected {' or '.join(events)}")
         return message
+
+    def _read(self, worker: subprocess.Popen[bytes], groups: Sequence[int], deadline: float) -> bytes:
+        assert worker.stdout is not None
+        while not select.select([worker.stdout], [], [], LOOK_EVERY)[0]:
+            for pid in (worker.pid, *groups):
+                self._look_after(pid, "worker" if pid == worker.pid else "job")
+            if time.monotonic() > deadline and is_stopped(worker.pid):  # nobody else keeps the limits of its jobs
+                worker.kill()
+        return os.read(worker.stdout.fileno(), 65536)
+
+    def _look_after(self, pid: int, what: str) -> None:
+        """Say once that a process is stopped; and again when it is stopped anew."""
+        stopped = is_stopped(pid)
+        if stopped and pid not in self._stopped:
+            self.warn(f"the {what} (process {pid}) was stopped from outside; `kill -CONT {pid}` lets it go on")
+        (self._stopped.add if stopped else self._stopped.discard)(pid)
 
 
 def _clear(worker: subprocess.Popen[bytes], groups: Iterable[int] = (), patience: float = 1.0) -> int:

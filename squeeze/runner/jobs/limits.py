@@ -94,6 +94,13 @@ def exit_code(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if done else None
 
 
+def is_stopped(pid: int) -> bool:
+    """Tell whether somebody has stopped a process (SIGSTOP): it does nothing, and is there."""
+    with contextlib.suppress(psutil.Error):
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    return False
+
+
 def end_descendants(group: int, spare: Collection[int] = ()) -> None:
     """Kill and reap whatever a finished job left behind: its process group ``group`` and adopted orphans.
 

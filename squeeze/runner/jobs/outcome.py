@@ -1,7 +1,8 @@
 """Judge how a process ended, and what that means for its cell: exit -> failure (or none).
 
 A child that fails in Python leaves ``failure.json`` in its output folder; a child that was ended from outside leaves
-only its exit code. Both are turned into one status with a one-line reason that names no path and no user.
+only its exit code. Both are turned into one status with a one-line reason that names no path and no user; or into none,
+where the environment failed: a kill from outside says nothing of a cell.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from squeeze.core.errors import IntegrityError, Unsupported
+from squeeze.core.disk import is_full_disk
+from squeeze.core.errors import PENDING, IntegrityError, TransientError, Unsupported
 from squeeze.core.files import write_atomically
 from squeeze.records.record import Status
 from squeeze.records.sanitize import public
@@ -27,6 +29,8 @@ LINE_LENGTH = 200
 DECORATION = re.compile(r"[\s^~=_-]*$|Extension modules:")
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|cannot allocate memory", re.IGNORECASE)
 MIB = 1024**2
+NO_ROOM = PENDING  # exit code of a process that a full disk has ended, where its word may have no room either
+KILLS = frozenset({-signal.SIGTERM, -signal.SIGHUP})  # no process ends by these unless somebody sends them
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Exit:
     """Hold how one process ended.
 
     code: exit code, negative for the signal that ended it. seconds: wall time of its own work, start and end included.
-    bytes: private memory last seen, descendants included. breach: the limit it was ended for ("seconds", "bytes").
+    bytes: private memory last seen, descendants included. breach: the limit it was ended for ("seconds", "bytes", or
+    "stopped": its seconds had passed while somebody had it stopped, by SIGSTOP).
     kernel_kill: the kernel killed a process for want of memory meanwhile; None where the kernel does not say.
     """
 
@@ -44,19 +49,29 @@ class Exit:
     breach: str = ""
     kernel_kill: bool | None = None
 
+    @property
+    def from_outside(self) -> bool:
+        """Tell whether somebody killed it: not its own fault, not the kernel for want of memory, not its limits.
+
+        Where the kernel does not say whom it kills, a SIGKILL is taken for the kernel's.
+        """
+        if self.breach:
+            return False
+        return self.code in KILLS or (self.code == -signal.SIGKILL and self.kernel_kill is False)
+
 
 @dataclass(frozen=True)
 class Failure:
-    """Hold why a cell has no figures."""
+    """Hold why a cell has no figures. status: the verdict; None where there is none, and the cell stays pending."""
 
-    status: Status
+    status: Status | None
     reason: str
     stage: str
     log_tail: str = ""
 
 
 class StageError(Exception):
-    """End the work on one cell; carry the `Failure` that its record will show."""
+    """End the work on one cell; carry the `Failure` that its record will show, if it is a verdict."""
 
     def __init__(self, failure: Failure):
         super().__init__(failure.reason)
@@ -69,8 +84,18 @@ def report(folder: Path, error: BaseException) -> None:
     write_atomically(folder / REPORT, json.dumps(words).encode())
 
 
-def status_of(error: BaseException) -> Status:
-    """Return the status that an exception stands for; torch's classes are known by name, so torch need not be there."""
+def exit_code(error: BaseException) -> int:
+    """Return the exit code of a child that an exception ends."""
+    return NO_ROOM if is_full_disk(error) else 1
+
+
+def status_of(error: BaseException) -> Status | None:
+    """Return the status that an exception stands for; None for a fault of the environment, which is no verdict.
+
+    Torch's classes are known by name, so torch need not be there.
+    """
+    if isinstance(error, TransientError) or is_full_disk(error):
+        return None
     if isinstance(error, Unsupported):
         return Status.UNSUPPORTED
     if isinstance(error, IntegrityError):
@@ -97,15 +122,19 @@ def tail(log: str) -> str:
     return "\n".join(lines)[-TAIL_LENGTH:]
 
 
-def _verdict(end: Exit, words: dict[str, Any] | None, limits: Limits) -> tuple[Status, str]:
+def _verdict(end: Exit, words: dict[str, Any] | None, limits: Limits) -> tuple[Status | None, str]:
+    if end.breach == "stopped":
+        return None, f"stopped from outside (SIGSTOP) until its limit of {limits.seconds:g} s had passed; ended"
     if end.breach == "seconds":
         return Status.TIMEOUT, f"still running after the limit of {limits.seconds:g} s; ended"
     if end.breach == "bytes":
         return Status.OUT_OF_MEMORY, f"more private memory than the limit of {limits.bytes // MIB} MiB; ended"
     if words is not None:
         message = str(words["message"]).strip().partition("\n")[0]
-        return Status(words["status"]), f"{words['error']}: {message}" if message else str(words["error"])
-    if end.code == -signal.SIGKILL and end.kernel_kill is not False:
+        return words["status"], f"{words['error']}: {message}" if message else str(words["error"])
+    if end.from_outside:
+        return None, f"ended by {_signal_name(-end.code)} from outside, and once more when it was tried again"
+    if end.code == -signal.SIGKILL:
         return Status.OUT_OF_MEMORY, "killed by the kernel: the machine ran out of memory"
     if end.code < 0:
         return Status.CRASHED, f"ended by {_signal_name(-end.code)}"
@@ -115,8 +144,8 @@ def _verdict(end: Exit, words: dict[str, Any] | None, limits: Limits) -> tuple[S
 def _read_report(folder: Path) -> dict[str, Any] | None:
     try:
         words = json.loads((folder / REPORT).read_bytes())
-        Status(words["status"])
-        return {"error": str(words["error"]), "message": str(words["message"]), "status": words["status"]}
+        status = None if words["status"] is None else Status(words["status"])
+        return {"error": str(words["error"]), "message": str(words["message"]), "status": status}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -93,7 +93,8 @@ def run_benches(path: Path, out: Path, gate: int | None) -> int:
     plugins = ["-p", "pytest_benchmark.plugin", "-p", "no:cacheprovider"]  # no other is loaded: see worker_variables
     turns = [] if gate is None else ["--gate", str(gate)]
     command = [folder, "--cell", str(path), *turns, "--rootdir", folder, *plugins]
-    return int(pytest.main(command, [_FailureReporter(out)]))
+    code = int(pytest.main(command, [reporter := _FailureReporter(out)]))
+    return reporter.code or code
 
 
 def serve(perform: Perform, *, fork: bool, preloaded: Sequence[str]) -> None:
@@ -131,9 +132,11 @@ def run_job(path: Path, bounds: Limits, parent: int, perform: Perform, gate: int
     try:
         return perform(path, gate)
     except BaseException as error:
-        traceback.print_exc()
-        outcome.report(Job.read(path).out, error)
-        return 1
+        with contextlib.suppress(OSError):  # a full disk may have no room for the log
+            traceback.print_exc()
+        with contextlib.suppress(OSError):  # nor for a word
+            outcome.report(Job.read(path).out, error)
+        return outcome.exit_code(error)
 
 
 def main(perform: Perform = perform, preloaded: Sequence[str] = PRELOADED) -> None:
@@ -150,14 +153,19 @@ def main(perform: Perform = perform, preloaded: Sequence[str] = PRELOADED) -> No
 
 
 class _FailureReporter:
-    """Report to the output folder the first exception of a bench, a fixture or a collection: a pytest plugin."""
+    """Report to the output folder the first exception of a bench, a fixture or a collection: a pytest plugin.
+
+    code: the exit code that this exception asks for, 0 before there is any.
+    """
 
     def __init__(self, out: Path):
-        self.out = out
+        self.out, self.code = out, 0
 
     def pytest_exception_interact(self, call: Any) -> None:
-        if not (self.out / outcome.REPORT).exists():
-            outcome.report(self.out, call.excinfo.value)
+        if not self.code:
+            self.code = outcome.exit_code(call.excinfo.value)
+            with contextlib.suppress(OSError):  # a full disk has no room for a word
+                outcome.report(self.out, call.excinfo.value)
 
 
 def _announced(replies: int, begin: Start, gate: int | None) -> int:

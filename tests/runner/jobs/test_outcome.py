@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from squeeze.core.errors import IntegrityError, SqueezeError, Unsupported
+from squeeze.core.errors import IntegrityError, SqueezeError, TransientError, Unsupported
 from squeeze.records.record import Status
 from squeeze.records.sanitize import public
 from squeeze.runner.jobs import outcome
@@ -26,7 +26,9 @@ class OutOfMemoryError(RuntimeError):
     [
         (Unsupported("no"), Status.UNSUPPORTED),
         (IntegrityError("torn"), Status.INVALID),
-        (SqueezeError("no network"), Status.CRASHED),
+        (SqueezeError("no such repository"), Status.CRASHED),
+        (TransientError("no network"), None),
+        (OSError(28, "No space left on device"), None),
         (MemoryError(), Status.OUT_OF_MEMORY),
         (OutOfMemoryError("CUDA out of memory"), Status.OUT_OF_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), Status.OUT_OF_MEMORY),
@@ -36,7 +38,7 @@ class OutOfMemoryError(RuntimeError):
         (KeyboardInterrupt(), Status.CRASHED),
     ],
 )
-def test_exceptions(tmp_path: Path, error: BaseException, status: Status) -> None:
+def test_exceptions(tmp_path: Path, error: BaseException, status: Status | None) -> None:
     outcome.report(tmp_path, error)
     failure = judge(Exit(1, 1.0), tmp_path, LIMITS, "build")
     assert failure is not None
@@ -51,13 +53,16 @@ def test_exceptions(tmp_path: Path, error: BaseException, status: Status) -> Non
         (Exit(-signal.SIGSEGV, 1.0), Status.CRASHED, "ended by SIGSEGV"),
         (Exit(-signal.SIGKILL, 1.0, kernel_kill=True), Status.OUT_OF_MEMORY, "killed by the kernel"),
         (Exit(-signal.SIGKILL, 1.0, kernel_kill=None), Status.OUT_OF_MEMORY, "killed by the kernel"),
-        (Exit(-signal.SIGKILL, 1.0, kernel_kill=False), Status.CRASHED, "ended by SIGKILL"),
+        (Exit(-signal.SIGKILL, 1.0, kernel_kill=False), None, "ended by SIGKILL from outside"),
+        (Exit(-signal.SIGTERM, 1.0, kernel_kill=False), None, "ended by SIGTERM from outside"),
+        (Exit(-signal.SIGABRT, 1.0, kernel_kill=False), Status.CRASHED, "ended by SIGABRT"),
+        (Exit(-signal.SIGKILL, 61.0, breach="stopped"), None, "stopped from outside (SIGSTOP) until its limit of 60 s"),
         (Exit(-signal.SIGTERM, 61.0, breach="seconds"), Status.TIMEOUT, "limit of 60 s"),
         (Exit(0, 61.0, breach="seconds"), Status.TIMEOUT, "limit of 60 s"),
         (Exit(-signal.SIGTERM, 1.0, 2**31, "bytes"), Status.OUT_OF_MEMORY, "limit of 1024 MiB; ended (at 2048 MiB)"),
     ],
 )
-def test_exits_without_a_word(tmp_path: Path, end: Exit, status: Status, reason: str) -> None:
+def test_exits_without_a_word(tmp_path: Path, end: Exit, status: Status | None, reason: str) -> None:
     failure = judge(end, tmp_path, LIMITS, "latency")
     assert failure is not None
     assert failure.status is status

@@ -110,7 +110,7 @@ def test_what_it_says_of_itself_is_what_runs(
 ) -> None:
     artifact.save(technique.apply(tiny_subject("llama", "bfloat16"), NO_DATA), tmp_path)
     stored, running = artifact.load(tmp_path, prepare=False), artifact.load(tmp_path)
-    assert recount(tmp_path, stored).mismatches(stored.claims) == []
+    assert recount(tmp_path, stored, artifact.skeleton(tmp_path)).mismatches(stored.claims) == []
     assert live_bytes(running.model) == live_bytes(stored.model)
     layer = running.model.get_submodule(NAME)
     with torch.inference_mode(), torch.profiler.profile() as profile:

@@ -1,0 +1,29 @@
+"""Hold the tokens that were decoded while the clock ran against the model that is scored, in every process.
+
+It comes after the peaks of memory, which it would raise.
+"""
+
+import pytest
+
+from squeeze.probes import teacher_forced
+from squeeze.probes.latency import Prompts
+from squeeze.probes.samples import Samples
+from squeeze.runtimes.contract import TorchEngine
+
+ROWS = 2  # of a batch, at most: they take turns over the rounds, and nothing tells a forward which
+
+
+@pytest.mark.kind("causal_lm")
+def test_decoded_is_scored(engine: TorchEngine, prompts: Prompts, samples: Samples, batch: int) -> None:
+    """Read the prompt of decoding and all tokens behind it; and one of the prompts of prefill, with its first token."""
+    generated, firsts = samples.values["generated"][str(batch)], samples.values["firsts"][str(batch)]
+    chance = prompts.chance("checked", batch)
+    rows = sorted(chance.sample(range(batch), min(ROWS, batch)))
+    number = chance.randrange(len(firsts))
+    with samples.stage("teacher_forced"):
+        read, begun = prompts.draw("decode", batch, 0), prompts.draw("prefill", batch, number)
+        decoded = [teacher_forced.gaps(engine, read[row], generated[row]) for row in rows]
+        first = [teacher_forced.gaps(engine, begun[row], firsts[number][row : row + 1]) for row in rows[:1]]
+    samples.put_entry("gaps", f"token_s/{batch}", decoded)
+    samples.put_entry("gaps", f"ttft_s/{batch}", first)
+    samples.values["coarse"] = engine.subject.cache is not None

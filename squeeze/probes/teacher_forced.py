@@ -1,0 +1,43 @@
+"""Read what was generated through the forward that is scored: whoever decodes with another model says other tokens.
+
+Greedy decoding chose the likeliest token. So must the scored forward, given the same tokens before it, but for
+rounding, which may turn the order of two that are nearly as likely. Layers that are left out for inputs of one token,
+behind prompts of a certain length, or once the warm-up is over, choose tokens that the whole model would not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from squeeze.models.logits import logits_of
+from squeeze.probes.scoring import SOFTMAX_ROWS, Row, predict
+from squeeze.runtimes.contract import TorchEngine
+
+
+@torch.inference_mode()
+def gaps(engine: TorchEngine, prompt: Tensor, chosen: Sequence[int]) -> list[float]:
+    """Return how far below the likeliest token each chosen one lies where text is scored; 0 where it is the likeliest.
+
+    prompt: (tokens,) int64; chosen: the tokens that were decoded behind it. Of each: the difference of the two logits
+    in standard deviations of all logits there, so that one bound does for models whose logits are large and small; 0,
+    too, where the scored forward gives no numbers.
+    """
+    model = engine.subject.model
+    predicted = predict(model, [Row(tuple(prompt.tolist()), (tuple(chosen),), (0,))], engine.states)
+    outputs = logits_of(model)(predicted.hidden)
+    found = [
+        _below(few.float(), tokens)
+        for few, tokens in zip(
+            torch.split(outputs, SOFTMAX_ROWS), torch.split(predicted.tokens, SOFTMAX_ROWS), strict=True
+        )
+    ]
+    return [round(gap, 6) for gap in torch.cat(found).tolist()]
+
+
+def _below(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the gap of each token, (n,); logits: (n, vocabulary), tokens: (n,) int64."""
+    own = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return ((logits.amax(-1) - own) / logits.std(-1)).nan_to_num(0.0, 0.0, 0.0)
