@@ -63,7 +63,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(plots, "pareto", lambda frame: b"")  # takes a second, and reads the table that is compared
+    monkeypatch.setattr(plots, "pareto", lambda _: b"")  # takes a second, and reads the table that is compared
 
 
 def data(results: Path, row: str = ROW) -> Data:
