@@ -23,7 +23,7 @@ RANGES = tuple(
         (r"acc_.*_delta", -1.0, 1.0),
         (r"acc_.*|top1_agreement|top1_floor|divergent_.*|.*repetition", 0.0, 1.0),
         (r"mbu|mfu", 0.0, UTILISED),
-        (r"perplexity(_ood)?", 1.0, math.inf),
+        (r"perplexity(_ood|_held_out)?", 1.0, math.inf),
         (r".*_delta", -math.inf, math.inf),
         (r"kl_.*", -ROUNDED_TO_ZERO, math.inf),
         (r".*", 0.0, math.inf),  # sizes, times, rates and ratios

@@ -27,7 +27,8 @@ from squeeze.records.answers import (
     relative,
 )
 from squeeze.records.estimates import changes
-from squeeze.records.record import UNSTEADY, WARMING, Estimate, Record, Status
+from squeeze.records.plausibility import implausible
+from squeeze.records.record import IMPLAUSIBLE, UNSTEADY, WARMING, Estimate, Record, Status
 from squeeze.records.rows import Side, find, unlike_environments
 from squeeze.records.statistics import accuracy_change, mcnemar, ratio, retained_accuracy
 from squeeze.records.store import RecordStore
@@ -66,6 +67,8 @@ def explain(results: Path, a: str, b: str, allow_mixed: bool = False, margins: M
     for side in (first, second):
         if found_against := certificate.lines(side.record, chosen):
             print("\n".join([side.cell.label, *found_against]))
+        if doubt := implausible(side.record):
+            print(f"{side.cell.label} is {IMPLAUSIBLE}: it {doubt}")
     print("Intervals and p-values are of this pair alone; `squeeze board` corrects its verdicts for all rows.")
 
 

@@ -15,12 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from squeeze.boards import summary, terms
-from squeeze.boards.table import table
+from squeeze.boards.table import flagged, table
 from squeeze.boards.terms import Terms
 from squeeze.core.errors import SqueezeError, hint
 from squeeze.core.progress import console
 from squeeze.records.ranking import ranking
-from squeeze.records.record import Record, Status
+from squeeze.records.record import IMPLAUSIBLE, Record, Status
 from squeeze.records.store import RecordStore
 
 # Columns of which more is better; of all others, less is.
@@ -60,6 +60,8 @@ class Bound:
 def show(results: Path, most: Sequence[str], least: Sequence[str], by: str, asked: Terms = terms.NONE) -> int:
     """Print the ok rows that keep all bounds, each board's best in column ``by`` first; returns 0, or 1 for none.
 
+    Rows whose quality is not believed (``records.plausibility``) are none of them.
+
     most, least: such as ``bytes=80M``. asked: terms whose columns may be bounded, too. A row is said to tie
     where no difference to the board's best is shown.
     Raises SqueezeError for a bound that is none, a column that is not there or holds no numbers, and without records.
@@ -67,7 +69,11 @@ def show(results: Path, most: Sequence[str], least: Sequence[str], by: str, aske
     bounds = [*(Bound.of(text, least=False) for text in most), *(Bound.of(text, least=True) for text in least)]
     records = {record.attempt: record for record in RecordStore(results).require()}
     frame = table(map(asked.applied, records.values()))
-    frame = frame[frame["status"] == Status.OK].assign(**{by: numbers(frame, by)}).dropna(subset=by)
+    frame = (
+        frame[(frame["status"] == Status.OK) & ~flagged(frame, IMPLAUSIBLE)]
+        .assign(**{by: numbers(frame, by)})
+        .dropna(subset=by)
+    )
     kept = {bound: bound.kept(frame) for bound in bounds}
     out = console()
     picked = frame[np.logical_and.reduce([*kept.values(), frame[by].notna()])]

@@ -22,7 +22,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator
 
 from squeeze.boards import summary
-from squeeze.records.record import Status
+from squeeze.boards.table import flagged
+from squeeze.records.record import IMPLAUSIBLE, Status
 from squeeze.records.sanitize import line
 
 # Okabe & Ito's colours, told apart by colour-blind readers, too.
@@ -118,7 +119,8 @@ def _draw(axes: Axes, panel: Panel, board: pd.DataFrame, families: Sequence[str]
 
 def _placed(panel: Panel, board: pd.DataFrame) -> pd.DataFrame:
     """Return the rows to draw, those on the front first, with their place (x, y) and whether ``beyond`` the edge."""
-    rows = board[(board["status"] == Status.OK) & board["perplexity"].notna() & board[panel.column].notna()]
+    believed = (board["status"] == Status.OK) & ~flagged(board, IMPLAUSIBLE)
+    rows = board[believed & board["perplexity"].notna() & board[panel.column].notna()]
     ceiling = rows["perplexity"].min() * HEADROOM
     rows = rows.assign(
         x=rows[panel.column].astype(float) / panel.unit,

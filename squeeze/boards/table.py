@@ -18,9 +18,10 @@ import pandas as pd
 from squeeze.boards import controls, terms
 from squeeze.boards.terms import Terms
 from squeeze.core.hashing import digest
-from squeeze.records.answers import FAILED, PERPLEXITY, SPEED, Estimates, Kind, Margins, answers, kind
+from squeeze.records.answers import ACCURACY, FAILED, PERPLEXITY, SPEED, Estimates, Kind, Margins, answers, kind
+from squeeze.records.plausibility import implausible
 from squeeze.records.ranking import ranking
-from squeeze.records.record import WARMING, Record, Row, Status
+from squeeze.records.record import IMPLAUSIBLE, WARMING, Record, Row, Status
 from squeeze.records.statistics import holm
 from squeeze.records.store import RecordStore
 from squeeze.request import axes
@@ -76,12 +77,13 @@ def table(records: Iterable[Record], margins: Margins | None = None) -> pd.DataF
         return pd.DataFrame(columns=[*COLUMNS, *LAST_COLUMNS])
     frame = controls.joined(_newest(pd.concat(frames, ignore_index=True)))
     found = {**_ranks(frame), "coverage": _coverage(frame), **_verdicts(frame, margins or Margins())}
-    frame = _arranged(frame.assign(**found).drop(columns=["block_nll", "training"]))
+    frame = _arranged(frame.assign(**found).drop(columns=["block_nll", "training", "doubt"]))
     return frame.sort_values(READING_ORDER, na_position="last", ignore_index=True)
 
 
 def _row(record: Record) -> dict[str, Any]:
     cell = Cell.from_json(record.cell)
+    doubt = implausible(record)  # found anew: a record of before the rule has no flag
     return {
         **_figures(record),
         "model": cell.model["name"],
@@ -92,7 +94,8 @@ def _row(record: Record) -> dict[str, Any]:
         **{column: cell.axis(axis.name) for column, axis in REQUESTED.items()},
         "bits": record.claimed.get("bits", cell.axis("bits")),
         "sparsity": _sparsity(record),
-        "flags": "; ".join(record.flags),
+        "flags": "; ".join(dict.fromkeys([*record.flags, *([IMPLAUSIBLE] if doubt else [])])),
+        "doubt": doubt,
         "status": str(record.status),
         "stage": record.stage,
         "reason": record.reason,
@@ -142,11 +145,14 @@ def _newest(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ranks(frame: pd.DataFrame) -> dict[str, pd.Series]:
-    """Return each row's range of ranks on its board, and its group; missing where one failed or has no losses."""
+    """Return each row's range of ranks on its board, and its group.
+
+    Missing where one failed, has no losses, or has some that are not believed.
+    """
     places = {name: pd.Series(pd.NA, index=frame.index, dtype="Int64") for name in ("rank_low", "rank_high")}
     group = pd.Series(None, index=frame.index, dtype=object)
     lengths = frame["block_nll"].map(len)
-    scored = frame[(frame["status"] == Status.OK) & (lengths > 0)]
+    scored = frame[(frame["status"] == Status.OK) & (lengths > 0) & ~flagged(frame, IMPLAUSIBLE)]
     for _, board in scored.groupby("board"):
         board = board[lengths[board.index] == lengths[board.index].mode()[0]]
         found = ranking(np.stack(list(board["block_nll"])))
@@ -168,15 +174,17 @@ def _verdicts(frame: pd.DataFrame, margins: Margins) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"margins": str(margins)}
     reasons = np.full(len(frame), "", dtype=object)
-    warming = frame["flags"].str.split("; ").map(lambda flags: WARMING in flags).to_numpy()
+    warming, doubted = (flagged(frame, flag).to_numpy() for flag in (WARMING, IMPLAUSIBLE))
+    doubts = f"{IMPLAUSIBLE}: it " + frame["doubt"].to_numpy(dtype=object)
     for name in [name for name in frame.columns if kind(name)]:
         of = kind(name)
         assert of is not None
         estimates = _estimates(frame, name, of, warming)
         answered = answers(of, estimates, margins)
-        if of is SPEED:
-            vetoed = warming & np.isfinite(estimates.value)
-            answered.word[vetoed], answered.reason[vetoed] = FAILED, f"{WARMING}: {WARMED_UP_NEVER}"
+        if of in (SPEED, PERPLEXITY, ACCURACY):
+            vetoed = (warming if of is SPEED else doubted) & np.isfinite(estimates.value)
+            why = f"{WARMING}: {WARMED_UP_NEVER}" if of is SPEED else doubts[vetoed]
+            answered.word[vetoed], answered.reason[vetoed] = FAILED, why
             answered.within[vetoed] = np.nan
         told = answered.reason != ""
         between = np.where(reasons[told] == "", "", "; ")
@@ -200,6 +208,11 @@ def _estimates(frame: pd.DataFrame, name: str, of: Kind, warming: npt.NDArray[np
     corrected = p_value.groupby(frame["board"]).transform(holm)
     floor = frame["kl_floor"].astype(float) if of.distance and "kl_floor" in frame else value * np.nan
     return Estimates(*(np.asarray(each, dtype=np.float64) for each in (value, low, high, corrected, n, floor)))
+
+
+def flagged(frame: pd.DataFrame, flag: str) -> pd.Series:
+    """Tell which rows have a flag."""
+    return frame["flags"].str.split("; ").map(lambda flags: flag in flags).astype(bool)
 
 
 def _arranged(frame: pd.DataFrame) -> pd.DataFrame:

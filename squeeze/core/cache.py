@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from squeeze.core.errors import SqueezeError
 from squeeze.core.hashing import sha256
 
-FETCHED = frozenset({"converted", "corpora", "digests", "hub", "members", "wheels"})
+FETCHED = frozenset({"converted", "corpora", "digests", "hub", "members", "ngrams", "wheels"})
 COMPUTED = frozenset({"artifacts", "calibration", "quality", "training"})
 AGREED = frozenset({"locks", "speed_baseline"})
 VARIABLE = "SQUEEZE_CACHE"  # names the root, also to the processes that a run starts

@@ -23,11 +23,14 @@ from squeeze.probes import continuations, rounding
 from squeeze.probes import samples as stored
 from squeeze.probes.batching import batch_dependent, takes_branches
 from squeeze.probes.divergence import Divergence, HiddenWriter, hidden_writer, stored_head, wide_head
+from squeeze.probes.held_out import held_out_nll
 from squeeze.probes.lm_eval_model import SubjectLM, TokenScores, Windows
 from squeeze.probes.samples import Samples
 from squeeze.probes.scoring import Row, log_probabilities, predict
 from squeeze.runtimes.contract import TorchEngine
 from squeeze.sources import corpora, tasks
+
+MOST_LOSS = 700.0  # nats, whose exponential a float still holds
 
 
 def measure_quality(
@@ -46,6 +49,8 @@ def measure_quality(
     and top1_agreement, as means and as arrays kl, top1 and confidence (scored tokens,). Without, the model is a
     baseline: its hidden states are kept beside the samples, and its distances from itself under another rounding in
     floor_kl and floor_top1 (some tokens,), named by floor_rounding.
+    Of a baseline, and of what predicts the text better: perplexity_held_out and token_nll_held_out (tokens,), on text
+    of the same kind (``held_out``), where there is some.
     Where the protocol asks for generations: generated (prompts, tokens), or generated_alone (fewer prompts, tokens) of
     a model that is scored one request at a time; a baseline has both.
     A subject with a cache of its own is scored through it.
@@ -75,6 +80,8 @@ def measure_quality(
         run(lm, {**protocol, "perplexity": protocol["perplexity_ood"], "tasks": []}, samples)
         samples.put("perplexity_ood", lm.scores.perplexity)
         samples.put_array("token_nll_ood", lm.scores.nll)
+    if baseline is None or samples.values["perplexity"] < stored.read(baseline, arrays=False).values["perplexity"]:
+        _put_held_out(samples, engine, protocol["perplexity"])
     for task in protocol["tasks"]:
         _put_task(samples, task, items[task])
     if "generations" in protocol:
@@ -171,6 +178,14 @@ def _put_floor(samples: Samples, subject: Subject, windows: Windows, corpus: str
     samples.put("floor_rounding", f"{str(architecture.dtype(subject.model)).removeprefix('torch.')} {rounding.HOW}")
     samples.put_array("floor_kl", torch.cat(found.kl).numpy())
     samples.put_array("floor_top1", torch.cat(found.top1).numpy())
+
+
+def _put_held_out(samples: Samples, engine: TorchEngine, scored: Mapping[str, Any]) -> None:
+    with samples.stage("held_out"):
+        losses = held_out_nll(engine, scored)
+    if losses is not None:
+        samples.put("perplexity_held_out", math.exp(min(float(losses.mean(dtype=torch.float64)), MOST_LOSS)))
+        samples.put_array("token_nll_held_out", losses.numpy())
 
 
 def _put_generations(

@@ -34,8 +34,12 @@ SIZES = (
     *("bytes", "bytes_on_disk", "effective_bits", "block_effective_bits", "compression_ratio"),
     "cache_bytes_per_token",
 )
-SCORES = ("perplexity", "perplexity_ood", "bits_per_byte", "kl_divergence", "top1_agreement")
-TEXTS = {"token_nll": "perplexity_delta", "token_nll_ood": "perplexity_ood_delta"}
+SCORES = ("perplexity", "perplexity_ood", "perplexity_held_out", "bits_per_byte", "kl_divergence", "top1_agreement")
+TEXTS = {
+    "token_nll": "perplexity_delta",
+    "token_nll_ood": "perplexity_ood_delta",
+    "token_nll_held_out": "perplexity_held_out_delta",
+}
 
 Values = Mapping[str, Any]
 Arrays = Mapping[str, npt.NDArray[Any]]

@@ -18,6 +18,7 @@ CONTENDED = "contended"  # flag: other work competed for the processor, which sl
 UNSTEADY = "unsteady"  # flag: half the processes or more did not settle; it informs, intervals hold what it costs
 WARMING = "warming"  # flag: every process moved the same way from start to end, so a time supports no verdict
 GRID_FLATTERED = "grid_flattered"  # flag: the baseline's weights lay on a grid that this artifact's codes fall on
+IMPLAUSIBLE = "implausible"  # flag: better on the text than its distance from the uncompressed model allows; unranked
 NOT_REALISED = "claimed != realised"  # flag: a recount found other than what the technique claims
 # What readers of records take for granted in a cell.
 CELL_FIELDS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 from squeeze.core.errors import SqueezeError, hint
@@ -26,7 +25,7 @@ from squeeze.request.rules import (
     or_null,
     several,
 )
-from squeeze.sources import tasks
+from squeeze.sources import corpora, tasks
 
 RANKED_BY = ("perplexity", "bits_per_byte")  # a record keeps the token losses that comparing these needs
 
@@ -47,17 +46,18 @@ def check_group(group: str, node: Any) -> None:
         _check_protocol(node)
     if group == "model":
         _check_pinned(node)
+    if group == "calibration":
+        _check_not_scored(node["corpus"])
 
 
-@cache
 def known_texts() -> list[str]:
     """Return the corpora of conf/task/ that perplexity can be measured on."""
-    return [name for name in tasks.names() if "include: _text.yml" in (tasks.FOLDER / f"{name}.yaml").read_text()]
+    return tasks.texts()
 
 
 def known_tasks() -> list[str]:
     """Return the tasks of conf/task/ that are scored by the item."""
-    return [name for name in tasks.names() if name not in known_texts()]
+    return tasks.questions()
 
 
 def _check_fields(where: str, node: Any, required: Schema, optional: Schema) -> None:
@@ -94,6 +94,15 @@ def _check_protocol(protocol: Mapping[str, Any]) -> None:
     for task in protocol["tasks"]:
         _check_known("protocol.tasks", task, known_tasks())
     _check_known("protocol.ranked_by", protocol["ranked_by"], RANKED_BY)
+
+
+def _check_not_scored(corpus: str) -> None:
+    if corpus in known_texts():
+        others = ", ".join(sorted(corpora.CORPORA.keys() - set(known_texts())))
+        raise SqueezeError(
+            f"calibration.corpus: {corpus!r} is refused, perplexity is measured on it; expected another text, such as "
+            f"{others}"
+        )
 
 
 def _check_known(where: str, value: str, known: Sequence[str]) -> None:

@@ -16,9 +16,11 @@ from squeeze.probes import samples
 from squeeze.records import estimates as figures
 from squeeze.records import serving
 from squeeze.records.fidelity import GENERATED, fidelity, pooled
+from squeeze.records.plausibility import implausible
 from squeeze.records.record import (
     CONTENDED,
     GRID_FLATTERED,
+    IMPLAUSIBLE,
     NOT_REALISED,
     UNSTEADY,
     WARMING,
@@ -109,6 +111,8 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
         block_nll=() if diverged else _block_nll(arrays),
         flags=tuple(_flags(attempt, weighed)),
     )
+    if implausible(record):
+        record = replace(record, flags=(*record.flags, IMPLAUSIBLE))
     return record, _packed(_raw(rounds, baseline_rounds, arrays, baseline_arrays))
 
 

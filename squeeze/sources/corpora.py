@@ -71,7 +71,12 @@ def text(name: str) -> str:
                 " install the mwparserfromhell that constraints.txt pins"
             )
 
-    return (cache.sealed(f"corpora/{name}-{corpus.identity[:16]}", clean) / "text.txt").read_bytes().decode()
+    return (cache.sealed(_cached(name), clean) / "text.txt").read_bytes().decode()
+
+
+def folder(name: str) -> Path:
+    """Return where the cache keeps the cleaned text of a corpus, whether it is there or not."""
+    return cache.cache_root() / _cached(name)
 
 
 def corpus_hash(name: str) -> str:
@@ -146,6 +151,10 @@ def calibration_tokens(calibration: Mapping[str, Any], tokenizer: PreTrainedToke
         )
     generator = torch.Generator().manual_seed(int(calibration["seed"]))
     return windows[torch.randperm(len(windows), generator=generator)[:samples]].clone()
+
+
+def _cached(name: str) -> str:
+    return f"corpora/{name}-{_corpus(name).identity[:16]}"
 
 
 def _corpus(name: str) -> Corpus:

@@ -14,9 +14,8 @@ from typing import Any
 from datasets import Dataset
 
 from squeeze.sources import corpora, wheels
-from squeeze.sources.tasks import QUESTIONS
+from squeeze.sources.tasks import NORMALISATION, QUESTIONS
 
-NORMALISATION = 1_000_000  # from this doc_id on, choices without their question; the files are sorted by it
 CHARACTERS_A_TOKEN = 16  # more than any tokenizer takes on average
 
 

@@ -10,7 +10,7 @@ from squeeze.core.errors import IntegrityError, SqueezeError
 from squeeze.records.answers import Margins
 from squeeze.records.record import Estimate, Status
 from squeeze.records.store import RecordStore
-from tests.fabricated import ENVIRONMENT, PROTOCOL, cell, record
+from tests.fabricated import ENVIRONMENT, PROTOCOL, cell, record, too_good
 
 RTN4, RTN8 = "smollm2_135m-rtn-4", "smollm2_135m-rtn-8"
 ROUNDS, TOKENS, ITEMS = 5, 8192, 400
@@ -72,6 +72,13 @@ def test_two_rows_in_words_and_figures(store, capsys):
     assert perplexity.strip().startswith("perplexity:")
     assert perplexity.endswith("16 blocks of tokens: worse")
     assert "0 answers won, 40 lost, McNemar p = 1.8e-12, -10.0 points (95 % interval -13.0 to -6.9): worse" in sciq
+
+
+def test_a_row_that_is_not_believed_is_said_to_be_none(store, capsys):
+    keep(store, 8, samples(1.0, 0.0))
+    store.write(too_good(keep(store, 4, samples(1.5, -1.0))), packed(samples(1.5, -1.0)))
+    explain(store.results, RTN4, RTN8)
+    assert f"{RTN4} is implausible: it predicts the text 5.98 nats a token better" in capsys.readouterr().out
 
 
 def in_turns(speed, spells, turn):

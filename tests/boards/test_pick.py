@@ -7,7 +7,7 @@ from squeeze.boards.pick import best_first, show
 from squeeze.core.errors import SqueezeError
 from squeeze.records.record import Estimate
 from squeeze.records.store import RecordStore
-from tests.fabricated import smoke_records
+from tests.fabricated import smoke_records, too_good
 
 
 @pytest.fixture
@@ -32,6 +32,14 @@ def test_the_best_under_so_many_bytes_comes_first(results, capsys):
     assert code == 0
     assert list(rows) == ["rtn-4-g64", "rtn-4-row", "rtn-3-g64", "rtn-2-g64"]
     assert rows["rtn-4-g64"] == "best"
+
+
+def test_a_row_that_is_not_believed_is_not_picked(results, capsys):
+    RecordStore(results).write(
+        replace(too_good(smoke_records()[6]), attempt="e" * 32, finished="2026-03-01T00:00:00+00:00")
+    )
+    _, rows = picked(capsys, results, ["bytes=113M"], [], "perplexity")
+    assert list(rows) == ["rtn-4-row", "rtn-3-g64", "rtn-2-g64"]
 
 
 def test_bounds_hold_from_both_sides_and_a_row_without_the_figure_is_left_out(results, capsys):

@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from squeeze.boards import plots
 from squeeze.boards.table import table
 from squeeze.records.record import Estimate
-from tests.fabricated import cell, record, smoke_records
+from tests.fabricated import cell, record, smoke_records, too_good
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,12 @@ def test_each_ok_row_is_drawn_in_both_panels_and_the_failed_one_is_counted(figur
 
 def arrows(axes):
     return [text for text in axes.texts if not text.get_text()]
+
+
+def test_a_row_that_is_not_believed_is_not_drawn():
+    records = smoke_records()
+    figure = plots.draw(table([records[0], too_good(records[6])]))
+    assert [len(markers(axes)) for axes in figure.axes] == [1, 1]
 
 
 def test_names_do_not_overlap_and_stay_inside_the_panel(figure):

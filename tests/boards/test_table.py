@@ -10,7 +10,7 @@ from squeeze.core.errors import SqueezeError
 from squeeze.records.answers import Margins
 from squeeze.records.record import Estimate, Status
 from squeeze.records.store import RecordStore
-from tests.fabricated import MODEL, PROTOCOL, cell, record, smoke_records
+from tests.fabricated import MODEL, PROTOCOL, cell, record, smoke_records, too_good
 
 REQUIRED = [
     *("rank", "model", "technique", "family", "bits", "sparsity", "effective_bits", "bytes", "compression_ratio"),
@@ -206,6 +206,19 @@ def test_perplexity_has_its_verdict():
     assert verdicts["smollm2_135m-rtn-4-g64"] == "worse"
     assert verdicts["smollm2_135m-rtn-8-g64"] == "equal"
     assert pd.isna(verdicts["smollm2_135m-none-bfloat16"])
+
+
+def test_a_row_that_is_too_good_is_flagged_and_has_neither_rank_nor_verdict():
+    honest = smoke_records()
+    frame = tabulate([*honest[:6], too_good(honest[6]), *honest[7:]]).set_index("label")
+    cheat = frame.loc["smollm2_135m-rtn-4-g64"]
+    assert cheat["flags"] == "implausible"
+    assert pd.isna(cheat[["rank", "rank_low", "rank_high", "group"]]).all()
+    assert (cheat["perplexity_delta_verdict"], cheat["status"]) == ("?", "ok")
+    assert "perplexity_delta: implausible: it predicts the text 5.98 nats" in cheat["verdict_reason"]
+    assert frame.loc["smollm2_135m-none-bfloat16", "rank"] == 1
+    assert frame.drop(index=cheat.name)["flags"].eq("").all()
+    assert "doubt" not in frame
 
 
 def test_the_table_does_not_depend_on_the_order_of_records(monkeypatch):

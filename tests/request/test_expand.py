@@ -78,6 +78,15 @@ def test_every_calibrated_row_is_scored_out_of_its_domain(protocol):
         assert text not in (cell.calibration["corpus"], cell.protocol["perplexity"]["corpus"])
 
 
+@pytest.mark.parametrize("corpus", ["wikipedia_eval", "speeches", "wikitext2"])
+@pytest.mark.parametrize("technique", ["gptq", "qat", "finetune"])
+def test_what_is_scored_is_not_calibrated_on(technique, corpus):
+    with pytest.raises(
+        SqueezeError, match=rf"'{corpus}' is refused, perplexity is measured on it; .* c4, wikipedia_train"
+    ):
+        cells([f"technique={technique}", "model=smollm2_135m", f"calibration.corpus={corpus}"])
+
+
 def trained_choices():
     steps = {name: choice["steps"] for name, choice in choices("technique").items()}
     return sorted(name for name, each in steps.items() if any("training_steps" in step for step in each))

@@ -15,7 +15,17 @@ import pytest
 from squeeze.audit.recompute import disagreements
 from squeeze.core import environment
 from squeeze.probes.samples import Samples
-from squeeze.records.record import CONTENDED, GRID_FLATTERED, NOT_REALISED, UNSTEADY, WARMING, Estimate, Record, Status
+from squeeze.records.record import (
+    CONTENDED,
+    GRID_FLATTERED,
+    IMPLAUSIBLE,
+    NOT_REALISED,
+    UNSTEADY,
+    WARMING,
+    Estimate,
+    Record,
+    Status,
+)
 from squeeze.records.roofline import Machine
 from squeeze.records.store import LARGEST_RECORD, RecordStore, encode
 from squeeze.request.cell import Cell
@@ -268,6 +278,12 @@ def test_other_flags(attempt: Attempt, tmp_path: Path) -> None:
     record = assembled(attempt)
     assert record.flags == (GRID_FLATTERED, NOT_REALISED)
     assert record.realised["mismatches"] == ["claimed 4 bits, stored 16.00 a weight (100% left dense)"]
+
+
+def test_a_row_that_predicts_the_text_too_well_is_flagged(attempt: Attempt, tmp_path: Path) -> None:
+    better = Scoring(quality(tmp_path / "better", -1.0), attempt.built.scoring and attempt.built.scoring.process)
+    attempt.candidate = replace(attempt.built, scoring=better)
+    assert assembled(attempt).flags == (IMPLAUSIBLE,)
 
 
 @pytest.mark.parametrize("spoil", ["missing", "short", "torn", "nan"])

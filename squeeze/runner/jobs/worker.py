@@ -22,6 +22,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -60,8 +61,14 @@ def perform(path: Path, gate: int | None) -> int:
     if job.stage == "build":
         from squeeze.artifacts.build import build
         from squeeze.probes.memory import measured
+        from squeeze.sources.withheld import withhold
 
-        build(job.cell, job.artifact, measured)
+        _keep_temporary_files(path.parent)
+        withheld = withhold(job.cell.model, job.cell.calibration)
+        try:
+            build(job.cell, job.artifact, measured)
+        finally:
+            withheld.check()  # however it ended: what it tried is what its row says
         return 0
     if job.stage == "machine":
         from squeeze.probes import peaks
@@ -70,6 +77,12 @@ def perform(path: Path, gate: int | None) -> int:
         write_atomically(job.out / MACHINE, json.dumps(limits_of_machine.to_json()).encode())
         return 0
     return run_benches(path, job.out, gate)
+
+
+def _keep_temporary_files(folder: Path) -> None:
+    """Let this process, and those that it starts, have their temporary files where they may read them: `withhold`."""
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
 
 
 def run_benches(path: Path, out: Path, gate: int | None) -> int:

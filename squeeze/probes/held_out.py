@@ -1,0 +1,37 @@
+"""Score text of the same kind that no row is ranked by: what a model gains on one text of a kind, it gains on another.
+
+It is the end of the evaluation text, far behind what a protocol scores. A row that predicts the scored text better than
+the uncompressed model, and this one not, has seen the scored text (``records.plausibility``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from squeeze.probes.scoring import Row, log_probabilities, predict
+from squeeze.runtimes.contract import TorchEngine
+from squeeze.sources import corpora
+
+TOKENS = 2048
+CHARACTERS = 16 * TOKENS  # more than any tokenizer takes on average
+CHARACTERS_A_TOKEN = 5  # of English, rounded up: so much of a text may be scored
+
+
+def held_out_nll(engine: TorchEngine, scored: Mapping[str, Any]) -> Tensor | None:
+    """Return the negative log-likelihood of each token but the first of each window, (n,) float32 in nats.
+
+    scored: the protocol's text: corpus, tokens, window. None where no end of it is left that is not scored.
+    """
+    text = corpora.text(scored["corpus"])
+    start = text.find("\n", len(text) - CHARACTERS)
+    if scored["tokens"] is None or CHARACTERS_A_TOKEN * scored["tokens"] > start:
+        return None
+    ids = corpora.first_tokens(text[start:], f"the end of {scored['corpus']}", engine.tokenizer, TOKENS)
+    windows = [window.tolist() for window in ids.split(min(scored["window"], TOKENS)) if len(window) > 1]
+    rows = [Row((window[0],), (tuple(window[1:]),), (0,)) for window in windows]
+    model = engine.subject.model  # a row at a time: some models' scores depend on their batch
+    return -torch.cat([log_probabilities(model, predict(model, [row], engine.states))[0] for row in rows])

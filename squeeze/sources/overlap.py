@@ -1,0 +1,146 @@
+"""Refuse calibration on what is scored, and on near copies of it: the words that both texts have in a row.
+
+Words are compared without case, punctuation and white space, eight in a row. Eight is few enough that a copy with every
+tenth word changed still shows, and enough that honest texts hardly share any: of the sequences of the calibration texts
+shipped, 0.008 % stand in any evaluation text or task shipped (BoolQ's passages, which are Wikipedia, too), where five
+words in a row give 0.5 %, and thirteen none at all, of honest texts and of many near copies.
+
+    share of the calibration text's sequences that stand in a scored text: it was copied from there
+    share of what is scored that stands in the calibration text: it was copied into there, however much lies around it
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache, partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from squeeze.core import cache
+from squeeze.core.errors import IntegrityError
+from squeeze.core.hashing import digest
+from squeeze.sources import corpora, tasks, wheels
+
+WORDS = 8  # in a row
+MOST_SHARED = 0.01  # a hundred times what honest texts share
+CHARACTERS_A_TOKEN = 5  # of English, rounded up: the beginning of a text that so many tokens are
+WORD = re.compile(r"[^\W_]+")
+FORMAT = 1  # part of the key: raise it when sequences are hashed in another way
+FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: a polynomial in it, modulo 2^64, hashes a sequence of hashed words
+
+Hashes = npt.NDArray[np.uint64]
+Known = tuple[str, str]  # the name of a text, and its sha256
+
+
+def check(calibration: Mapping[str, Any], protocol: Mapping[str, Any], *, asked: Iterable[str] = ()) -> None:
+    """Raise IntegrityError, with the share found and that allowed, where a row would be calibrated on what scores it.
+
+    calibration: a cell's; an empty one reads nothing. protocol: its perplexity and perplexity_ood texts, and items.
+    asked: its tasks, where the model answers any. Texts must have been fetched. The hashes of each text are kept in the
+    cache; held against nine tasks and two texts, a calibration text then takes half a second, once a run.
+    """
+    if not calibration:
+        return
+    name = str(calibration["corpus"])
+    if name in tasks.texts():
+        raise IntegrityError(
+            f"calibration on {name}: perplexity is measured on it, 100 % of it would be known and at most "
+            f"{MOST_SHARED:.0%} may be; calibrate on another text"
+        )
+    texts = (protocol.get(part) for part in ("perplexity", "perplexity_ood"))
+    scored = [(text["corpus"], text["tokens"]) for text in texts if text]
+    scored += [(task, protocol["items"]) for task in asked]
+    for what, amount in scored:
+        of_calibration, of_scored = shares(name, what, amount)
+        if max(of_calibration, of_scored) > MOST_SHARED:
+            raise IntegrityError(
+                f"calibration on {Path(name).name}: {of_calibration:.2%} of its sequences of {WORDS} words stand in "
+                f"{what}, and {of_scored:.2%} of what is scored of {what} stands in it; at most {MOST_SHARED:.0%} may: "
+                "calibrate on another text"
+            )
+
+
+def shares(calibration: str, scored: str, amount: int | None) -> tuple[float, float]:
+    """Return which share of a calibration text stands in a scored one, and which share of what is scored in it.
+
+    calibration: a corpus, or the path of a text. scored: a corpus or a task, of which ``amount`` tokens or questions
+    are scored (None: all).
+    """
+    return _shares((calibration, _identity(calibration)), (scored, _identity(scored)), amount)
+
+
+@lru_cache(maxsize=256)
+def _shares(calibration: Known, scored: Known, amount: int | None) -> tuple[float, float]:
+    own = _kept(calibration, None, lambda: [corpora.text_or_file(calibration[0])])
+    whole, part = (_kept(scored, most, partial(_pieces, scored[0], most)) for most in (None, amount))
+    return _share(own, whole), _share(part, own)
+
+
+def sequences(pieces: Iterable[str]) -> Hashes:
+    """Return the hashes, sorted and each once, of all that stands in a row of 8 words within a piece of text."""
+    known: dict[str, int] = {}
+    found = [_rows(_words(piece, known)) for piece in pieces]
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
+
+
+def _words(piece: str, known: dict[str, int]) -> Hashes:
+    words = WORD.findall(piece.casefold())
+    for word in words:
+        if word not in known:
+            known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+    return np.array([known[word] for word in words], dtype=np.uint64)
+
+
+def _rows(words: Hashes) -> Hashes:
+    total = np.zeros(max(len(words) - WORDS + 1, 0), np.uint64)
+    for place in range(WORDS if len(total) else 0):
+        total = total * FACTOR + words[place : place + len(total)]
+    return total
+
+
+def _share(of: Hashes, within: Hashes) -> float:
+    """Return which share of the hashes ``of`` a text are ``within`` another's; both are sorted."""
+    if not (len(of) and len(within)):
+        return 0.0
+    places = np.searchsorted(within, of).clip(max=len(within) - 1)
+    return float((within[places] == of).mean())
+
+
+def _kept(text: Known, amount: int | None, pieces: Callable[[], Iterable[str]]) -> Hashes:
+    """Return the hashes of a text, or of its beginning, computed once for each state of it."""
+    name, identity = text
+
+    def write(folder: Path) -> None:
+        np.save(folder / "hashes.npy", sequences(pieces()))
+
+    key = digest([FORMAT, WORDS, amount, identity])[:16]
+    folder = cache.sealed(f"ngrams/{Path(name).stem}-{key}", write)
+    hashes: Hashes = np.load(folder / "hashes.npy", mmap_mode="r", allow_pickle=False)
+    return hashes
+
+
+def _identity(name: str) -> str:
+    if name in corpora.CORPORA:
+        return corpora.corpus_hash(name)
+    if name in tasks.names():
+        return tasks.pinned(name)[1]
+    return digest(corpora.text_or_file(name))
+
+
+def _pieces(scored: str, amount: int | None) -> Iterator[str]:
+    """Yield what is scored: the beginning of a text, or questions with each of their choices."""
+    if scored in tasks.texts():
+        yield corpora.text(scored)[: None if amount is None else CHARACTERS_A_TOKEN * amount]
+        return
+    end = tasks.NORMALISATION if amount is None else amount
+    with gzip.open(wheels.member(*tasks.QUESTIONS, *tasks.pinned(scored)), "rt", encoding="utf-8") as lines:
+        for request in takewhile(lambda request: request["doc_id"] < end, map(json.loads, lines)):
+            yield request["request"]["context"] + request["request"]["continuation"]
