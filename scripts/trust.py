@@ -29,6 +29,7 @@ PROMISES = {
     15: "Untrusted input can neither run nor leak anything.",
     16: "A cheat does not rank: it is refused, invalid, flagged or without effect; no honest row is.",
     18: "What differs by more than the margin is called equivalent in at most 5 % of comparisons.",
+    19: "What decodes is what is scored.",
 }
 HELD, BROKEN, NOT_SHOWN = "held", "**broken**", "**not shown**"
 
