@@ -13,11 +13,12 @@ from typing import Any
 from squeeze.artifacts.keys import artifact_key
 from squeeze.core import environment
 from squeeze.core.errors import IntegrityError, SqueezeError
-from squeeze.core.files import write_atomically
+from squeeze.core.files import read_small, write_atomically
 from squeeze.records.record import PROCESS, Record, Row, Status, counting
 from squeeze.request.cell import Cell
 
 NAME = "plan.json"
+LARGEST = 2**28  # bytes: those of 100,000 cells
 
 
 def save(cells: Sequence[Cell], results: Path) -> None:
@@ -35,10 +36,10 @@ def load(results: Path) -> list[Cell]:
     """
     path = results / NAME
     try:
-        return [Cell.from_json(data) for data in json.loads(path.read_bytes())]
+        return [Cell.from_json(data) for data in json.loads(read_small(path, LARGEST))]
     except FileNotFoundError as error:
         raise SqueezeError(f"{results}: nothing to resume; start with `squeeze run`") from error
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, IntegrityError) as error:
         raise IntegrityError(f"{path} is no plan of cells; name the cells again with `squeeze run`") from error
 
 
