@@ -149,5 +149,3 @@ def _pieces(scored: str, amount: int | None) -> Iterator[str]:
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for request in takewhile(lambda request: request["doc_id"] < end, map(json.loads, lines)):
             yield request["request"]["context"] + request["request"]["continuation"]
-
-

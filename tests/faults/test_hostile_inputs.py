@@ -256,10 +256,16 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "quantized by nothing": (configured(quantization_config=3), r"says quantization_config 3, expected an object"),
     "a list for a configuration": (written("config.json", b"[1]"), r"config\.json: holds list, expected an object"),
-    "no configuration": (without("config.json"), r"config\.json cannot be read \(No such file or directory\), expected a file"),
+    "no configuration": (
+        without("config.json"),
+        r"config\.json cannot be read \(No such file or directory\), expected a file",
+    ),
     "a configuration cut off": (written("config.json", b'{"a": '), r"config\.json: not readable as JSON"),
     "a deep configuration": (written("config.json", b"[" * 10**6), r"config\.json: not readable as JSON"),
-    "a configuration of 60 MB": (replaced("config.json", sparse), r"config\.json has 60,000,000 bytes, expected at most"),
+    "a configuration of 60 MB": (
+        replaced("config.json", sparse),
+        r"config\.json has 60,000,000 bytes, expected at most",
+    ),
     "a configuration that waits": (
         replaced("config.json", os.mkfifo),
         r"config\.json is a FIFO, expected a regular file",
