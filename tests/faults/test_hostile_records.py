@@ -162,6 +162,7 @@ def test_what_a_failed_attempt_said_cannot_steer_the_terminal(
     (results / "records" / f"{ESCAPE}.json").write_text("torn")
     for command in (*READING, VERIFY):
         said(capsys, results, command)
+    assert said(capsys, tmp_path / ESCAPE, ("board", "--results", "{}"))[0] == 2
 
 
 @pytest.mark.parametrize("value", [0, -1, 1e308, 5e-324])
