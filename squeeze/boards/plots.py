@@ -120,9 +120,10 @@ def _draw(axes: Axes, panel: Panel, board: pd.DataFrame, families: Sequence[str]
 
 def _placed(panel: Panel, board: pd.DataFrame) -> pd.DataFrame:
     """Return the rows to draw, those on the front first, with their place (x, y) and whether ``beyond`` the edge."""
-    believed = (board["status"] == Status.OK) & ~flagged(board, *UNRANKED)
-    figures = (board[name].astype(float).between(*DRAWN) for name in ("perplexity", panel.column))
-    rows = board.loc[np.logical_and.reduce([believed, *figures])]
+    drawn = (board["status"] == Status.OK) & ~flagged(board, *UNRANKED)
+    for name in ("perplexity", panel.column):
+        drawn &= board[name].astype(float).between(*DRAWN)
+    rows = board[drawn]
     ceiling = rows["perplexity"].min() * HEADROOM
     rows = rows.assign(
         x=rows[panel.column].astype(float) / panel.unit,

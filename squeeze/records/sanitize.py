@@ -31,6 +31,8 @@ STEERING = (
     r"\ud800-\udfff\U000e0000-\U000e007f"
 )
 STEERS = re.compile(f"[{STEERING}]")
+# What colours a terminal, moves its cursor, or names its window: a whole sequence, so that nothing of it remains.
+SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
 WINDOWS_PATH = re.compile(r"\b[A-Za-z]:\\\\?\w+\\")
 SHOWN = 6  # characters of a secret that a finding repeats
 
@@ -49,7 +51,8 @@ def leaks(record: Record, text: str) -> Iterator[str]:
 
 def line(text: str) -> str:
     """Return one printable line: what a file or its name says may neither steer a terminal nor break a table."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    plain = SEQUENCE.sub("", text)
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in plain).split())
 
 
 ABSOLUTE_PATH = re.compile(r"(?<![\w:/.])~?(?:/[\w.+@%=-]+)+/([\w.+@%=-]+)")

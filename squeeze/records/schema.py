@@ -28,9 +28,7 @@ DEEPEST = 8  # objects and lists within each other, in the parts of free form
 Amount = Annotated[int, Meta(ge=-EXACT, le=EXACT)] | float  # counts, such as bytes, stay exact
 Count = Annotated[int, Meta(ge=0, le=EXACT)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
-Loss = Annotated[
-    float, Meta(ge=-1e4, le=1e4)
-]  # nats; more than the mean of 128 blocks of a model that has not diverged
+Loss = Annotated[float, Meta(ge=-1e4, le=1e4)]  # nats; of a model that has not diverged, 128 blocks together have less
 Seconds = Annotated[float, Meta(ge=-1e9, le=1e9)]
 Word = Annotated[str, Meta(pattern=rf"\A[^{STEERING}]*\Z", max_length=300)]
 Name = Annotated[str, Meta(pattern=r"\A[\w.+-]+\Z", max_length=100)]
@@ -39,9 +37,8 @@ Key = Annotated[str, Meta(pattern=rf"\A[^/\\{STEERING}]+\Z", max_length=300)]  #
 Moment = Annotated[str, Meta(pattern=r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)?\Z")]  # sorts as text
 Figure = Amount | None
 
-ESCAPED = re.compile(
-    r"(?<!\\)(?:\\\\)*\\(?:[bfnrtu]|x7f)"
-)  # in JSON: a control character, not a backslash before a letter
+# In JSON: a control character, and not a backslash before a letter.
+ESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\\[bfnrtu]")
 
 # Columns that boards compute of all rows, or of what a reader asks for: no record brings its own.
 COMPUTED = re.compile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -195,6 +196,20 @@ def test_a_leaderboard_by_older_rules_is_to_be_made_anew(results: Path, capsys: 
     [found] = findings(results, capsys)
     assert found.startswith(f"{path.name}: ")
     assert found.endswith("collate again")
+
+
+@pytest.mark.parametrize("name", ["leaderboard.csv", "leaderboard.md", "leaderboard_x.csv"])
+@pytest.mark.parametrize(
+    "make",
+    [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.write_bytes(b'"' * 200_000)],
+)
+def test_a_leaderboard_that_is_none_is_found_and_not_read(
+    results: Path, capsys: pytest.CaptureFixture[str], name: str, make: Any
+) -> None:
+    (results / name).unlink(missing_ok=True)
+    make(results / name)
+    [found] = findings(results, capsys)
+    assert found.startswith("leaderboard")
 
 
 def test_a_folder_without_records_is_an_error(tmp_path: Path) -> None:

@@ -158,10 +158,11 @@ def test_what_a_failed_attempt_said_cannot_steer_the_terminal(
     (results / "records" / f"{ESCAPE}.json").write_text(json.dumps({**data(good), **changes}))
     for command in (*READING, VERIFY):
         said(capsys, results, command)
-    assert "died [31mred [0m loudly" in (results / "boards" / "leaderboard.csv").read_text()
+    assert "died red loudly" in (results / "boards" / "leaderboard.csv").read_text()
     (results / "records" / f"{ESCAPE}.json").write_text("torn")
     for command in (*READING, VERIFY):
         said(capsys, results, command)
+    assert said(capsys, tmp_path / ESCAPE, ("board", "--results", "{}"))[0] == 2
 
 
 @pytest.mark.parametrize("value", [0, -1, 1e308, 5e-324])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from squeeze.records.sanitize import leaks
+from squeeze.records.sanitize import leaks, line, public
 from tests.fabricated import smoke_records
 
 RECORD = smoke_records()[-1]
@@ -55,3 +55,22 @@ def test_the_name_of_the_user_is_found(monkeypatch):
 def test_what_records_really_say_is_no_leak():
     words = "5 tokens/s of and/or 1/2; kernel GNU/Linux; https://example.org/a/b; org/model; prompt_tokens: 12345678"
     assert found(log_tail=words, environment={"protocol": {"token_budget": 1024000000}}) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[1;31mred\x1b[0m\nb", "ared b"),
+        ("\x1b]0;title\x07\x1b]8;;https://x.org\x1b\\link", "link"),
+        ("\x1b[2Jgone\x1b", "gone"),
+        ("right\u202eto\u200bleft\x9b\x00", "right to left"),
+        ("\ud800 half", "half"),
+        ("as it is: 5 µs, 100 %", "as it is: 5 µs, 100 %"),
+    ],
+)
+def test_a_line_cannot_steer_a_terminal(text, shown):
+    assert line(text) == shown
+
+
+def test_a_path_is_found_behind_a_colour():
+    assert public("no \x1b[31m/home/someone/model\x1b[0m") == "no model"
