@@ -65,13 +65,13 @@ class Prompts:
     def _length(self, use: str, number: int) -> int:
         away = self.chance(use).choice((-1, 1)) * self.chance(use, "length").randint(1, spread(self.latency))
         length = int(self.latency["prompt_tokens"]) + (-away if number % 2 else away)
-        return max(1, length if self.most is None else min(length, self.most))
+        return max(1, min(length, self.most or length))
 
 
 def pool(protocol: Mapping[str, Any]) -> int:
     """Return how many tokens of text a protocol's `latency` part needs to draw prompts from."""
     longest = int(protocol["prompt_tokens"]) + spread(protocol)
-    return max(POOL, 2 * longest * max(protocol["batch_sizes"]))
+    return max(POOL, 2 * longest * int(max(protocol["batch_sizes"])))
 
 
 def spread(protocol: Mapping[str, Any]) -> int:
