@@ -59,9 +59,10 @@ def _busy() -> float:
     """Return the seconds that the available processors have worked so far, for whomever."""
     times = psutil.cpu_times(percpu=True)
     idle = ("idle", "iowait", "guest", "guest_nice", "steal")  # a guest's time is in its user's, too
-    return float(
-        sum(value for number in _available() for name, value in times[number]._asdict().items() if name not in idle)
+    seconds: float = sum(
+        value for number in _available() for name, value in times[number]._asdict().items() if name not in idle
     )
+    return seconds
 
 
 def _waited() -> float | None:

@@ -21,9 +21,10 @@ from squeeze.models.architecture import last_hidden_state
 from squeeze.probes.scoring import Predicted, Row, log_probabilities, predict
 
 PROBED = 2  # windows; each takes one forward
-# Nats by which rounding may move the score of a token, where a window was scored in a batch with others, and now alone;
-# else nothing moves it at all.
-ROUNDED, EXACT = 0.5, 0.01
+# Nats by which the score of a token may move in 16 bits and in 32: where a window was scored in a batch with others,
+# and now alone, it is rounded otherwise, and outliers that a long text alone has are set apart for all of it (LLM.int8
+# of tiny models: 0.015). Else nothing moves at all.
+ROUNDED, EXACT = 0.5, 0.1
 # Where activations are quantized over a whole call, other tokens move all scores a little and either way: what counts
 # is how much likelier tokens were when the true text followed, nats on average; and the very token before the change.
 GAINED, GAINED_NEXT = 0.3, 2.0

@@ -65,7 +65,7 @@ class Prompts:
     def _length(self, use: str, number: int) -> int:
         away = self.chance(use).choice((-1, 1)) * self.chance(use, "length").randint(1, spread(self.latency))
         length = int(self.latency["prompt_tokens"]) + (-away if number % 2 else away)
-        return max(1, length if self.most is None else min(length, self.most))
+        return max(1, min(length, self.most or length))
 
 
 def pool(protocol: Mapping[str, Any]) -> int:

@@ -55,7 +55,7 @@ def looking_ahead(dtype: str, share: float = 1.0, disturbed: bool = False) -> Su
 def test_causal_models_are(name: str, dtype: str, tmp_path: Any) -> None:
     found = measure(tiny_subject(name, dtype), tmp_path, **TEXT_ONLY).values
     assert found["causal"] is True
-    assert found["causal_difference"] <= (EXACT if dtype == "float32" else 0.1)
+    assert found["causal_difference"] <= (1e-4 if dtype == "float32" else 0.1)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,6 @@ def test_where_scores_depend_on_the_call_what_counts_is_who_gains(gains: list[fl
     assert Causality([np.array(gains)], None).holds is holds
 
 
-@pytest.mark.parametrize(("moved", "holds"), [(0.005, True), (-0.02, False), (0.02, False)])
+@pytest.mark.parametrize(("moved", "holds"), [(0.05, True), (-0.2, False), (0.2, False)])
 def test_elsewhere_nothing_moves_but_by_rounding(moved: float, holds: bool) -> None:
     assert Causality([np.array([0.0, moved])], EXACT).holds is holds
