@@ -36,14 +36,15 @@ def export(artifact: str, folder: Path, results: Path, layout: str) -> None:
     ARTIFACT is a row's label, the beginning of its key or attempt, the beginning of an artifact's key in the cache, or
     the artifact's folder. FOLDER must be new or empty.
     """
-    from squeeze.artifacts.exports.checkpoint import check_vacant
-    from squeeze.artifacts.exports.compressed_tensors import to_compressed_tensors
-    from squeeze.artifacts.exports.gptq import to_gptq
+    from squeeze.artifacts.exports.destination import check_vacant
     from squeeze.core.files import total_bytes
     from squeeze.runner.located import built
 
     source = built(artifact, results)
     check_vacant(folder)
+    from squeeze.artifacts.exports.compressed_tensors import to_compressed_tensors  # torch: seconds
+    from squeeze.artifacts.exports.gptq import to_gptq
+
     write = to_gptq if layout == "gptq" else to_compressed_tensors
     write(source, folder)
     needed, reader = READERS[layout]

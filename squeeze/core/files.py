@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.core.errors import IntegrityError
 
 KINDS = {
     stat.S_IFDIR: "a directory",
@@ -25,39 +25,24 @@ def read_small(path: Path, most: int) -> bytes:
     than memory) is refused before anything is read.
     Raises IntegrityError for these, without the path, and OSError for what is not there or may not be read.
     """
-    _check_small(os.stat(path), most)
+    _small_size(os.stat(path), most)
     # Not blocking, and looked at once more: it may have become another thing since.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     with open(descriptor, "rb") as file:
-        _check_small(os.fstat(descriptor), most)
-        content = file.read(most + 1)
-    if content is None:
-        raise IntegrityError("has nothing to read as yet, expected a regular file")
-    if len(content) > most:  # some files of the kernel say that they are empty
-        raise IntegrityError(f"has more than {most:,} bytes, expected at most that")
+        size = _small_size(os.fstat(descriptor), most)
+        content = file.read(size + 1)
+    if content is None or len(content) > size:  # some files of the kernel say that they are empty
+        raise IntegrityError(f"says that it has {size:,} bytes, but has others, expected a regular file")
     return content
 
 
-def read_given(path: Path, most: int) -> bytes:
-    """Return the content of a file that the user gives, as ``read_small`` does.
-
-    Raises SqueezeError, with the path and what was expected, for what that refuses or cannot find.
-    """
-    try:
-        return read_small(path, most)
-    except IntegrityError as error:
-        raise SqueezeError(f"{path} {error}; put such a file in its place") from error
-    except OSError as error:
-        reason = "is a link to nothing" if path.is_symlink() else f"cannot be read ({error.strerror or error})"
-        raise SqueezeError(f"{path} {reason}, expected a file; make it one, or name another") from error
-
-
-def _check_small(status: os.stat_result, most: int) -> None:
+def _small_size(status: os.stat_result, most: int) -> int:
     if not stat.S_ISREG(status.st_mode):
         found = KINDS.get(stat.S_IFMT(status.st_mode), "something else")
         raise IntegrityError(f"is {found}, expected a regular file")
     if status.st_size > most:
         raise IntegrityError(f"has {status.st_size:,} bytes, expected at most {most:,}")
+    return status.st_size
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -27,7 +27,7 @@ def held_out_nll(engine: TorchEngine, scored: Mapping[str, Any]) -> Tensor | Non
     scored: the protocol's text: corpus, tokens, window. None where no end of it is left that is not scored.
     """
     text = corpora.text(scored["corpus"])
-    start = text.find("\n", len(text) - CHARACTERS)
+    start = text.find("\n", max(len(text) - CHARACTERS, 0))
     if scored["tokens"] is None or CHARACTERS_A_TOKEN * scored["tokens"] > start:
         return None
     ids = corpora.first_tokens(text[start:], f"the end of {scored['corpus']}", engine.tokenizer, TOKENS)

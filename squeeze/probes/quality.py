@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 from torch import Tensor
 
 from squeeze.core.errors import IntegrityError, SqueezeError, hint
@@ -28,7 +29,7 @@ from squeeze.probes.lm_eval_model import SubjectLM, TokenScores, Windows
 from squeeze.probes.samples import Samples
 from squeeze.probes.scoring import Row, log_probabilities, predict
 from squeeze.runtimes.contract import TorchEngine
-from squeeze.sources import corpora, tasks
+from squeeze.sources import corpora, own_questions, own_text, questions, tasks
 
 MOST_LOSS = 700.0  # nats, whose exponential a float still holds
 
@@ -93,16 +94,33 @@ def measure_quality(
 def run(lm: SubjectLM, protocol: Mapping[str, Any], samples: Samples) -> dict[str, list[dict[str, Any]]]:
     """Have lm-eval score the protocol's text and tasks; return its log of every item, by task."""
     names = [protocol["perplexity"]["corpus"], *protocol["tasks"]]
+    own = {name: spec for name in names if (spec := _own(name))}
     for name in names:
-        if name not in tasks.names():
+        if name not in tasks.names() and name not in own:
             raise SqueezeError(f"unknown task {name!r}; {hint(name, tasks.names())}")
     with samples.stage("tasks"), _only_errors("lm_eval"):
         metadata = {"tokens": protocol["perplexity"]["tokens"], "items": protocol["items"]}
         manager = TaskManager(include_path=str(tasks.FOLDER), include_defaults=False, metadata=metadata)
-        loaded = manager.load(names)
+        loaded = manager.load([own.get(name, name) for name in names])
     with samples.stage("scoring"), _only_errors("lm_eval"):
         # No response cache: it does not know one model from another. No bootstrap: items are kept, errors are exact.
         return evaluate(lm, loaded, bootstrap_iters=0, log_samples=True)["samples"]  # type: ignore[no-any-return]
+
+
+def _own(name: str) -> dict[str, Any] | None:
+    """Return lm-eval's configuration for a text or task of the user's own; None for any other name."""
+    if own_text.hash_of(name):
+        return {**_shared("_text.yml", questions.text), "task": name, "dataset_kwargs": {"corpus": name}}
+    if own_questions.is_own(name):
+        shared = _shared("_multiple_choice.yml", questions.questions)
+        return {**shared, "task": name, "dataset_kwargs": {"member": name, "sha256": ""}}
+    return None
+
+
+def _shared(name: str, data: Callable[..., Any]) -> dict[str, Any]:
+    """Return what tasks of a kind share, by the file of conf/task that says it; ``data`` reads theirs."""
+    settings: dict[str, Any] = load_yaml(tasks.FOLDER / name, resolve_func=True)
+    return {**settings, "custom_dataset": data}
 
 
 def check_same_text(scores: TokenScores, baseline: Path) -> None:

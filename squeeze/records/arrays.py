@@ -27,7 +27,6 @@ from squeeze.records.store import LARGEST_SAMPLES, RecordStore
 from squeeze.records.turns import TIMINGS
 
 LARGEST_DIRECTORY = 2**20  # bytes of a zip's list of contents
-LONGEST_HEADER = 1_000  # characters that describe one array
 END = struct.Struct("<4s4H2LH")  # the end of a zip file: signature, ..., bytes of the directory, its place, ...
 ZIP64 = b"PK\x06\x07"
 NUMBERS, WHOLE, TRUTHS = "bfiu", "iu", "b"  # kinds of dtypes
@@ -100,9 +99,9 @@ def _array(name: str, content: bytes) -> Array:
     """Return the array that an .npy file holds, once its header fits its length."""
     file = io.BytesIO(content)
     try:
-        version = npy.read_magic(file)
+        version = npy.read_magic(file)  # type: ignore[no-untyped-call]
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, by_column, dtype = read(file, max_header_size=LONGEST_HEADER)
+        shape, by_column, dtype = read(file)  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever a parser of Python literals may raise
         raise IntegrityError(f"{name} is no array ({line(str(error))[:100]})") from error
     if dtype.kind not in NUMBERS:

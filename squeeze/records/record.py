@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import msgspec
 from squeeze.core.errors import IntegrityError
 from squeeze.records import schema
 from squeeze.records.sanitize import STEERS, line
-from squeeze.records.schema import Amount, Count, Key, Loss, Moment, Name, Samples, Seconds, Share, Word
+from squeeze.records.schema import Amount, Count, Key, Loss, Moment, Name, Seconds, Share, Word
 from squeeze.request.cell import Cell
 
 SCHEMA = 2
@@ -99,7 +99,7 @@ class Record:
     stages: Mapping[Name, Seconds] = field(default_factory=dict)
     block_nll: tuple[Loss, ...] = ()
     flags: tuple[Word, ...] = ()
-    samples: Samples = field(default_factory=dict)
+    samples: Mapping[str, str] = field(default_factory=dict)
     isolation: Word = PROCESS
     log_tail: str = ""
     schema: int = SCHEMA
@@ -138,14 +138,17 @@ class Record:
             found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
             raise IntegrityError(f"not a record of schema {' or '.join(map(str, READABLE))} (found {found!r})")
         try:
-            _check_names("a record", data, FIELDS, NEEDED)
-            for estimate in data["estimates"].values():
-                _check_names("an estimate", estimate, ESTIMATE_FIELDS)
+            if not data.keys() <= FIELDS:
+                raise ValueError(f"no field {min(data.keys() - FIELDS)!r} is known")
+            if missing := [name for name in NEEDED if name not in data]:
+                raise ValueError(f"its {missing[0]} is missing")
+            if not all(estimate.keys() <= ESTIMATE_FIELDS for estimate in data["estimates"].values()):
+                raise ValueError(f"an estimate has a field other than {', '.join(sorted(ESTIMATE_FIELDS))}")
             found = msgspec.convert(data, cls)
             schema.check(found)
             _check_cell(found.cell, found.key)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise IntegrityError(f"not a valid record: {line(str(error))}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise IntegrityError(f"not a valid record: {schema.in_words(error)}") from error
         return found._printable()
 
     def _printable(self) -> Record:
@@ -174,11 +177,3 @@ def _check_cell(data: Mapping[str, Any], key: str) -> None:
     label, _ = cell.label, cell.training  # these read the rest of what a cell needs
     if cell.key != key:
         raise IntegrityError(f"its key is {key!r}, that of its cell {label!r} is {cell.key!r}: one of them was changed")
-
-
-def _check_names(what: str, data: Mapping[str, Any], known: Set[str], needed: Collection[str] = ()) -> None:
-    """Raise ValueError unless an object has all the fields that are needed, and none that are not known."""
-    if not data.keys() <= known:
-        raise ValueError(f"{what} has no field {min(data.keys() - known)!r}")
-    if missing := [name for name in needed if name not in data]:
-        raise ValueError(f"{what} without {missing[0]}")

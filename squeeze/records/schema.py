@@ -7,7 +7,6 @@ figures can be true is another question (`squeeze.audit.plausible`). Standard li
 
 from __future__ import annotations
 
-import math
 import re
 from datetime import datetime
 from functools import lru_cache
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict
 import msgspec
 from msgspec import Meta
 
-from squeeze.records.sanitize import STEERING, STEERS
+from squeeze.records.sanitize import STEERING, STEERS, line
 from squeeze.request import axes
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 EXACT = 2**53  # integers up to here are the same ones as float64
 LARGEST = 2**63 - 1  # integers that tables can hold
-DEEPEST = 16  # objects and lists within each other, in the parts of free form
+DEEPEST = 8  # objects and lists within each other, in the parts of free form
 
 Amount = Annotated[int, Meta(ge=-EXACT, le=EXACT)] | float  # counts, such as bytes, stay exact
 Count = Annotated[int, Meta(ge=0, le=EXACT)]
@@ -40,6 +39,10 @@ Key = Annotated[str, Meta(pattern=rf"\A[^/\\{STEERING}]+\Z", max_length=300)]  #
 Moment = Annotated[str, Meta(pattern=r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)?\Z")]  # sorts as text
 Figure = Amount | None
 
+ESCAPED = re.compile(
+    r"(?<!\\)(?:\\\\)*\\(?:[bfnrtu]|x7f)"
+)  # in JSON: a control character, not a backslash before a letter
+
 # Columns that boards compute of all rows, or of what a reader asks for: no record brings its own.
 COMPUTED = re.compile(
     r"rank(_low|_high)?|group|coverage|margins|verdict_reason|control|control_.*|perplexity_over_control.*"
@@ -53,9 +56,7 @@ FIGURES = re.compile(
 )
 
 
-class Samples(TypedDict, total=False):
-    """Name the file of raw samples, in the folder of its record; empty where there are none."""
-
+class _Samples(TypedDict, total=False):
     file: Annotated[str, Meta(pattern=rf"\A[^/\\{STEERING}]+\.npz\Z", max_length=255)]
     sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
@@ -120,15 +121,15 @@ class _Realised(TypedDict):
 
 
 # What readers take for granted in the parts of free form, which may hold more.
-FREE = {"cell": _Request, "environment": _Environment, "claimed": _Claimed, "realised": _Realised}
+FREE = {"cell": _Request, "environment": _Environment, "claimed": _Claimed, "realised": _Realised, "samples": _Samples}
 
 
 def check(record: Record) -> None:
     """Raise ValueError where a record whose fields have their types holds what some reader would stumble over."""
     for part, granted in FREE.items():
         found = getattr(record, part)
-        _check_plain(found, part)
         try:
+            _check_plain(found, part)
             msgspec.convert(found, granted)
         except msgspec.ValidationError as error:
             raise ValueError(f"{part}: {error}") from error
@@ -145,18 +146,29 @@ def check(record: Record) -> None:
         _check_column("realised", name, value)
 
 
-def _check_plain(value: Any, where: str, deepest: int = DEEPEST) -> None:
+def in_words(error: Exception) -> str:
+    """Return what an error says, on one line: without the expressions that words are matched with."""
+    said = re.sub(r"`str` matching regex '.*'", "another kind of word", line(str(error)))
+    return f"no {said}" if isinstance(error, KeyError) else said
+
+
+def _check_plain(value: Any, where: str) -> None:
     """Check data of free form: how deep it is, its numbers, and that its words cannot steer a terminal."""
-    if isinstance(value, str):
-        if STEERS.search(value):
-            raise ValueError(f"{where} holds a control character")
-    elif isinstance(value, dict | list | tuple):
-        if not deepest:
-            raise ValueError(f"{where} is nested deeper than {DEEPEST}")
-        for item in [*value, *value.values()] if isinstance(value, dict) else value:
-            _check_plain(item, where, deepest - 1)
-    elif isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= LARGEST):
-        raise ValueError(f"{where} holds a number beyond {LARGEST:.2g}")
+    _check_tree(value, where, DEEPEST)
+    text = msgspec.json.encode(value).decode()  # to search in once
+    printable = text.isascii() and "\x7f" not in text
+    if ("\\" in text and ESCAPED.search(text)) or not (printable or STEERS.search(text) is None):
+        raise ValueError(f"{where} holds a control character")
+
+
+def _check_tree(value: Any, where: str, deepest: int) -> None:
+    if not deepest:
+        raise ValueError(f"{where} is nested deeper than {DEEPEST}")
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, (dict, list, tuple)):
+            _check_tree(item, where, deepest - 1)
+        elif type(item) is int and abs(item) > LARGEST:
+            raise ValueError(f"{where} holds an integer beyond {LARGEST:,}")
 
 
 def _check_steps(steps: list[dict[str, Any]]) -> None:

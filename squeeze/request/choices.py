@@ -36,6 +36,8 @@ class Choices:
         if not conf_dir.is_dir():
             raise SqueezeError(f"{conf_dir}: no such folder of configuration files")
         own = conf_dir.resolve()
+        if "${" in str(own):  # Hydra would put something else in its place
+            raise SqueezeError(f"{own}: a path with '${{' in it is not read; rename the folder")
         return cls((own,) if os.path.lexists(own / "config.yaml") else (paths.conf(), *plugged, own))
 
     def names(self, group: str) -> list[str]:

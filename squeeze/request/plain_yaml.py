@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from squeeze.core.errors import SqueezeError, shown
-from squeeze.core.files import read_given
+from squeeze.core.given import read_given
 
 # YAML 1.1 reads 0123 as 83, off as false and 1:30 as 90.
 _MISREAD = re.compile(r"[-+]?0[0-9_]+|(?i:yes|no|on|off)|[-+]?[0-9]+(:[0-5]?[0-9])+")

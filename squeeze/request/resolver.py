@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from hydra import compose, initialize_config_dir
@@ -19,7 +20,7 @@ from squeeze.request.overrides import Setting, edited, is_addition
 from squeeze.request.plain_yaml import INTERPOLATION
 from squeeze.request.schema import check_axis, check_group
 from squeeze.request.steps import Target, check_family, check_step
-from squeeze.sources import own_text
+from squeeze.sources import checkpoint, own_questions, own_text
 
 REPLICATE = "replicate"
 MISSING = "???"  # OmegaConf's word for a value that must still be given
@@ -171,7 +172,8 @@ def _reads(node: Any) -> Iterator[str]:
 def _concrete(group: str, node: Any) -> dict[str, Any]:
     """Check a resolved choice, and make it concrete.
 
-    In a runtime, ``auto`` becomes a device and null the threads that may be used; a text of the user's own is taken in.
+    In a runtime, ``auto`` becomes a device and null the threads that may be used. Texts and questions of the user's own
+    are taken in, a model of theirs is looked at.
     """
     check_group(group, node)
     if group == "technique":
@@ -182,8 +184,14 @@ def _concrete(group: str, node: Any) -> dict[str, Any]:
     if group == "runtime":
         device = default_device() if node["device"] == "auto" else node["device"]
         return {**node, "device": device, "threads": node["threads"] or usable_threads()}
+    if group == "model":
+        checkpoint.check_given(node)
     if group == "calibration":
         return {**node, "corpus": own_text.taken_in(node["corpus"])}
+    if group == "protocol":
+        texts = {name: node[name] for name in ("perplexity", "perplexity_ood") if name in node}
+        own = {name: {**text, "corpus": own_text.taken_in(text["corpus"])} for name, text in texts.items()}
+        return {**node, **own, "tasks": [own_questions.taken_in(task) for task in node["tasks"]]}
     return dict(node)
 
 
@@ -206,10 +214,15 @@ def _composed(choices: Choices, wanted: Mapping[str, set[str]]) -> dict[str, Any
         choices.read(group, name)
     overrides = [f"+{group}@choices.{group}.{name}={name}" for group, name in pairs]
     main, *further = choices.folders
-    overrides += [f"hydra.searchpath=['file://{folder}']" for folder in further]
+    overrides += [f"hydra.searchpath=['{_quoted(folder)}']" for folder in further]
     try:
         with initialize_config_dir(str(main), version_base="1.3"):
             config = OmegaConf.to_container(compose("config", overrides), resolve=False)
     except (HydraException, OmegaConfBaseException, RecursionError) as error:
         raise SqueezeError(f"cannot compose the configuration: {' '.join(str(error).split())}") from error
     return {str(name): value for name, value in config.items()} if isinstance(config, dict) else {}
+
+
+def _quoted(folder: Path) -> str:
+    """Return a folder as it stands between single quotes in Hydra's grammar."""
+    return f"file://{folder}".replace("'", "\\'")

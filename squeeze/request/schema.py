@@ -25,7 +25,7 @@ from squeeze.request.rules import (
     or_null,
     several,
 )
-from squeeze.sources import corpora, tasks
+from squeeze.sources import corpora, own_questions, tasks
 
 MOST_STEPS = 64  # of a technique
 RANKED_BY = ("perplexity", "bits_per_byte")  # a record keeps the token losses that comparing these needs
@@ -47,10 +47,10 @@ def check_group(group: str, node: Any) -> None:
         _check_protocol(node)
     if group == "model":
         _check_pinned(node)
-    if group == "calibration":
-        _check_not_scored(node["corpus"])
     if group == "technique" and len(node["steps"]) > MOST_STEPS:
         raise SqueezeError(f"technique.steps: {len(node['steps']):,} steps, expected at most {MOST_STEPS}")
+    if group == "calibration":
+        _check_not_scored(node["corpus"])
 
 
 def known_texts() -> list[str]:
@@ -90,11 +90,14 @@ def _check_protocol(protocol: Mapping[str, Any]) -> None:
         for field, bound in (("window", "tokens"), ("stride", "window")):
             if text[bound] is not None:
                 check_value(f"protocol.{name}.{field}", text[field], at_most(text[bound], f"its {bound}"))
-        _check_known(f"protocol.{name}.corpus", text["corpus"], known_texts())
+        if not text["corpus"].startswith(("file:", "sha256:")):
+            _check_known(f"protocol.{name}.corpus", text["corpus"], known_texts())
     if (most := protocol.get("most_rounds")) is not None:
         fewest = protocol["rounds"]
         check_value("protocol.most_rounds", most, Rule(f"at least its rounds, {fewest}", lambda value: value >= fewest))
     for task in protocol["tasks"]:
+        if task.startswith("file:") or own_questions.is_own(task):
+            continue
         _check_known("protocol.tasks", task, known_tasks())
     _check_known("protocol.ranked_by", protocol["ranked_by"], RANKED_BY)
 
@@ -148,9 +151,10 @@ _TECHNIQUE: Schema = {
     "steps": Rule("a list of steps", lambda value: isinstance(value, list)),
 }
 
+CORPUS = matching("a corpus, file:PATH, or sha256:HEX", r"[A-Za-z0-9][\w.-]*|file:.+|sha256:[0-9a-f]{64}")
 _CALIBRATION: Schema = {
     "name": NAME,
-    "corpus": matching("a corpus, file:PATH, or sha256:HEX", r"[A-Za-z0-9][\w.-]*|file:.+|sha256:[0-9a-f]{64}"),
+    "corpus": CORPUS,
     "samples": POSITIVE,
     "window": POSITIVE,
     "seed": at_least(0),
@@ -166,7 +170,7 @@ _LIMIT: Schema = {
     "bytes": POSITIVE,
 }
 
-_TEXT_WINDOWS: Schema = {"corpus": NAME, "tokens": or_null(POSITIVE), "window": POSITIVE, "stride": POSITIVE}
+_TEXT_WINDOWS: Schema = {"corpus": CORPUS, "tokens": or_null(POSITIVE), "window": POSITIVE, "stride": POSITIVE}
 
 _GENERATIONS: Schema = {"prompts": POSITIVE, "tokens": POSITIVE}
 
@@ -184,7 +188,7 @@ _PROTOCOL: Schema = {
         "turn_tokens": POSITIVE,
     },
     "perplexity": _TEXT_WINDOWS,
-    "tasks": several("a list of different tasks", NAME),
+    "tasks": several("a list of different tasks", matching("a task, or file:PATH", r"[A-Za-z0-9][\w.-]*|file:.+")),
     "items": or_null(POSITIVE),
     "token_budget": POSITIVE,
     "ranked_by": NAME,

@@ -51,8 +51,8 @@ def built(name: str, results: Path) -> Path:
         raise SqueezeError(f"{error}; expected a folder, or a row of {results} (choose one with --results)") from error
     if not (folder := keys.folder(record.artifact_key)).is_dir():
         raise SqueezeError(
-            f"{name}: its artifact is not in the cache (status {record.status}); build it with squeeze rerun {name}, or"
-            " the same request with squeeze run --fresh, and export it again"
+            f"{name}: its artifact is not in the cache (status {record.status}); `squeeze show {name}` says by which"
+            " request it was made, and `squeeze run` with that and --fresh makes it again"
         )
     return folder
 

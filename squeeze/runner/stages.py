@@ -95,8 +95,8 @@ def quality_key(subject: Measured, baseline: Measured | None) -> str:
 def _fetch(cell: Cell) -> None:
     """Fetch model, texts and questions here, where progress shows, no limit runs and no device is held.
 
-    Raises StageError, as invalid for a cell that is calibrated on what it is scored on; TransientError when the disk
-    is full.
+    Raises StageError, as invalid for a cell that is calibrated on what it is scored on; TransientError when the disk is
+    full.
     """
     try:
         if not str(cell.model["source"]).startswith("random:"):

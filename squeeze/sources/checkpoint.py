@@ -12,7 +12,8 @@ from typing import Any
 
 from squeeze.core.cache import cache_root
 from squeeze.core.errors import IntegrityError, SqueezeError, Unsupported, shown
-from squeeze.core.files import read_given
+from squeeze.core.given import read_given
+from squeeze.sources import fetch as assets
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 # One of which every tokenizer has.
@@ -77,6 +78,15 @@ def check(folder: Path, *, tokenizer: bool = True) -> Checkpoint:
             " tokenizer.save_pretrained"
         )
     return Checkpoint(config, shapes)
+
+
+def check_given(model: Mapping[str, Any]) -> None:
+    """Check a model of the user's own (``file:FOLDER``), before anything else is done; others are once fetched.
+
+    Raises SqueezeError for a source that is not there, and what ``check`` raises.
+    """
+    if str(model["source"]).startswith("file:") and (folder := assets.fetch(model)).is_dir():
+        check(folder)
 
 
 def advice(path: Path) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from squeeze.core.errors import IntegrityError, SqueezeError, hint
+from squeeze.core.errors import IntegrityError, SqueezeError, TransientError, hint
 from squeeze.core.hashing import folder_digest, sha256
 from squeeze.core.paths import PACKAGE
 from squeeze.sources import hub, wheels
@@ -45,7 +45,7 @@ def fetch(source: Mapping[str, Any]) -> Path:
     elif scheme == "file":
         path = _local(rest, source.get("member"), source.get("sha256"))
     elif scheme == "sha256":
-        raise SqueezeError(f"the text {scheme}:{rest[:16]}... is in the cache no more; name it again, as file:PATH")
+        raise TransientError(f"the text {scheme}:{rest[:16]}... is in the cache no more; name it again, as file:PATH")
     elif scheme == "packaged":
         path = _packaged(rest, str(_required(source, "sha256")))
     else:

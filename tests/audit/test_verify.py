@@ -98,7 +98,7 @@ DAMAGES = {
     "samples changed": (lambda path: path.with_suffix(".npz").write_bytes(b"PK"), "its record says"),
     "a key that is a path": (
         lambda path: change(path, artifact_key="../../etc"),
-        "not a valid record: Expected `str` matching",
+        "not a valid record: Expected another kind of word - at `$.artifact_key`",
     ),
     "a key that is no hash": (lambda path: change(path, artifact_key="made"), "is no sha256"),
 }

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all; what is no file, or too large, is not read."""
 
 import hashlib
 import os
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from squeeze.core import files
-from squeeze.core.errors import SqueezeError
+from squeeze.core.errors import IntegrityError
+from squeeze.core.files import read_small
 from squeeze.core.hashing import sha256
 
 
@@ -49,21 +50,45 @@ def test_hash_and_total(tmp_path: Path) -> None:
     assert files.total_bytes(tmp_path.iterdir()) == 8
 
 
-def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"12345")
-    assert files.read_given(tmp_path / "file", 5) == b"12345"
-    os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "endless").symlink_to("/dev/zero")
-    (tmp_path / "dangling").symlink_to("gone")
-    (tmp_path / "proc").symlink_to("/proc/self/maps")  # which says that it has no bytes
-    for name, most, words in (
-        ("file", 4, "file has 5 bytes, expected at most 4"),
-        ("fifo", 9, "fifo is a FIFO, expected a regular file"),
-        ("endless", 9, "endless is a device, expected a regular file"),
-        ("dangling", 9, "dangling is a link to nothing"),
-        ("gone", 9, "gone cannot be read .No such file or directory., expected a file"),
-        ("", 9, "is a directory, expected a regular file"),
-        ("proc", 9, "expected at most 9"),
-    ):
-        with pytest.raises(SqueezeError, match=words):
-            files.read_given(tmp_path / name, most)
+def test_a_small_file_is_read_whole_and_through_a_link(tmp_path):
+    (tmp_path / "x").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("x")
+    assert read_small(tmp_path / "x", 5) == read_small(tmp_path / "link", 9) == b"12345"
+    (tmp_path / "empty").touch()
+    assert read_small(tmp_path / "empty", 0) == b""
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.write_bytes(bytes(101)), "has 101 bytes, expected at most 100"),
+        (Path.mkdir, "is a directory, expected a regular file"),
+        (os.mkfifo, "is a FIFO, expected a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device, expected a regular file"),
+        (
+            lambda path: path.symlink_to("/proc/self/smaps"),
+            "says that it has 0 bytes, but has others, expected a regular file",
+        ),
+    ],
+)
+def test_what_is_no_small_file_is_refused(tmp_path, make, words):
+    make(tmp_path / "x")
+    with pytest.raises(IntegrityError, match=f"^{words}$"):
+        read_small(tmp_path / "x", 100)
+
+
+@pytest.mark.parametrize("target", ["nothing", "x"])
+def test_a_link_to_nothing_is_as_a_file_that_is_not_there(tmp_path, target):
+    (tmp_path / "x").symlink_to(target)
+    with pytest.raises(OSError, match=r"No such file|Too many levels"):
+        read_small(tmp_path / "x", 100)
+
+
+def test_a_file_that_became_a_fifo_meanwhile_does_not_block(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "x")
+    seen = tmp_path / "file"
+    seen.touch()
+    before = seen.stat()
+    monkeypatch.setattr(os, "stat", lambda *_, **__: before)
+    with pytest.raises(IntegrityError, match="is a FIFO"):
+        read_small(tmp_path / "x", 100)

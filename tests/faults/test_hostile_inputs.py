@@ -72,6 +72,16 @@ def own_text(make_text: Callable[[Path], object]) -> Maker:
     return make
 
 
+def own_questions(line: str) -> Maker:
+    """What should be questions."""
+
+    def make(folder: Path) -> list[str]:
+        (folder / "quiz.jsonl").write_text(line)
+        return ["technique=none", f"protocol.tasks=['file:{folder / 'quiz.jsonl'}']"]
+
+    return make
+
+
 def link_to(target: str) -> Callable[[Path], object]:
     return lambda path: path.symlink_to(target)
 
@@ -169,6 +179,11 @@ CONFIGURATIONS: dict[str, tuple[Maker, str]] = {
         own_text(lambda path: sparse(path, 80_000_000)),
         r"mine\.txt has 80,000,000 bytes, expected at most",
     ),
+    "questions that bring code": (
+        own_questions('{"context": "a", "choices": ["b", "c"], "gold": 0, "process_docs": "!function os.system"}'),
+        r"quiz\.jsonl:1: .*, expected an object of choices, context, gold",
+    ),
+    "questions that are none": (own_questions("\x00" * 9000), r"quiz\.jsonl:1: not readable as JSON"),
     "a random model without a seed": (
         overrides("model=tiny_llama", "~model.seed"),
         r"model\.seed is missing: random:llama must be pinned to an integer of at least 0",
@@ -363,4 +378,5 @@ def test_a_hostile_model_is_answered_in_one_line(
 
 @pytest.mark.promise(15)
 def test_a_sound_model_passes(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "nothing refused it" in answer(capsys, *run_of(model, tmp_path))
+    assert cli.main(run_of(model, tmp_path)) == cli.USAGE
+    assert capsys.readouterr().err.endswith("error: nothing refused it\n")

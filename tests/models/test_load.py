@@ -196,6 +196,8 @@ def test_every_configured_model_is_pinned(path: Path) -> None:
             assert len(bytes.fromhex(model["wheel_sha256"])) == 32
         case ("hf", _, _):
             assert len(bytes.fromhex(model["revision"])) == 20
+        case ("packaged", _, _):
+            assert len(bytes.fromhex(model["sha256"])) == 32
         case ("random", _, _):
             assert load_baseline(model).model.num_parameters() < 1e6
         case _:

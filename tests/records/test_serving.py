@@ -63,6 +63,17 @@ def test_there_is_no_longest_context_where_a_figure_is_missing(missing: str) -> 
     assert serving.longest_context(row(estimates), 4e9) == {}
 
 
+def test_memory_that_does_not_grow_with_the_prompt_leaves_the_models_positions() -> None:
+    flat = {**LINE, "context_bytes_per_token": Estimate(0)}
+    found = serving.longest_context(row(flat), 4e9)["max_context_estimated"]
+    assert found == Estimate(int(LINE["positions"].value))
+
+
+def test_a_rate_of_nothing_has_no_cost() -> None:
+    stopped = {"decode_tokens_per_s": Estimate(10.0, 0.0, 20.0), "ttft_ms": Estimate(0)}
+    assert serving.costs(row(stopped), 1.0) == {}
+
+
 def test_a_million_tokens_cost_so_many_hours_of_the_machine() -> None:
     """100 tokens/s are 10,000 s a million, 2.7778 hours; a prompt of 128 tokens in 64 ms is 2,000 tokens/s."""
     estimates = {

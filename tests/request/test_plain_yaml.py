@@ -49,5 +49,5 @@ def test_what_could_mislead_or_harm_is_refused_in_one_line(tmp_path, monkeypatch
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(SqueezeError, match=r"nowhere\.yaml: No such file"):
+    with pytest.raises(SqueezeError, match=r"nowhere\.yaml cannot be read \(No such file"):
         read_plain(tmp_path / "nowhere.yaml")

@@ -148,6 +148,19 @@ def test_a_bad_sweep_is_refused_in_one_line(own, text, reason):
     assert reason in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["O'Brien", "a b,c", "[x]", "{y}", "#z", "é"])
+def test_a_folder_of_choices_may_have_any_name(tmp_path, name):
+    place(tmp_path / name, "technique", "mine", "family: baseline\nsteps: []\n")
+    (cell,) = cells(["technique=mine", "model=tiny_llama"], tmp_path / name)
+    assert cell.label == "tiny_llama-mine-bfloat16"
+
+
+def test_a_folder_that_hydra_would_read_as_another_is_refused(tmp_path):
+    (tmp_path / "${oc.env:HOME}").mkdir()
+    with pytest.raises(SqueezeError, match="rename the folder"):
+        cells([], tmp_path / "${oc.env:HOME}")
+
+
 @pytest.mark.parametrize(
     ("found", "instead"),
     [

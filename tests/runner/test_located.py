@@ -34,6 +34,7 @@ def keep_record(results: Path, artifact_key: str = "") -> Record:
     record = Record(
         cell=cell.to_json(), key=cell.key, artifact_key=key, fingerprint=here, status=Status.UNSUPPORTED,
         attempt="a" * 32, started="2026-01-01T00:00:00Z", finished="2026-01-01T00:00:01Z", stages={}, reason="none",
+        environment=environment.describe(),
     )  # fmt: skip
     return store.write(record)
 
@@ -106,7 +107,7 @@ def test_too_short_a_key_is_refused(results: Path) -> None:
 def test_what_is_built_is_found_by_folder_key_and_label_and_nothing_is_built_for_it(results: Path) -> None:
     record = keep_record(results)
     label = cells(RTN.split())[0].label
-    with pytest.raises(SqueezeError, match=f"{label}: its artifact is not in the cache .* squeeze rerun {label}"):
+    with pytest.raises(SqueezeError, match=f"{label}: its artifact is not in the cache .*`squeeze show {label}` says"):
         naming.built(label, results)
     folder = located(RTN, results)
     for name in (label, record.key[:8], record.artifact_key[:8], str(folder)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import torch
 
 from squeeze.artifacts.keys import artifact_key
 from squeeze.core import cache
-from squeeze.core.errors import SqueezeError
+from squeeze.core.errors import IntegrityError, SqueezeError
 from squeeze.models.tiny import byte_tokenizer
 from squeeze.request.cell import Cell
 from squeeze.request.expand import cells
-from squeeze.sources import own_text
+from squeeze.sources import overlap, own_questions, own_text
 from squeeze.sources.corpora import calibration_tokens, text
 from squeeze.sources.identity import calibration_hash
+from squeeze.sources.withheld import SHARED, places
 from tests.planted import place
 
 TEXT = "A text of my own, naïvely told.\n" * 200
@@ -117,3 +119,29 @@ def test_what_is_no_text_is_refused(name: str, words: str, notes: Path, tmp_path
 )
 def test_labels_can_hold_its_title(corpus: str, title: str) -> None:
     assert own_text.title(corpus) == title
+
+
+def test_a_build_may_read_the_own_text_that_it_is_calibrated_on_and_no_other(notes: Path, tmp_path: Path) -> None:
+    (tmp_path / "scored.txt").write_text("Something else to be scored on.\n")
+    calibrating, scored = (own_text.taken_in(f"file:{path}") for path in (notes, tmp_path / "scored.txt"))
+    for room in SHARED:
+        (tmp_path / "cache" / room).mkdir(exist_ok=True)
+    closed = {place.name for place in places({"source": "random:llama"}, {"corpus": calibrating}) if place.exists()}
+    assert Path(own_text.place(scored)).name in closed
+    assert Path(own_text.place(calibrating)).name not in closed
+
+
+def test_calibration_on_what_is_scored_is_refused_for_own_texts_and_questions_too(notes: Path, tmp_path: Path) -> None:
+    words = [f"word{number}" for number in range(400)]
+    notes.write_text(" ".join(words))
+    other = tmp_path / "other.txt"
+    other.write_text(" ".join(reversed(words)))
+    quiz = tmp_path / "quiz.jsonl"
+    quiz.write_text(json.dumps({"context": " ".join(words[:50]), "choices": [" a", " b"], "gold": 0}))
+    own, unlike = (own_text.taken_in(f"file:{path}") for path in (notes, other))
+    task = own_questions.taken_in(f"file:{quiz}")
+    for scored, asked in ((own, []), (unlike, [task])):
+        protocol = {"perplexity": {"corpus": scored, "tokens": 100}, "items": None}
+        with pytest.raises(IntegrityError, match=r"at most 1% may: calibrate on another text"):
+            overlap.check({"corpus": own}, protocol, asked=asked)
+        overlap.check({"corpus": unlike}, {**protocol, "perplexity": {"corpus": own, "tokens": 100}}, asked=[])

@@ -7,12 +7,9 @@ exporting moves no bit of it.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,7 +18,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from squeeze.artifacts import format as artifact
-from squeeze.core.errors import SqueezeError, Unsupported
+from squeeze.artifacts.exports.destination import becoming
+from squeeze.core.errors import Unsupported
 from squeeze.layers.contract import is_compressed
 from squeeze.layers.packing import pack, unpack
 from squeeze.layers.quantized import QuantizedLinear
@@ -115,31 +113,10 @@ def write(
         tensors |= {f"{name}.{part}": tensor.contiguous() for part, tensor in given.items()}
     config: dict[str, Any] = subject.model.config.to_dict()  # type: ignore[union-attr,operator]
     config["quantization_config"] = quantization_config
-    with _becoming(folder) as part:
+    with becoming(folder) as part:
         save_file(tensors, part / artifact.WEIGHTS, metadata={"format": "pt"})
         (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         subject.tokenizer.save_pretrained(part)
-
-
-def check_vacant(folder: Path) -> None:
-    """Raise SqueezeError unless nothing is lost when a folder of this name is written."""
-    if folder.is_symlink() and not folder.exists():
-        raise SqueezeError(f"{folder} is a link to nothing, expected a new or empty folder; name another")
-    if folder.exists() and (there := next(folder.iterdir(), None)) is not None:
-        raise SqueezeError(f"{folder} holds {there.name}, expected a new or empty folder; name another, or empty it")
-
-
-@contextmanager
-def _becoming(folder: Path) -> Iterator[Path]:
-    """Yield a folder that becomes ``folder`` when the body ends well; otherwise nothing of it stays."""
-    check_vacant(folder)
-    folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch:
-        part = Path(scratch) / folder.name
-        part.mkdir()  # with the permissions that the user gives to new folders
-        yield part
-        os.replace(part, folder)
 
 
 def _stored(model: nn.Module) -> dict[str, torch.Tensor]:
