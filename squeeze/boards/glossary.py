@@ -71,6 +71,8 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
         "perplexity_delta": Term("change from the uncompressed model's of the same dtype, paired"),
         "perplexity_ood": Term("on text outside the domain of calibration"),
         "perplexity_ood_delta": Term("its change from the uncompressed model's"),
+        "perplexity_held_out": Term("on other text of the kind that rows are ranked by; of baselines and better rows"),
+        "perplexity_held_out_delta": Term("its change from the uncompressed model's"),
         "bits_per_byte": Term("loss in bits a byte of text, whatever the tokens"),
         "acc_pooled": Term("share of right answers, all tasks' items together"),
         "acc_pooled_delta": Term("its change from the uncompressed model's"),

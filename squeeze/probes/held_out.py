@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from squeeze.core.errors import SqueezeError
 from squeeze.probes.scoring import Row, log_probabilities, predict
 from squeeze.runtimes.contract import TorchEngine
 from squeeze.sources import corpora
@@ -30,7 +31,10 @@ def held_out_nll(engine: TorchEngine, scored: Mapping[str, Any]) -> Tensor | Non
     start = text.find("\n", max(len(text) - CHARACTERS, 0))
     if scored["tokens"] is None or CHARACTERS_A_TOKEN * scored["tokens"] > start:
         return None
-    ids = corpora.first_tokens(text[start:], f"the end of {scored['corpus']}", engine.tokenizer, TOKENS)
+    try:
+        ids = corpora.first_tokens(text[start:], f"the end of {scored['corpus']}", engine.tokenizer, TOKENS)
+    except SqueezeError:  # the last line but one is long, so that little is behind it
+        return None
     windows = [window.tolist() for window in torch.split(ids, min(scored["window"], TOKENS)) if len(window) > 1]
     rows = [Row((window[0],), (tuple(window[1:]),), (0,)) for window in windows]
     model = engine.subject.model  # a row at a time: some models' scores depend on their batch

@@ -48,6 +48,12 @@ def test_where_all_is_scored_nothing_is_held_out(tokens: int | None) -> None:
     assert held_out_nll(Eager("cpu", 1).engine(tiny_subject("llama")), {**SCORED, "tokens": tokens}) is None
 
 
+@pytest.mark.parametrize("text", ["a short text.\n" * 800, "a line\n" * 9000 + "x" * CHARACTERS + "\nend.\n"])
+def test_of_too_short_an_end_there_is_none(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(data.corpora, "text", lambda _: text)
+    assert held_out_nll(Eager("cpu", 1).engine(tiny_subject("llama")), {**SCORED, "tokens": 2000}) is None
+
+
 def test_a_baseline_and_what_is_better_than_it_are_scored_on_it(tmp_path: Path) -> None:
     subject = RoundToNearest(2, 32, symmetric=True).apply(tiny_subject("llama"), CalibrationText.empty())
     artifact.save(tiny_subject("llama"), tmp_path / "artifact")
