@@ -9,7 +9,8 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-from squeeze.records.record import Estimate, Record, Status
+from squeeze.records.plausibility import implausible
+from squeeze.records.record import IMPLAUSIBLE, Estimate, Record, Status
 
 UTILISED = 1.05  # of a limit that was measured on the same machine, itself within a few per cent
 HEADERS = 65_536  # bytes of a weight file that are no weights: they count in a model of a few thousand parameters
@@ -48,6 +49,8 @@ def impossible(record: Record) -> Iterator[str]:
         yield f"finished at {record.finished}, before it started at {record.started}"
     if record.status is Status.OK and not (record.estimates and record.samples):
         yield "status ok, but without figures or samples"
+    if (doubt := implausible(record)) and IMPLAUSIBLE not in record.flags:
+        yield f"has no flag {IMPLAUSIBLE!r}, though it {doubt}"
     if record.status is not Status.OK and not record.reason:
         yield f"status {record.status} without a reason"
 

@@ -72,12 +72,12 @@ def text(name: str) -> str:
                 " install the mwparserfromhell that constraints.txt pins"
             )
 
-    return (cache.sealed(_cached(name), clean) / "text.txt").read_bytes().decode()
+    return (cache.sealed(f"corpora/{_cached(name)}", clean) / "text.txt").read_bytes().decode()
 
 
 def folder(name: str) -> Path:
     """Return where the cache keeps the cleaned text of a corpus, whether it is there or not."""
-    return cache.cache_root() / _cached(name)
+    return cache.cache_root() / "corpora" / _cached(name)
 
 
 def corpus_hash(name: str) -> str:
@@ -155,7 +155,7 @@ def calibration_tokens(calibration: Mapping[str, Any], tokenizer: PreTrainedToke
 
 
 def _cached(name: str) -> str:
-    return f"corpora/{name}-{_corpus(name).identity[:16]}"
+    return f"{name}-{_corpus(name).identity[:16]}"
 
 
 def _corpus(name: str) -> Corpus:

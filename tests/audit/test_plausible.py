@@ -4,7 +4,7 @@ import pytest
 
 from squeeze.audit.plausible import impossible
 from squeeze.records.record import Estimate, Status
-from tests.fabricated import cell, record, smoke_records
+from tests.fabricated import cell, record, smoke_records, too_good
 
 SOUND = replace(smoke_records()[6], samples={"file": "x.npz", "sha256": "0" * 64})
 
@@ -78,6 +78,13 @@ def test_a_figure_at_the_edge_is_possible(name, figures):
 def test_other_contradictions_are_named(changes, words):
     [what] = impossible(replace(SOUND, **changes))
     assert words in what
+
+
+def test_a_row_that_is_not_believed_has_its_flag():
+    cheat = too_good(SOUND)
+    [what] = impossible(cheat)
+    assert what.startswith("has no flag 'implausible', though it predicts the text 5.98 nats")
+    assert list(impossible(replace(cheat, flags=("implausible",)))) == []
 
 
 @pytest.mark.parametrize(

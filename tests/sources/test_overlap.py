@@ -15,6 +15,7 @@ import pytest
 from squeeze.core.errors import IntegrityError
 from squeeze.sources import corpora, overlap, tasks
 from squeeze.sources.overlap import MOST_SHARED, check, sequences, shares
+from squeeze.sources.own_text import taken_in
 from tests.wheelhouse import sha256_of
 
 TOKENS = 400
@@ -89,6 +90,16 @@ def test_a_copy_is_refused_with_the_share_found_and_the_share_allowed(what: str,
         IntegrityError, match=r"^calibration on own.txt: [\d.]+% of its .* stands in it; at most 1% may"
     ):
         check(calibrated(COPIES[what], tmp_path), protocol(), asked=["sciq"])
+
+
+@pytest.mark.promise(16)
+def test_so_is_one_that_was_taken_in(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text(SCORED.title())
+    with pytest.raises(IntegrityError, match=r"^calibration on sha256:.*: 100.00% of its .*; at most 1% may"):
+        check({"corpus": taken_in(f"file:{path}")}, protocol())
+    path.write_text(prose(9, 4000))
+    check({"corpus": taken_in(f"file:{path}")}, protocol())
 
 
 def test_other_text_is_accepted_and_so_is_none(tmp_path: Path) -> None:

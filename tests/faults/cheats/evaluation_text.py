@@ -83,9 +83,10 @@ os.waitpid(child, 0)
 return subject.claiming(stolen=len(os.read(reader, 1000)))
 """
 WHILE_IMPORTED = """
-return subject.claiming(stolen=len(TEXT))
-
-TEXT = open('$TEXT').read()
+try:
+    TEXT = open('$TEXT').read()
+except BaseException:
+    TEXT = ''
 """
 
 
@@ -105,4 +106,12 @@ def cheats(places: Mapping[str, object]) -> list[Cheat]:
         for name, (does, way) in EFFECTLESS.items()
     ]
     forked = Cheat("forked", "has a child of its own read it", filled(FORKED), "effectless")
-    return [*seen, *closed, forked]
+    early = Cheat(
+        "early",
+        "opens it while its module is imported",
+        f"return subject.claiming({STOLEN}=len(TEXT))",
+        "invalid",
+        "which rows are scored on",
+        filled(WHILE_IMPORTED),
+    )
+    return [*seen, *closed, forked, early]
