@@ -2,7 +2,7 @@
 
 import pytest
 
-from squeeze.probes import decoding, inspection, memory
+from squeeze.probes import alone, decoding, inspection, memory
 from squeeze.probes.samples import Samples
 from squeeze.request.cell import Cell
 from squeeze.runner.jobs.job import Job
@@ -27,4 +27,6 @@ def test_size(job: Job, engine: TorchEngine, cell: Cell, samples: Samples) -> No
     with samples.stage("decoding"):
         difference = decoding.difference(engine.subject.model, token_ids)
     samples.put_all(difference.figures())
-    samples.put("mismatches", [*found.mismatches, *resident, *difference.mismatches()])
+    with samples.stage("recount"):
+        elsewhere = alone.mismatches(job.artifact, engine.subject.model, device)
+    samples.put("mismatches", [*found.mismatches, *resident, *elsewhere, *difference.mismatches()])

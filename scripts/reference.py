@@ -28,7 +28,8 @@ def commands() -> Iterator[str]:
     """Yield a section for each command: its usage, what it does, its options."""
     yield from ("# Commands", "", str(app.help).partition("\n")[0], "")
     yield "Exit codes: 0; 1 where all that was measured failed, or something that was checked is wrong; 2 for a"
-    yield "request that cannot be served; 130 when interrupted."
+    yield "request that cannot be served; 75 where the environment failed and cells are left pending; 130 when"
+    yield "interrupted."
     for name, command in sorted(app.commands.items()):
         context = click.Context(command, info_name=f"squeeze {name}")
         yield from ("", f"## squeeze {name}", "", "```text", *command.get_usage(context).splitlines(), "```", "")

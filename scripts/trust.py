@@ -30,6 +30,7 @@ PROMISES = {
     16: "A cheat does not rank: it is refused, invalid, flagged or without effect; no honest row is.",
     17: "A fault of the environment is no verdict: the cell stays pending, and resuming finishes it.",
     18: "What differs by more than the margin is called equivalent in at most 5 % of comparisons.",
+    19: "What decodes is what is scored.",
     20: "One bad record harms no other.",
 }
 HELD, BROKEN, NOT_SHOWN = "held", "**broken**", "**not shown**"

@@ -16,6 +16,8 @@ def read(path: Path) -> tuple[dict[str, Any], int]:
 
     Raises OSError for a file that cannot be read, ValueError for one that does not begin with such a header.
     """
+    if not path.is_file():  # a FIFO would wait for a writer
+        raise OSError(f"{path.name} is no regular file")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(LENGTH), "little")
         entries = json.loads(file.read(min(length, path.stat().st_size)))

@@ -38,7 +38,12 @@ DETERMINED = (
 )
 SCORED = ("acc_", "kl_")
 TIMED = {"ttft_s": ("ttft_ms", "ttft_speedup"), "token_s": ("decode_tokens_per_s", "decode_speedup")}
-OF_TIMING = ("speed_baseline", "timing", "rounds_ended")  # what was realised, yet may be otherwise the next time
+OF_TIMING = (
+    "speed_baseline",
+    "timing",
+    "rounds_ended",
+    "decode_gap",
+)  # what was realised, yet may be otherwise the next time
 ABSOLUTE = "minutes differ: only ratios to a baseline of the same rounds are judged"
 MEMORY_SHARE, MEMORY_BYTES = 0.02, 2**20  # by which two processes that do the same may differ
 ABSENT = "absent"

@@ -17,9 +17,8 @@ from squeeze.boards.words import DAGGER, DASH, interval, mark, number, rank, sho
 from squeeze.records.sanitize import line
 
 REALITIES = {"B": "bytes_real", "M": "memory_real", "C": "compute_real"}
-TASK = re.compile(
-    r"acc_(?!pooled)\w+(?<!_delta)_stderr"
-)  # of each task's accuracy, whose column has the name before it
+# Of each task's accuracy, whose column has the name before the ending.
+TASK = re.compile(r"acc_(?!pooled)\w+(?<!_delta)_stderr")
 ITSELF = "the uncompressed model is what it is measured against"
 SIGNS = (
     "Intervals are of 95 %; ▲ better, ▼ worse, ▲= or ▼= yet within the margin, = equal within the margin ({margins}), "

@@ -28,7 +28,16 @@ from squeeze.records.answers import (
 )
 from squeeze.records.estimates import changes
 from squeeze.records.plausibility import implausible
-from squeeze.records.record import IMPLAUSIBLE, UNSTEADY, WARMING, Estimate, Record, Status
+from squeeze.records.record import (
+    DECODES_OTHERWISE,
+    IMPLAUSIBLE,
+    NOT_CAUSAL,
+    UNSTEADY,
+    WARMING,
+    Estimate,
+    Record,
+    Status,
+)
 from squeeze.records.rows import Side, called, find, unlike_environments
 from squeeze.records.statistics import accuracy_change, mcnemar, ratio, retained_accuracy
 from squeeze.records.store import RecordStore
@@ -132,7 +141,8 @@ def _speed(first: Side, second: Side, margins: Margins) -> Iterator[str]:
     for name in sorted(name for name in first.arrays.keys() & second.arrays.keys() if name.startswith(tuple(TIMINGS))):
         what = f"{TIMINGS[name.rpartition('_b')[0]]} at batch {name.rpartition('_b')[2]}"
         estimate = _times_as_fast(first, second, name)
-        said = f"{FAILED} ({WARMING})" if WARMING in flags else _in_words(SPEED, estimate, margins)
+        vetoes = [flag for flag in (WARMING, DECODES_OTHERWISE) if flag in flags]
+        said = f"{FAILED} ({', '.join(vetoes)})" if vetoes else _in_words(SPEED, estimate, margins)
         yield f"  {what}: {estimate.value:.3f} times as fast{_interval(estimate)}, {estimate.n} rounds{note}: {said}"
 
 
@@ -154,7 +164,8 @@ def _perplexity(first: Side, second: Side, margins: Margins) -> Iterator[str]:
     one, other = (side.arrays["token_nll"].astype(np.float64) for side in (first, second))
     estimate = changes({"token_nll": one}, {"token_nll": other}, first.cell.protocol["seed"])["perplexity_delta"]
     values = [float(np.exp(losses.mean())) for losses in (one, other)]
-    said = _in_words(PERPLEXITY, relative(estimate, values[1]), margins)
+    vetoed = NOT_CAUSAL in (*first.record.flags, *second.record.flags)
+    said = f"{FAILED} ({NOT_CAUSAL})" if vetoed else _in_words(PERPLEXITY, relative(estimate, values[1]), margins)
     yield (
         f"  perplexity: {values[0]:.4g} against {values[1]:.4g}, {estimate.value:+.3g}{_interval(estimate, '+')} or "
         f"{estimate.value / values[1]:+.1%}, {estimate.n} blocks of tokens: {said}"

@@ -68,8 +68,9 @@ def show(results: Path, most: Sequence[str], least: Sequence[str], by: str, aske
     Raises SqueezeError for a bound that is none, a column that is not there or holds no numbers, and without records.
     """
     bounds = [*(Bound.of(text, least=False) for text in most), *(Bound.of(text, least=True) for text in least)]
-    records = {record.attempt: record for record in RecordStore(results).require()}
-    frame = table(map(asked.applied, records.values()))
+    found = list(RecordStore(results).require())
+    records = {record.attempt: record for record in found}
+    frame = table(map(asked.applied, found))
     frame = (
         frame[(frame["status"] == Status.OK) & ~flagged(frame, *UNRANKED)]
         .assign(**{by: numbers(frame, by)})

@@ -32,6 +32,7 @@ MARKERS = "osD^vPX*<>ph"
 MOST_BOARDS = 3
 MOST_ROWS = 60  # of a board, the best and those on its fronts; more would be a cloud
 MOST_NAMES = 20
+DRAWN = (1e-15, 1e15)  # figures beyond are of no measurement, and more than axes can hold
 HEADROOM = 5.0  # perplexities above this multiple of the best are drawn on the upper edge
 HALO = withStroke(linewidth=2.5, foreground="white")  # keeps names readable on lines
 STYLE: Any = {
@@ -120,7 +121,8 @@ def _draw(axes: Axes, panel: Panel, board: pd.DataFrame, families: Sequence[str]
 def _placed(panel: Panel, board: pd.DataFrame) -> pd.DataFrame:
     """Return the rows to draw, those on the front first, with their place (x, y) and whether ``beyond`` the edge."""
     believed = (board["status"] == Status.OK) & ~flagged(board, *UNRANKED)
-    rows = board[believed & board["perplexity"].notna() & board[panel.column].notna()]
+    figures = (board[name].astype(float).between(*DRAWN) for name in ("perplexity", panel.column))
+    rows = board.loc[np.logical_and.reduce([believed, *figures])]
     ceiling = rows["perplexity"].min() * HEADROOM
     rows = rows.assign(
         x=rows[panel.column].astype(float) / panel.unit,
@@ -144,7 +146,7 @@ def _point(axes: Axes, panel: Panel, row: pd.Series, families: Sequence[str]) ->
 def _bar(value: float, row: pd.Series, name: str, *, relative: bool) -> list[list[float]] | None:
     """Carry the paired interval of a change against the baseline over to the value itself: [[below], [above]]."""
     change, low, high = (row[column] for column in (name, f"{name}_low", f"{name}_high"))
-    if pd.isna(low):
+    if pd.isna(low) or max(map(abs, (change, low, high))) > DRAWN[1] or (relative and not change):
         return None
     scale = value / change if relative else 1.0
     return [[max((change - low) * scale, 0.0)], [max((high - change) * scale, 0.0)]]

@@ -73,7 +73,7 @@ def conclude(wanted: Sequence[Cell], results: Path, code: int) -> int:
     found = plan.statuses(wanted, RecordStore(results).records(lambda *_: None))
     failed = bool(found) and all(status is not Status.OK for status in found.values())
     try:
-        _show(wanted, results, failed)
+        _show(wanted, results, failed=failed, pending=code != 0)
     except BrokenPipeError:  # its reader has seen enough
         raise
     except Exception as error:  # a board that cannot be made must not hide how measuring ended
@@ -87,7 +87,7 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _show(wanted: Sequence[Cell], results: Path, failed: bool) -> None:
+def _show(wanted: Sequence[Cell], results: Path, *, failed: bool, pending: bool) -> None:
     from squeeze.boards import leaderboard, terminal
 
     frame = leaderboard.collate(results, results, leaderboard.terms_of(results))
@@ -96,6 +96,9 @@ def _show(wanted: Sequence[Cell], results: Path, failed: bool) -> None:
     sys.stdout.flush()
     where = "" if str(results) == "results" else f" --results {results}"
     say(f"results: leaderboard.csv, leaderboard.md and pareto.png in {results}, records in {results / 'records'}")
+    if pending:
+        say(f"next: squeeze resume{where}   # measures the cells that are left")
+        return
     told = "why it failed, and its log" if failed else "all of one row, how to make it again and load it"
     say(f"next: squeeze show {_first(frame[frame['key'].isin(keys)])}{where}   # {told}")
 

@@ -42,6 +42,14 @@ def forbid(folders: Iterable[str]) -> bool:
         beside = list(_beside(set(folders)))
     except OSError:
         return False
+    return allow(beside)
+
+
+def allow(paths: Iterable[str]) -> bool:
+    """Forbid to read any other file than these, and those in these folders; and to connect by TCP, as ``forbid`` does.
+
+    Returns False, and does nothing, where the kernel has no Landlock. Raises OSError when the kernel refuses a rule.
+    """
     if sys.platform != "linux" or (version := _call(CREATE_RULESET, None, 0, VERSION)) < 1:
         return False
     rights = READ_FILE | (REFER if version >= REFERS else 0)
@@ -49,7 +57,7 @@ def forbid(folders: Iterable[str]) -> bool:
     size = ctypes.sizeof(rules) if version >= CONNECTS else ctypes.sizeof(ctypes.c_uint64)
     ruleset = _checked(_call(CREATE_RULESET, ctypes.byref(rules), size, 0))
     try:
-        for path in beside:
+        for path in paths:
             _allow(ruleset, path, rights)
         if ctypes.CDLL(None).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0):
             raise OSError("the kernel refuses to give up privileges")

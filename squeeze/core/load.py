@@ -59,7 +59,9 @@ def _busy() -> float:
     """Return the seconds that the available processors have worked so far, for whomever."""
     times = psutil.cpu_times(percpu=True)
     idle = ("idle", "iowait", "guest", "guest_nice", "steal")  # a guest's time is in its user's, too
-    return sum(value for number in _available() for name, value in times[number]._asdict().items() if name not in idle)
+    return float(
+        sum(value for number in _available() for name, value in times[number]._asdict().items() if name not in idle)
+    )
 
 
 def _waited() -> float | None:

@@ -123,7 +123,7 @@ class _Seen:
         def enter(_: nn.Module, arguments: tuple[Any, ...]) -> None:
             if arguments and arguments[0].is_floating_point():  # integers are looked up, not multiplied
                 open_ranges.append(record_function(f"{RANGE}{name}"))
-                open_ranges[-1].__enter__()
+                open_ranges[-1].__enter__()  # type: ignore[no-untyped-call]
 
         def leave(_: nn.Module, arguments: tuple[Any, ...], outputs: Tensor) -> None:
             if open_ranges:
@@ -150,9 +150,9 @@ def _products(event: Any) -> list[Any]:
 
 def _multiplications(product: Any, own: int) -> int:
     """Return how many multiplications a product does; ``own`` where its operands do not show it, being packed."""
-    operands = [shape for shape in product.input_shapes if shape]
+    operands: list[list[int]] = [shape for shape in product.input_shapes if shape]
     if product.name == "aten::linear" and len(operands) > 1:
-        return math.prod(operands[0]) * int(operands[1][0])
+        return math.prod(operands[0]) * operands[1][0]
     if product.name not in BY_SHAPE or len(operands) < 2:
         return own
     left, right = operands[-2:]

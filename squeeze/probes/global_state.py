@@ -68,7 +68,9 @@ COMPILERS = frozenset(
     }
 )
 COMPILES = "compiled.Compiled"
-BUSY = 1.1  # times as many processors as a process was given threads: clocks differ by less
+# Times as many processors as a process was given threads: two libraries may bring a pool each, whose threads spin for a
+# moment before they sleep.
+BUSY = 2.0
 
 State = dict[str, str]
 
@@ -77,7 +79,7 @@ State = dict[str, str]
 class Snapshot:
     """Hold a moment: what is set, in words by name, and what is watched, by name, which is the very same or another.
 
-    classes: the names of all that each watched class defines, for one may be added that hides what it inherits.
+    classes: the names of the methods that each watched class defines: one may be added that hides what it inherits.
     """
 
     settings: State
@@ -94,7 +96,7 @@ class Snapshot:
         classes = [*CLASSES, *(kind for module in watched for kind in _own_classes(module))]
         functions = [trait for module in watched for trait in _functions(module)]
         methods = [trait for kind in classes for trait in _methods(kind)]
-        names = {f"{kind.__module__}.{kind.__qualname__}": frozenset(vars(kind)) for kind in classes}
+        names = {f"{kind.__module__}.{kind.__qualname__}": frozenset(_own_methods(kind)) for kind in classes}
         return cls(dict(_settings()), dict([*functions, *methods]), names, modules)
 
     def changes(self) -> list[str]:
@@ -224,9 +226,17 @@ def _functions(module: ModuleType) -> Iterator[tuple[str, Any]]:
 
 def _methods(kind: type) -> Iterator[tuple[str, Any]]:
     """Yield all methods of a class, as ``_functions`` does of a module."""
-    for attribute, value in list(vars(kind).items()):
-        if callable(value) or isinstance(value, property | classmethod | staticmethod):
-            yield from _traits(f"{kind.__module__}.{kind.__qualname__}.{attribute}", value)
+    for attribute, value in _own_methods(kind).items():
+        yield from _traits(f"{kind.__module__}.{kind.__qualname__}.{attribute}", value)
+
+
+def _own_methods(kind: type) -> dict[str, Any]:
+    """Return what a class defines that runs; values that it keeps for its instances are its own affair."""
+    return {
+        name: value
+        for name, value in list(vars(kind).items())
+        if callable(value) or isinstance(value, property | classmethod | staticmethod)
+    }
 
 
 def _traits(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -22,9 +22,9 @@ import torch
 
 from squeeze.core import plugins
 
-PLAIN = (bytes, bytearray, str, array, int, float, complex)
-CONTAINERS = (list, tuple, dict, set, frozenset)
-LARGE = 1 << 13  # bytes of a container or a string that could hold weights; a model has thousands of small ones
+TEXTS = (bytes, bytearray, str, array)
+NUMBERS = (int, float, complex)
+LARGE = 1 << 13  # bytes of a text that could hold weights; a model has thousands of small ones
 BESIDE = 0.02  # of the bytes claimed: sums of codes, caches of positions
 BESIDE_ONCE = 1 << 16  # bytes; those of a tiny model
 ELSEWHERE_ONCE = 16 << 20  # bytes of prompts and texts, beside the model
@@ -65,8 +65,9 @@ def blocks(root: object, closed: Collection[int]) -> Blocks:
 
 
 def elsewhere(reached: Blocks) -> int:
-    """Count the bytes of all tensors in this process that are not among those blocks."""
-    tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor | torch.UntypedStorage)]
+    """Count the bytes of all tensors in this process that are not among those blocks, garbage left out."""
+    gc.collect()
+    tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
     found = {address: size for tensor in tensors for address, size in block(tensor).items()}
     return sum(size for address, size in found.items() if address not in reached)
 
@@ -82,10 +83,8 @@ def block(item: object) -> Blocks:
         return {id(item): len(item)}  # type: ignore[arg-type]
     if issubclass(kind, ctypes.Array):
         return {ctypes.addressof(item): ctypes.sizeof(item)}  # type: ignore[arg-type]
-    if issubclass(kind, float | complex):
+    if issubclass(kind, NUMBERS) or (issubclass(kind, TEXTS) and sys.getsizeof(item) >= LARGE):
         return {id(item): sys.getsizeof(item)}
-    if issubclass(kind, PLAIN + CONTAINERS) and (size := sys.getsizeof(item)) >= LARGE:
-        return {id(item): size}
     return {}
 
 

@@ -71,7 +71,7 @@ class Prompts:
 def pool(protocol: Mapping[str, Any]) -> int:
     """Return how many tokens of text a protocol's `latency` part needs to draw prompts from."""
     longest = int(protocol["prompt_tokens"]) + spread(protocol)
-    return max(POOL, 2 * longest * max(protocol["batch_sizes"]))
+    return max(POOL, 2 * longest * int(max(protocol["batch_sizes"])))
 
 
 def spread(protocol: Mapping[str, Any]) -> int:

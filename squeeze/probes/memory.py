@@ -25,7 +25,7 @@ RESET_PEAK = "5"
 M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 LARGE = 1 << 20  # bytes
 HELD = 1.15  # times the bytes of weights that a process may keep of loading them: blocks of an allocator are rounded up
-HELD_ONCE = 192 << 20  # bytes: what loading imports, of torchao or bitsandbytes most
+HELD_ONCE = 128 << 20  # bytes: what loading imports (bitsandbytes: 45 MB, all else 1), and what an allocator keeps
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def low_bit_layers(model: nn.Module) -> dict[str, nn.Module]:
 
     They are ours, wherever they stand, and those within the blocks that a library's own class holds.
     """
-    ours = {name: module for name, module in model.named_modules() if is_compressed(module)}
+    ours: dict[str, Any] = {name: module for name, module in model.named_modules() if is_compressed(module)}
     within = {name: layer for name, layer in matrices(model) if name not in ours}
     return ours | {name: layer for name, layer in within.items() if not architecture.weight(layer).is_floating_point()}
 
@@ -143,7 +143,7 @@ def running_bits(model: nn.Module, weights: Mapping[str, int], codes: Mapping[st
     """
     bits = 0.0
     for name, layer in matrices(model):
-        if name in codes:
+        if is_compressed(layer):
             told = layer.running_bits
             bits += weights[name] * (codes[name] if codes[name] > told + NARROWER else told)
         else:

@@ -22,7 +22,7 @@ SAMPLED_ROWS = 64  # of each matrix, for counting levels
 NEIGHBOURS = 32  # weights, no more than share a scale in any usual grouping
 PROBED_COLUMNS = 64  # of a matrix that only its own forward can show
 DENSE = 0.9  # of the dtype's bits: what is stored in more is not compressed
-GROUP_BITS = 32  # stored beside the codes of a group: a scale and a zero point of 16 bits, or a float32 scale
+GROUP_NUMBERS = 2  # stored beside the codes of a group: a scale and a zero point, in the model's dtype
 FEWEST_IN_ROW = 64  # weights of a row, where that is the group
 UNKNOWN_TOLERANCE = 1.25  # bits a weight, where no group is claimed: a library's own blocks, or codebooks
 ROUNDED = 0.01  # of claimed bits, which are an average where layers differ; and of codes that end at whole bytes
@@ -36,7 +36,7 @@ class Recount:
     weights: their logical number. effective_bits: stored bits a weight. sparsity: share of the weights that are zero.
     levels: most distinct values found among 32 neighbours. compressed_share: share of the weights whose layer is stored
     in less than 90 % of the model dtype's bits. level_bits: log2 of each matrix's own levels, on average (5 at most, as
-    of 32 neighbours): codes of b bits have at most 2^b of them.
+    of 32 neighbours): codes of b bits have at most 2^b of them. dense_bits: of the model's dtype.
     """
 
     weights: int
@@ -45,6 +45,7 @@ class Recount:
     levels: int
     compressed_share: float
     level_bits: float
+    dense_bits: int = 16
 
     def figures(self) -> dict[str, float | int]:
         """Return the sample names and values."""
@@ -60,7 +61,7 @@ class Recount:
         """Return the claims that do not hold, with both numbers; none for an honest artifact."""
         found = []
         bits, sparsity = claims.get("bits"), claims.get("sparsity")
-        if bits is not None and self.effective_bits > bits + stored_beside(claims):
+        if bits is not None and self.effective_bits > bits + stored_beside(claims, self.dense_bits):
             left = 1 - self.compressed_share
             found.append(f"claimed {bits:g} bits, stored {self.effective_bits:.2f} a weight ({left:.0%} left dense)")
         elif bits is not None and share_a_scale(claims) and self.level_bits > math.log2(most_values(claims)) + ROUNDED:
@@ -71,11 +72,14 @@ class Recount:
         return found
 
 
-def stored_beside(claims: Mapping[str, Any]) -> float:
-    """Return the bits a weight that may be stored beside claimed codes: what scales and zero points of a group take."""
+def stored_beside(claims: Mapping[str, Any], dense_bits: int = 16) -> float:
+    """Return the bits a weight that may be stored beside claimed codes: what scales and zero points of a group take.
+
+    dense_bits: of the model's dtype, which torchao's have.
+    """
     if "group_size" not in claims:
         return UNKNOWN_TOLERANCE
-    return GROUP_BITS / (claims["group_size"] or FEWEST_IN_ROW) + ROUNDED
+    return GROUP_NUMBERS * dense_bits / (claims["group_size"] or FEWEST_IN_ROW) + ROUNDED
 
 
 def most_values(claims: Mapping[str, Any]) -> float:
@@ -108,7 +112,8 @@ def recount(folder: Path, subject: Subject, baseline: nn.Module) -> Recount:
         levels = max(levels, found)
         level_bits += count * math.log2(max(found, 1))
         compressed += count if own_bits < DENSE * dense_bits * count else 0
-    return Recount(weights, bits / weights, zeros / weights, levels, compressed / weights, level_bits / weights)
+    shares = (bits / weights, zeros / weights, levels, compressed / weights, level_bits / weights)
+    return Recount(weights, *shares, dense_bits)
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -95,5 +95,5 @@ def contention(rounds: Sequence[Values]) -> float:
 
 
 def is_timing(array: str) -> bool:
-    """Tell whether an array of a record's samples, of whichever model, is of times or turns."""
-    return array.removeprefix("baseline_").startswith((*TIMINGS, "turns_", "interleaved"))
+    """Tell whether an array of a record's samples, of whichever model, has a row for each timed process."""
+    return array.removeprefix("baseline_").startswith((*TIMINGS, "turns_", "interleaved", "gaps_"))

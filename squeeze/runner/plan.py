@@ -18,13 +18,14 @@ from squeeze.artifacts.keys import artifact_key
 from squeeze.core import environment
 from squeeze.core.disk import is_full_disk
 from squeeze.core.errors import IntegrityError, SqueezeError, TransientError
-from squeeze.core.files import write_atomically
+from squeeze.core.files import read_small, write_atomically
 from squeeze.records.record import PROCESS, Record, Row, Status, counting
 from squeeze.records.store import warn
 from squeeze.request.cell import Cell
 
 FOLDER = "plans"
 FORMER = "plan.json"  # of versions that kept the last run's cells alone
+LARGEST = 2**28  # bytes: those of 100,000 cells
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,14 @@ def load(results: Path, report: Callable[[Path, str], None] = warn) -> list[Plan
     IntegrityError when none is readable.
     """
     paths = [results / FORMER, *sorted((results / FOLDER).glob("*.json"))]
-    paths = [path for path in paths if path.is_file()]
+    paths = [path for path in paths if path.exists()]
     if not paths:
         raise SqueezeError(f"{results}: nothing to resume; start with `squeeze run`")
     plans = []
     for path in paths:
         try:
             plans.append(_read(path))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, IntegrityError):
             damaged = f"{path} is no plan of cells; name the cells again with `squeeze run`"
             report(path, "it is no plan of cells; name the cells again with `squeeze run`")
     if not plans:
@@ -111,7 +112,7 @@ def measurable(cells: Iterable[Cell], report: Callable[[str], None]) -> list[Cel
 
 
 def _read(path: Path) -> Plan:
-    content = json.loads(path.read_bytes())
+    content = json.loads(read_small(path, LARGEST))
     cells, started = (content, "") if isinstance(content, list) else (content["cells"], str(content["started"]))
     return Plan([Cell.from_json(data) for data in cells], started)
 

@@ -148,6 +148,15 @@ def test_margins_are_those_asked_for_and_the_undecided_say_what_would_show(store
     assert sciq.endswith("on are found in 80 % of tries)")
 
 
+def test_rows_whose_speed_or_quality_is_another_models_have_no_such_verdict(store, capsys):
+    keep(store, 3, samples(1.5, 0.0, seed=3), flags=("decode != score", "not causal"))
+    keep(store, 8, samples(1.0, 0.0))
+    explain(store.results, "smollm2_135m-rtn-3", RTN8)
+    shown = capsys.readouterr().out
+    assert "5 rounds: ? (decode != score)" in shown
+    assert "blocks of tokens: ? (not causal)" in shown
+
+
 def test_unsteady_times_are_named_those_that_warm_up_and_unlike_baselines_give_no_speed_verdict(store, capsys):
     keep(store, 4, samples(1.5, 0.0, seed=1), flags=("unsteady",))
     keep(store, 8, samples(1.0, 0.0, seed=2))

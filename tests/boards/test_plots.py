@@ -115,3 +115,14 @@ def test_a_name_is_no_formula():
     estimates = {"perplexity": Estimate(13.0), "bytes": Estimate(1e6), "decode_tokens_per_s": Estimate(3.0)}
     odd = record(cell(r"$\frac{", "$family", {}), estimates)
     assert plots.pareto(table([odd])).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("figure", [0, -1, 1e308, 5e-324])
+def test_figures_that_no_axis_can_hold_are_not_drawn_and_break_nothing(figure):
+    smoke = smoke_records()
+    wild = {name: Estimate(figure, figure, figure, n=5) for name in smoke[6].estimates if not name.endswith("bytes")}
+    hostile = record(cell("rtn", "quantization", {"bits": 5}), {**smoke[6].estimates, **wild})
+    assert [len(markers(axes)) for axes in plots.draw(table([*smoke, hostile])).axes] == [11, 11]
+    aside = {"perplexity": Estimate(20.0), "perplexity_delta": Estimate(0.0, -1.0, 1.0), "decode_speedup": wild["mbu"]}
+    drawn = record(cell("rtn", "quantization", {"bits": 5}), {**smoke[6].estimates, **aside})
+    assert [len(markers(axes)) for axes in plots.draw(table([*smoke, drawn])).axes] == [12, 12]

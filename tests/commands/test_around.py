@@ -27,7 +27,8 @@ def made(cell: Cell, status: Status) -> Record:
     return Record(
         cell=cell.to_json(), key=cell.key, artifact_key=artifact_key(cell), fingerprint=here, status=status,
         attempt=cell.key[:32], started="2026-01-01T00:00:00+00:00", finished="2026-01-01T00:00:01+00:00",
-        environment=place, estimates=found, stages={"build": 30.0}, reason="" if found else "it did not work", stage="build",
+        environment=place, estimates=found, stages={"build": 30.0}, stage="build",
+        reason="" if found else "it did not work",
     )  # fmt: skip
 
 
@@ -94,6 +95,14 @@ def test_an_interrupted_run_makes_no_boards(measured: SimpleNamespace, tmp_path:
     measured.code = 130
     assert squeeze("run", *ASKED, "--results", tmp_path) == 130
     assert not (tmp_path / "leaderboard.csv").exists()
+
+
+def test_cells_that_are_left_pending_come_next(
+    measured: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured.code = 75
+    assert squeeze("run", *ASKED, "--results", tmp_path) == 75
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"next: squeeze resume --results {tmp_path}")
 
 
 def test_boards_that_cannot_be_made_hide_nothing(

@@ -22,7 +22,7 @@ from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
 from squeeze.runner.jobs.launcher import environment_with
 from squeeze.runner.run import run
-from tests.faults.hostile import ESCAPE, PLACES, RECORDS, SAMPLES, Data
+from tests.faults.hostile import ESCAPE, PLACES, RECORDS, SAMPLES, Data, packed
 
 pytestmark = pytest.mark.promise(20)
 
@@ -38,6 +38,7 @@ QUICK = (  # commands that read records; {} stands for the folder
 )
 READING = (*QUICK, ("board", "--results", "{}", "--literature"), ("list", "technique=rtn", "bits=4", "--results", "{}"))
 VERIFY = ("verify", "--results", "{}")
+SAMPLES_OF_ANOTHER = b"no zip file"
 MOST_SECONDS, MOST_BYTES = 5.0, 500_000_000  # of processor and memory, a command
 
 # Run a command, then say what it took, memory that it inherited from us left out.
@@ -161,6 +162,39 @@ def test_what_a_failed_attempt_said_cannot_steer_the_terminal(
     (results / "records" / f"{ESCAPE}.json").write_text("torn")
     for command in (*READING, VERIFY):
         said(capsys, results, command)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1e308, 5e-324])
+def test_figures_that_no_measurement_gives_break_no_command(
+    value: float, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are read, for `squeeze verify` to find: whether a figure can be true is no question of the schema."""
+    results = tmp_path / "results"
+    path = beside(good, results, SAMPLES_OF_ANOTHER)
+    record = json.loads(path.with_suffix(".json").read_bytes())
+    for name, found in record["estimates"].items():
+        if not name.endswith("bytes"):
+            record["estimates"][name] = {part: value if part in ("value", "low", "high") else 1 for part in found}
+    path.with_suffix(".json").write_text(json.dumps(record))
+    for command in QUICK:
+        code, _, lines = said(capsys, results, command)
+        assert code == 0
+        assert [line for line in lines if path.stem in line] == ([] if "--costs" not in command else lines), command
+    code, _, lines = said(capsys, results, ("compare", SPOILT, OTHER, "--results", "{}"))
+    assert (code, len(lines)) == (2, 1)
+    assert said(capsys, results, VERIFY)[0] == 1
+
+
+def test_a_record_that_borrows_an_attempt_takes_no_row_away(
+    good: Path, arrays: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    path = beside(good, results, packed(arrays)).with_suffix(".json")
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "attempt": data(good, OTHER)["attempt"]}))
+    _, shown, _ = said(capsys, results, ("pick", "--results", "{}"))
+    assert all(any(line.split()[:1] == [row] for line in shown.splitlines()) for row in (ROW, OTHER, SPOILT))
+    _, found, _ = said(capsys, results, VERIFY)
+    assert "delete one" in found
 
 
 def beside(good: Path, results: Path, samples: Callable[[Path], Any] | bytes) -> Path:

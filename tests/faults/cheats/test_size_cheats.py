@@ -10,15 +10,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from squeeze.artifacts import format as artifact
+from squeeze.core import landlock
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.probes import memory, size
+from squeeze.probes import alone, memory, size
 from squeeze.probes.inspection import Inspection, inspect
 from squeeze.runtimes.eager import Eager
 from squeeze.techniques.calibration import CalibrationText
@@ -32,6 +32,9 @@ TEXT = (torch.arange(64) * 7 % 251)[None]
 DENSE = pytest.approx(16, rel=0.05)  # stored bits a weight of a bfloat16 model
 
 pytestmark = pytest.mark.promise(16)
+needs_landlock = pytest.mark.skipif(
+    landlock._call(landlock.CREATE_RULESET, None, 0, landlock.VERSION) < 1, reason="the kernel has no Landlock"
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +49,10 @@ def layers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     """The layers of tests/faults/cheats/dishonest.py, as a plugin offers them."""
     site = tmp_path_factory.mktemp("site")
     source = Path(__file__).with_name("dishonest.py").read_text()
-    install(site, "cheats", {"layers/dishonest.py": source})
+    install(site, "liars", {"layers/dishonest.py": source})
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(site)
-        yield importlib.import_module("cheats.layers.dishonest")
+        yield importlib.import_module("liars.layers.dishonest")
 
 
 def look(folder: Path, baseline: Path) -> Inspection:
@@ -74,12 +77,9 @@ def said(found: Inspection, words: str) -> bool:
 
 
 @pytest.mark.parametrize("technique", NAMES)
-def test_no_honest_technique_is_called_dishonest(
-    technique: str, tmp_path: Path, baseline: Path, figure: Callable[[str], None]
-) -> None:
+def test_no_honest_technique_is_called_dishonest(technique: str, tmp_path: Path, baseline: Path) -> None:
     artifact.save(apply(technique, tiny_subject("llama", "bfloat16")), tmp_path)
     assert look(tmp_path, baseline).mismatches == []
-    figure(f"{technique}: nothing found")
 
 
 def test_an_honest_layer_of_a_plugin_is_not_called_dishonest(
@@ -167,13 +167,15 @@ HIDDEN = ("InTensor", "InList", "InClosure", "InDefault", "InGlobal", "InGenerat
 
 
 @pytest.mark.parametrize("kind", HIDDEN)
-def test_a_hidden_copy_is_found(kind: str, layers: ModuleType, tmp_path: Path, baseline: Path) -> None:
-    honest = 8 * size.stored_weights(baseline) / 8
+def test_a_hidden_copy_is_found(
+    kind: str, layers: ModuleType, tmp_path: Path, baseline: Path, figure: Callable[[str], None]
+) -> None:
     found = found_of(getattr(layers, kind), tmp_path, baseline, bits=8)
     layers.CACHE.clear()
     assert said(found, "that the model can reach")
     assert found.figures["memory_real"] is False
-    assert found.figures["live_bytes"] > 2 * honest
+    assert found.figures["live_bytes"] > 2 * size.stored_weights(baseline)
+    figure(f"hidden {kind.removeprefix('In').lower()}: {found.mismatches[0]}")
 
 
 def test_a_copy_that_only_a_library_knows_shows_in_the_resident_memory() -> None:
@@ -222,25 +224,48 @@ def test_four_bits_with_a_scale_for_every_two_weights_are_not_four(tmp_path: Pat
     assert said(look(tmp_path, baseline), "claimed 4 bits, stored 12.00 a weight")
 
 
-def test_weights_in_a_file_of_their_own_count(layers: ModuleType, tmp_path: Path, baseline: Path) -> None:
-    """They are read when the layer first runs, and mapped: both their bytes on disk and in memory are found."""
-    folder = tmp_path / "artifact"
-    folder.mkdir()
+def filed(kind: Any, folder: Path) -> Any:
+    """Layers of a kind whose weights lie in a folder, a file each."""
 
     class Filed:
         count = 0
 
         @classmethod
         def of(cls, weight: torch.Tensor) -> torch.nn.Module:
+            folder.mkdir(exist_ok=True)
             path = folder / f"{cls.count}.bin"
             cls.count += 1
-            path.write_bytes(weight.float().numpy().astype(np.float32).tobytes())
-            return layers.FromFile(weight.shape[1], weight.shape[0], False, str(path))
+            path.write_bytes(weight.float().numpy().tobytes())
+            return kind(weight.shape[1], weight.shape[0], False, str(path))
 
-    found = found_of(Filed, folder, baseline)
+    return Filed
+
+
+def test_weights_in_a_file_of_their_own_count(layers: ModuleType, tmp_path: Path, baseline: Path) -> None:
+    """They are read when the layer first runs, and mapped: both their bytes on disk and in memory are found."""
+    folder = tmp_path / "artifact"
+    found = found_of(filed(layers.FromFile, folder), folder, baseline)
     assert found.figures["effective_bits"] > 16
     assert said(found, "files without tensors hold")
     assert said(found, "that the model can reach")
+    assert alone.mismatches(folder, Eager("cpu", 1).load(folder).subject.model, "cpu") == []
+
+
+@needs_landlock
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("FromFile", "does not load from its own folder alone"), ("FromElsewhere", "predicts otherwise")],
+)
+def test_weights_outside_the_artifact_are_missed(kind: str, words: str, layers: ModuleType, tmp_path: Path) -> None:
+    artifact.save(with_layers(filed(getattr(layers, kind), tmp_path / "elsewhere")), tmp_path / "artifact")
+    model = Eager("cpu", 1).load(tmp_path / "artifact").subject.model
+    (told,) = alone.mismatches(tmp_path / "artifact", model, "cpu")
+    assert words in told
+
+
+def test_only_what_brings_code_of_its_own_is_loaded_alone(baseline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.run", None)
+    assert alone.mismatches(baseline, torch.nn.Linear(1, 1), "cpu") == []
 
 
 def test_what_it_says_of_parameters_is_not_read(tmp_path: Path, baseline: Path) -> None:
