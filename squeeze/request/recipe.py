@@ -15,6 +15,7 @@ from squeeze.request.choices import GROUPS, Choices
 from squeeze.request.expand import cells
 
 _ABSENT = object()  # stands for a field that is not there
+BY_FIELDS = ("calibration", "protocol")  # groups whose choices overrides can say in full
 PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z][\w./:@-]*")  # what needs no quotes
 
 
@@ -30,6 +31,8 @@ def recipe(cell: Cell, conf_dir: Path | None = None) -> Recipe:
     """Return the fewest overrides that name the cell with today's configuration, as near as they come to it."""
     choices = Choices.within(conf_dir)
     chosen = {group: str(getattr(cell, group).get("name", choices.defaults[group])) for group in GROUPS}
+    # What has a name of its own, such as a text of the user's, is told field by field.
+    chosen |= {group: choices.defaults[group] for group in BY_FIELDS if chosen[group] not in choices.names(group)}
     overrides = [f"{group}={name}" for group, name in chosen.items() if name != choices.defaults[group]]
     try:
         overrides += list(_settings(cell, _only(overrides, conf_dir), choices.scalars))

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from squeeze.core import cache
 from squeeze.core.errors import IntegrityError
 from squeeze.core.hashing import digest, sha256
-from squeeze.sources import corpora, own_questions, own_text, tasks, wheels
+from squeeze.sources import corpora, own_questions, tasks, wheels
 
 WORDS = 8  # in a row
 MOST_SHARED = 0.01  # a hundred times what honest texts share
@@ -129,23 +129,28 @@ def _kept(text: Known, amount: int | None, pieces: Callable[[], Iterable[str]]) 
 
 
 def _identity(name: str) -> str:
-    if name in corpora.CORPORA:
-        return corpora.corpus_hash(name)
-    if name in tasks.names():
-        return tasks.pinned(name)[1]
-    if own_questions.is_own(name):
-        return sha256(own_questions.path(name))
-    return digest(corpora.text_or_file(name))
+    """Hash (sha256) a text or the questions of a task, as they lie here now."""
+    if _is_task(name):
+        return sha256(_questions(name))
+    return hashlib.sha256(corpora.text_or_file(name).encode()).hexdigest()
 
 
 def _pieces(scored: str, amount: int | None) -> Iterator[str]:
     """Yield what is scored: the beginning of a text, or questions with each of their choices."""
-    if scored in tasks.texts() or own_text.hash_of(scored):
-        yield corpora.text(scored)[: None if amount is None else CHARACTERS_A_TOKEN * amount]
+    if not _is_task(scored):
+        yield corpora.text_or_file(scored)[: None if amount is None else CHARACTERS_A_TOKEN * amount]
         return
     end = tasks.NORMALISATION if amount is None else amount
-    own = own_questions.is_own(scored)
-    path = own_questions.path(scored) if own else wheels.member(*tasks.QUESTIONS, *tasks.pinned(scored))
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
+    with gzip.open(_questions(scored), "rt", encoding="utf-8") as lines:
         for request in takewhile(lambda request: request["doc_id"] < end, map(json.loads, lines)):
             yield request["request"]["context"] + request["request"]["continuation"]
+
+
+def _is_task(name: str) -> bool:
+    return name in tasks.questions() or own_questions.is_own(name)
+
+
+def _questions(task: str) -> Path:
+    if own_questions.is_own(task):
+        return own_questions.path(task)
+    return wheels.member(*tasks.QUESTIONS, *tasks.pinned(task))

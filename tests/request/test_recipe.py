@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from squeeze.core import cache, paths
 from squeeze.request.expand import cells
 from squeeze.request.recipe import recipe
+from tests.planted import place
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,20 @@ def test_the_overrides_name_the_very_cell_and_nothing_that_is_so_anyway(override
     assert [cell.key] == [each.key for each in cells(found.overrides)]
     assert sorted(found.overrides) == sorted(overrides)
     assert shlex.split(shlex.join(found.overrides)) == found.overrides
+
+
+def test_own_texts_and_protocols_are_named_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    (tmp_path / "own.txt").write_text("A text of my own.\n" * 99)
+    smoke = (paths.conf() / "protocol" / "smoke.yaml").read_text()
+    place(tmp_path / "conf", "protocol", "mine", smoke.replace("name: smoke", "name: mine"))
+    [cell] = cells(
+        ["technique=gptq", f"calibration.corpus=file:{tmp_path}/own.txt", "protocol=mine"], tmp_path / "conf"
+    )
+    (tmp_path / "own.txt").unlink()
+    found = recipe(cell)
+    assert found.exact, found.why
+    assert [cell.key] == [each.key for each in cells(found.overrides)]
 
 
 def test_what_today_cannot_name_is_said() -> None:
