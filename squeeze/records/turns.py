@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 TIMINGS = ("ttft_s", "token_s")  # kinds of calls that are timed
+HAND_OVERS = 0.020  # seconds a turn: what members wait while they hand over, alone (up to 17 ms)
 
 Values = Mapping[str, Any]
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -82,15 +83,17 @@ def round_ratios(arrays: Arrays, name: str, batch: str) -> list[float]:
 def contention(rounds: Sequence[Values]) -> float:
     """Return in what share of the timed seconds some task had to wait for a processor, the mean over rounds.
 
-    It counts tasks of all processes, as `squeeze.probes.turns.pressure` reads them; alone, a row comes to 2 to 4 %. NaN
-    where the system does not say.
+    It counts tasks of all processes, as `squeeze.probes.turns.pressure` reads them; alone, a row comes to 2 to 4 %. A
+    model of turns so short that handing over takes most of it comes to 0: such waiting is not of other work. NaN where
+    the system does not say.
     """
     shares = []
     for values in rounds:
         for began in values["turns"].values():
             (first, _, stalled), (last, _, stalled_then) = began[0], began[-1]
             if last > first:
-                shares.append((stalled_then - stalled) / (last - first))
+                waited = stalled_then - stalled
+                shares.append(0.0 if waited <= HAND_OVERS * len(began) else waited / (last - first))
     return float(np.mean(shares)) if shares else float("nan")
 
 

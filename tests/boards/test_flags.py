@@ -21,7 +21,7 @@ def test_flags_are_spelt_out_with_the_rows_that_have_them():
 
 
 def test_a_flag_that_nobody_explained_stands_for_itself_and_in_one_line():
-    assert list(flags.explained(rows(("read\x1b[2J ahead",), ()))) == ["* read [2J ahead (rtn-2)"]
+    assert list(flags.explained(rows(("read\x1b[2J ahead",), ()))) == ["* read ahead (rtn-2)"]
 
 
 def test_every_flag_of_records_has_its_words():

@@ -67,7 +67,7 @@ def test_a_failed_row_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str
     own = kept(tmp_path, **failed)
     RecordStore(tmp_path).log(cells(ASKED)[0], own.attempt).write_text("all of it")
     lines = shown(capsys, own.key[:8], "--results", tmp_path)
-    assert lines[1:4] == ["failed in build: boom", "  | one", "  | [bold]two [2J"]
+    assert lines[1:4] == ["failed in build: boom", "  | one", "  | [bold]two"]
     assert any(line.startswith(f"  log: {tmp_path}/logs/") for line in lines)
 
 

@@ -162,7 +162,7 @@ CONFIGURATIONS: dict[str, tuple[Maker, str]] = {
         r"bad\.yaml:1: '\\x1b\[31m' holds control characters; remove them",
     ),
     "half a character": (technique('family: "\\ud800"\nsteps: []\n'), r"bad\.yaml:1: '\\ud800' holds control"),
-    "a name that steers": (steering_name, r"unknown technique 'nobody'; choose from: .*31mred error: two"),
+    "a name that steers": (steering_name, r"unknown technique 'nobody'; choose from: red error: two"),
     "2,000 names": (many_names, r"unknown sweep 'nobody'; choose from: .* and 1,9\d\d more"),
     "a name that climbs": (overrides("technique=../model/gpt2"), r"unknown technique '\.\./model/gpt2'"),
     "a name in a file that climbs": (

@@ -64,6 +64,8 @@ def test_contention_is_the_share_of_time_in_which_some_task_waited() -> None:
     assert contention(
         [stalled((10.0, 5.0), (11.0, 5.1), (12.0, 5.4)), stalled((0.0, 0.0), (1.0, 0.0))]
     ) == pytest.approx(0.1)
+    hand_overs = [(0.05 * turn, 0.012 * turn) for turn in range(10)]  # of a model that decodes in 3 ms, all alone
+    assert contention([stalled(*hand_overs)]) == 0.0
     assert np.isnan(contention([stalled((1.0, 0.0))]))
     assert np.isnan(contention([stalled((1.0, np.nan), (2.0, np.nan))]))
 

@@ -41,9 +41,9 @@ def write(results: Path, measured: Cell) -> None:
     RecordStore(results).write(record(measured, **row_of(measured, PLACE)._asdict(), attempt=measured.key[:8]))
 
 
-def work(results: Path, cells: Sequence[Cell], done: list[str]) -> None:
+def work(results: Path, cells: Sequence[Cell], done: list[str], own: Claims | None = None) -> None:
     """A run of its own, in this process: each lock has a file description of its own."""
-    with claims(results) as mine:
+    with own or claims(results) as mine:
         for block in mine.blocks(cells):
             for each in block:
                 write(results, each)
@@ -80,7 +80,8 @@ def test_what_another_run_lets_go_of_without_a_record_is_measured_after_all(tmp_
 def test_many_runs_at_once_measure_each_cell_once(tmp_path: Path) -> None:
     cells = [alone(f"t{number}") for number in range(20)]
     done: list[str] = []
-    runs = [threading.Thread(target=work, args=(tmp_path, cells, done)) for _ in range(4)]
+    begun = [claims(tmp_path) for _ in range(4)]  # before any record: none of them takes one for an old one
+    runs = [threading.Thread(target=work, args=(tmp_path, cells, done, own)) for own in begun]
     for each in runs:
         each.start()
     for each in runs:
