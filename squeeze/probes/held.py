@@ -91,7 +91,7 @@ def block(item: object) -> Blocks:
 def mismatches(shown: int, reached: int, other: int) -> list[str]:
     """Return what to say where weights lie beside those that a model shows; nothing where they do not.
 
-    shown: its bytes in memory, by its own account; reached: those that it can reach; other: see ``elsewhere``.
+    shown: its bytes in memory, as its row has them; reached: those that it can reach; other: see ``elsewhere``.
     """
     found = []
     if reached > shown * (1 + BESIDE) + BESIDE_ONCE:
@@ -104,6 +104,8 @@ def mismatches(shown: int, reached: int, other: int) -> list[str]:
 def _of_storage(item: Any) -> Blocks:
     try:
         storage = item if isinstance(item, torch.UntypedStorage) else item.untyped_storage()
+        if storage.device.type == "meta":  # what tracing a model leaves behind: shapes without data
+            return {}
         address, size = storage.data_ptr(), storage.nbytes()
     except (
         RuntimeError,

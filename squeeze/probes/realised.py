@@ -44,8 +44,8 @@ def figures(
     closed = held.closed()
     blocks = held.blocks(model, closed)
     reached, other = sum(blocks.values()), held.elsewhere(blocks)
-    hidden = held.mismatches(engine.bytes_held, reached, other)
     live = max(engine.bytes_held, weighed["bytes"])  # some libraries keep scales where no buffer shows them
+    hidden = held.mismatches(live, reached, other)
     live = max(live, reached + other) if hidden else live
     weights = weights_by_layer(model, baseline)
     codes = codes_in_memory(model, weights, closed)

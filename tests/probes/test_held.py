@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from squeeze.layers.contract import live_bytes
 from squeeze.probes import held
@@ -68,3 +69,11 @@ def test_what_is_found_is_said_beyond_an_allowance() -> None:
     assert held.mismatches(100 * MB, 100 * MB, 30 * MB) == [
         "claimed 100,000,000 bytes in memory, found 30,000,000 in tensors that the model does not show"
     ]
+
+
+def test_shapes_without_data_are_no_memory() -> None:
+    """Tracing a model leaves tensors behind that have an address of nothing."""
+    with FakeTensorMode():
+        traced = torch.empty(4, 4)
+    assert held.block(traced) == {}
+    assert held.block(torch.empty(4, 4, device="meta")) == {}
