@@ -298,7 +298,7 @@ def test_a_row_that_predicts_the_text_too_well_is_flagged(attempt: Attempt, tmp_
 
 
 @pytest.mark.promise(19)
-@pytest.mark.parametrize(("gap", "dependent", "flagged"), [(0.2, False, False), (0.3, False, True), (0.3, True, False)])
+@pytest.mark.parametrize(("gap", "dependent", "flagged"), [(0.4, False, False), (0.6, False, True), (0.6, True, False)])
 def test_tokens_that_the_scored_model_does_not_choose_are_flagged(
     attempt: Attempt, tmp_path: Path, gap: float, dependent: bool, flagged: bool
 ) -> None:
@@ -309,7 +309,7 @@ def test_tokens_that_the_scored_model_does_not_choose_are_flagged(
     record, raw = assemble(attempt)
     assert (DECODES_OTHERWISE in record.flags) is flagged
     assert record.realised["decode_gap"] == gap
-    assert record.realised["decode_gap_allowed"] == (1.0 if dependent else 0.25)
+    assert record.realised["decode_gap_allowed"] == (1.0 if dependent else 0.5)
     assert np.load(io.BytesIO(raw))["gaps_token_s_b1"].shape == (ROUNDS, 1, 33)
     assert list(disagreements(record, dict(np.load(io.BytesIO(raw))))) == []
 
