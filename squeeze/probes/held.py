@@ -40,11 +40,7 @@ def closed() -> frozenset[int]:
         id(part)
         for module in modules
         if isinstance(module, ModuleType)
-        for part in (
-            module,
-            vars(module),
-            *(each for each in list(vars(module).values()) if issubclass(type(each), type)),
-        )
+        for part in (module, vars(module), *_classes(module))
     )
 
 
@@ -107,13 +103,11 @@ def _of_storage(item: Any) -> Blocks:
         if storage.device.type == "meta":  # what tracing a model leaves behind: shapes without data
             return {}
         address, size = storage.data_ptr(), storage.nbytes()
-    except (
-        RuntimeError,
-        NotImplementedError,
-    ):  # of a sparse or wrapping tensor: its parts are reached
+    except RuntimeError:  # of a sparse or wrapping tensor: its parts are reached
         return {}
     return {address: size} if address else {}
 
 
-def _is_class(value: object) -> bool:
-    return issubclass(type(value), type)  # isinstance would ask the value, and some modules' warn
+def _classes(module: ModuleType) -> list[type]:
+    """Return the classes that a module names; isinstance would ask each value, and some values warn."""
+    return [value for value in list(vars(module).values()) if issubclass(type(value), type)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,9 @@ def parameters(model: Mapping[str, Any]) -> float | None:
     scheme, _, rest = str(model.get("source", "")).partition(":")
     if scheme == "random":
         return RANDOM
-    try:
+    with suppress(SqueezeError, OSError):  # told when the model is asked for: an estimate needs no error
         if counted := _counted(_here(scheme, rest, model)):
             return counted
-    except (SqueezeError, OSError):
-        pass  # it is told when the model is asked for; an estimate needs no error
     found = SIZE.search(str(model.get("name", ""))) or SIZE.search(rest)
     return float(found[1]) * UNIT[found[2].lower()] if found else None
 

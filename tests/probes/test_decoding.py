@@ -14,12 +14,8 @@ from squeeze.models.subject import Subject
 from squeeze.probes.decoding import difference
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.contract import Technique
-from squeeze.techniques.quantization.bitsandbytes import Float4, LLMInt8
-from squeeze.techniques.quantization.hqq import HQQ
-from squeeze.techniques.quantization.kmeans import KMeans
 from squeeze.techniques.quantization.rtn import RoundToNearest
-from squeeze.techniques.quantization.torch_dynamic import TorchDynamic
-from squeeze.techniques.quantization.torchao import Int8 as TorchAO
+from tests.kernels import KERNELS
 from tests.tiny import ARCHITECTURES, tiny_subject
 
 TOKEN_IDS = torch.randint(256, (1, 64), generator=torch.Generator().manual_seed(0))
@@ -57,13 +53,7 @@ def test_float_layers_differ_by_rounding(name: str, dtype: str) -> None:
     [
         RoundToNearest(3, 32, symmetric=False),
         RoundToNearest(8, 32, symmetric=False),
-        RoundToNearest(8, None, symmetric=True, embed_bits=8),
-        HQQ(4, 32),
-        KMeans(4, 16),
-        TorchDynamic(per_channel=True, activation_bits=7),
-        TorchAO(dynamic=True),
-        LLMInt8(6.0),
-        Float4("nf4", double_quant=True),
+        *KERNELS,
     ],
     ids=lambda technique: type(technique).__name__,
 )

@@ -16,12 +16,9 @@ from squeeze.records import decoded
 from squeeze.runtimes.eager import Eager
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.inference.kivi import KIVI
-from squeeze.techniques.quantization.bitsandbytes import Float4, LLMInt8
-from squeeze.techniques.quantization.hqq import HQQ
-from squeeze.techniques.quantization.kmeans import KMeans
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.quantization.torch_dynamic import TorchDynamic
-from squeeze.techniques.quantization.torchao import Int8 as TorchAO
+from tests.kernels import KERNELS
 from tests.tiny import CAUSAL, tiny_subject
 
 NO_DATA = CalibrationText.empty()
@@ -68,13 +65,7 @@ def test_uncompressed_models_choose_their_own_tokens(name: str, dtype: str) -> N
     "technique",
     [
         RoundToNearest(2, 32, symmetric=False),
-        RoundToNearest(8, None, symmetric=True, embed_bits=8),
-        HQQ(4, 32),
-        KMeans(4, 16),
-        TorchDynamic(per_channel=True, activation_bits=7),
-        TorchAO(dynamic=True),
-        LLMInt8(6.0),
-        Float4("nf4", double_quant=True),
+        *KERNELS,
         KIVI(2, 32),
     ],
     ids=lambda technique: type(technique).__name__,

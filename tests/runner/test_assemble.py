@@ -3,124 +3,26 @@
 from __future__ import annotations
 
 import io
-import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from squeeze.audit.recompute import disagreements
-from squeeze.core import environment
 from squeeze.probes.samples import Samples
 from squeeze.records.record import (
-    CONTENDED,
-    DECODES_OTHERWISE,
-    GRID_FLATTERED,
-    IMPLAUSIBLE,
-    NOT_CAUSAL,
-    NOT_REALISED,
-    UNSTEADY,
-    WARMING,
     Estimate,
-    Record,
     Status,
 )
-from squeeze.records.roofline import Machine
 from squeeze.records.store import LARGEST_RECORD, RecordStore, encode
-from squeeze.request.cell import Cell
 from squeeze.runner.assemble import assemble
 from squeeze.runner.attempt import Attempt
 from squeeze.runner.jobs.outcome import Failure
-from squeeze.runner.results import Artifact, Measured, Process, Scoring
-from tests.faults.sweeps import PROTOCOL, cell
-
-ROUNDS, TOKENS = 5, 8192
-PLACE = environment.describe()
-STEPS = ("load", "prefill", "decode")
-HOW = "bfloat16 against itself, read 256 tokens at a time"
-TASKS = ("arc_easy", "lambada", "piqa", "sciq")
-
-
-@pytest.fixture
-def attempt(tmp_path: Path) -> Attempt:
-    """A complete attempt of the size of a real one: five rounds, four tasks."""
-    store = RecordStore(tmp_path / "results")
-    store.prepare()
-    subject = cell("good", protocol={**PROTOCOL, "rounds": ROUNDS, "tasks": list(TASKS)})
-    made = Attempt.begin(subject, store, PLACE)
-    made.candidate = member(subject, tmp_path / "candidate", pace=0.010, shift=0.1)
-    baseline = member(subject.baseline("bfloat16"), tmp_path / "baseline", pace=0.020, shift=0.0)
-    made.quality_baseline = made.speed_baseline = baseline
-    made.baseline_seconds = 7.0
-    made.machine = Machine(threads=2, read_bandwidth=1e10, matmul={"bfloat16": 1e12})
-    return made
-
-
-def member(subject: Cell, folder: Path, pace: float, shift: float) -> Measured:
-    scored = Process({"stages": {"start": 1.5, "score": 18.0}}, seconds=20.0)
-    return Measured(
-        subject,
-        folder / "log",
-        artifact(folder / "artifact"),
-        Scoring(quality(folder / "quality", shift), scored),
-        tuple(Process(timing(pace * (1 + 0.01 * number), first=number == 0), 5.0) for number in range(ROUNDS)),
-    )
-
-
-def artifact(folder: Path, **changes: Any) -> Artifact:
-    folder.mkdir(parents=True, exist_ok=True)
-    info = {"content_hash": "c" * 64, "dtype": "bfloat16", "claims": {"bits": 4}, "grid_flattered": False}
-    costs = {"seconds": 5.0, "seconds_marginal": 3.0, "peak_bytes": 2**30}
-    return Artifact(folder, "k" * 64, {**info, **costs, **changes}, seconds=3.0)
-
-
-def quality(folder: Path, shift: float, **changes: Any) -> Path:
-    samples = Samples(folder)
-    nll = np.random.default_rng(0).normal(2.5, 1.5, TOKENS) + np.random.default_rng(1).normal(shift, 0.1, TOKENS)
-    samples.put_array("token_nll", nll)
-    for task in TASKS:
-        samples.put_array(f"{task}_correct", np.arange(100) % 3 > 0)
-        samples.put_all({f"acc_{task}": 0.66, f"acc_{task}_stderr": 0.0471404520791})
-    together = np.random.default_rng(2).integers(1000, size=(8, 32), dtype=np.int32)
-    samples.put_array("generated", together + np.int32(shift > 0) * (np.arange(32, dtype=np.int32) > 20))
-    if not shift:  # a baseline
-        samples.put_array("generated_alone", together[:2])
-        samples.put_array("floor_kl", np.random.default_rng(3).gamma(0.3, 0.001, 5115).astype(np.float32))
-        samples.put_array("floor_top1", np.arange(5115) % 100 > 0)
-        samples.put("floor_rounding", HOW)
-    if shift:
-        samples.put_array("kl", np.random.default_rng(4).gamma(0.3, 0.04, TOKENS).astype(np.float32))
-        samples.put_array("top1", np.arange(TOKENS) % 10 > 0)
-        samples.put_array("confidence", np.random.default_rng(5).random(TOKENS).astype(np.float16))
-        samples.put_all({"kl_divergence": 0.0123456789, "top1_agreement": 0.912345678})
-    samples.put("perplexity", float(np.exp(nll.mean())))
-    samples.put_all({"bits_per_byte": 0.812345678, "batch_dependent": False, "scored_as": "itself"})
-    samples.values |= changes
-    samples.write()
-    return folder
-
-
-def timing(pace: float, *, first: bool) -> dict[str, Any]:
-    noise = 1 + 0.01 * np.random.default_rng(0).random(32)
-    values: dict[str, Any] = {"token_s": {"1": (pace * noise).tolist()}, "ttft_s": {"1": (pace * noise[:5]).tolist()}}
-    for step in STEPS:
-        for part in ("peak", "rss_anon", "rss_file"):
-            values[f"{step}_{part}_bytes"] = 412_345_678
-    if first:
-        values |= {"bytes": 86_123_456, "bytes_on_disk": 89_123_456, "effective_bits": 5.123456, "mismatches": []}
-        values |= {"block_effective_bits": 4.256789, "compression_ratio": 6.234567, "bytes_per_token": 86_123_456}
-        values |= {"bytes_real": True, "memory_real": True, "compute_real": True, "arithmetic": "bfloat16"}
-        values["prefill_operations"] = {"1": 3.2e10}
-        values |= {"sparsity": 0.012345678, "levels": 16, "compressed_share": 1.0}
-    values["turns"] = {"token_s/1": [[0.0, 0.0, 0.0]] * 8, "ttft_s/1": [[0.0, 0.0, 0.0]] * 5}
-    return {**values, "unsteady": False, "interleaved": True, "stages": {"imports": 0.5, "load": 1.0, "timed": 3.0}}
-
-
-def assembled(attempt: Attempt) -> Record:
-    return assemble(attempt)[0]
+from squeeze.runner.results import Scoring
+from tests.faults.sweeps import cell
+from tests.runner.attempts import HOW, PLACE, ROUNDS, TOKENS, assembled, quality
 
 
 def test_a_complete_attempt_is_ok(attempt: Attempt) -> None:
@@ -235,94 +137,6 @@ def test_divergence(attempt: Attempt, tmp_path: Path, perplexity: float) -> None
     assert record.block_nll == ()
     assert "decode_speedup" in record.estimates
     encode(record)
-
-
-@pytest.mark.parametrize("who", ["candidate", "baseline"])
-@pytest.mark.parametrize(("unsteady", "flagged"), [(2, False), (3, True)])
-def test_unsteady_is_a_flag_on_an_ok_row(attempt: Attempt, who: str, unsteady: int, flagged: bool) -> None:
-    assert attempt.speed_baseline is not None
-    for values in (attempt.built if who == "candidate" else attempt.speed_baseline).rounds[:unsteady]:
-        values["unsteady"] = True
-    record = assembled(attempt)
-    assert record.status is Status.OK
-    assert (UNSTEADY in record.flags) is flagged
-
-
-@pytest.mark.parametrize(("stalled", "flagged"), [(0.04, False), (0.06, True), (math.nan, False)])
-def test_other_work_beside_the_timing_is_flagged(attempt: Attempt, stalled: float, flagged: bool) -> None:
-    for values in attempt.built.rounds:
-        values["turns"] = {
-            name: [[at, 0.0, stalled * at] for at in range(len(turns))] for name, turns in values["turns"].items()
-        }
-    assert (CONTENDED in assembled(attempt).flags) is flagged
-
-
-def test_a_baseline_that_was_disturbed_flatters_and_is_flagged(attempt: Attempt) -> None:
-    assert attempt.speed_baseline is not None
-    for values in attempt.speed_baseline.rounds:
-        values["turns"] = {
-            name: [[at, 0.0, 0.5 * at] for at in range(len(turns))] for name, turns in values["turns"].items()
-        }
-    assert CONTENDED in assembled(attempt).flags
-
-
-@pytest.mark.parametrize("who", ["candidate", "baseline"])
-@pytest.mark.parametrize(("signs", "flagged"), [((-1, -1, -1), True), ((1, 1, 1), True), ((1, -1, 1), False)])
-def test_a_trend_within_every_process_is_warming(
-    attempt: Attempt, who: str, signs: tuple[int, ...], flagged: bool
-) -> None:
-    """All one way, it is no noise: the model had not settled. Too small, or in all processes but one, it is."""
-    assert attempt.speed_baseline is not None
-    rounds = (attempt.built if who == "candidate" else attempt.speed_baseline).rounds
-    ramp = np.linspace(1, 1.4, 32)
-    for values, sign in zip(rounds, itertools.cycle(signs), strict=False):
-        values["token_s"]["1"] = (0.05 * ramp[::sign]).tolist()
-    assert (WARMING in assembled(attempt).flags) is flagged
-    for values in rounds:
-        values["token_s"]["1"] = (0.05 * np.linspace(1, 1.08, 32)).tolist()
-    assert WARMING not in assembled(attempt).flags
-
-
-def test_other_flags(attempt: Attempt, tmp_path: Path) -> None:
-    attempt.candidate = replace(attempt.built, artifact=artifact(tmp_path / "flattered", grid_flattered=True))
-    attempt.candidate.rounds[0]["mismatches"] = ["claimed 4 bits, stored 16.00 a weight (100% left dense)"]
-    record = assembled(attempt)
-    assert record.flags == (GRID_FLATTERED, NOT_REALISED)
-    assert record.realised["mismatches"] == ["claimed 4 bits, stored 16.00 a weight (100% left dense)"]
-
-
-def test_a_row_that_predicts_the_text_too_well_is_flagged(attempt: Attempt, tmp_path: Path) -> None:
-    better = Scoring(quality(tmp_path / "better", -1.0), attempt.built.scoring and attempt.built.scoring.process)
-    attempt.candidate = replace(attempt.built, scoring=better)
-    assert assembled(attempt).flags == (IMPLAUSIBLE,)
-
-
-@pytest.mark.promise(19)
-@pytest.mark.parametrize(("gap", "dependent", "flagged"), [(0.4, False, False), (0.6, False, True), (0.6, True, False)])
-def test_tokens_that_the_scored_model_does_not_choose_are_flagged(
-    attempt: Attempt, tmp_path: Path, gap: float, dependent: bool, flagged: bool
-) -> None:
-    folder = quality(tmp_path / "scored", 0.1, batch_dependent=dependent)
-    attempt.candidate = replace(attempt.built, scoring=Scoring(folder))
-    for values in attempt.built.rounds:
-        values["gaps"] = {"token_s/1": [[gap] * 33], "ttft_s/1": [[0.0]]}
-    record, raw = assemble(attempt)
-    assert (DECODES_OTHERWISE in record.flags) is flagged
-    assert record.realised["decode_gap"] == gap
-    assert record.realised["decode_gap_allowed"] == (1.0 if dependent else 0.5)
-    assert np.load(io.BytesIO(raw))["gaps_token_s_b1"].shape == (ROUNDS, 1, 33)
-    assert list(disagreements(record, dict(np.load(io.BytesIO(raw))))) == []
-
-
-def test_a_layer_that_decodes_otherwise_and_a_model_that_looks_ahead_are_flagged(
-    attempt: Attempt, tmp_path: Path
-) -> None:
-    folder = quality(tmp_path / "scored", 0.1, causal=False, causal_difference=3.0)
-    attempt.candidate = replace(attempt.built, scoring=Scoring(folder))
-    attempt.candidate.rounds[0]["mismatches"] = ["decode != score: lm_head gives few rows 0.5 from many, rounding 0.05"]
-    record = assembled(attempt)
-    assert record.flags == (NOT_REALISED, DECODES_OTHERWISE, NOT_CAUSAL)
-    assert record.realised["causal_difference"] == 3.0
 
 
 def test_processes_that_began_otherwise_than_the_baselines_make_an_invalid_record(attempt: Attempt) -> None:
