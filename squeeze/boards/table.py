@@ -36,7 +36,7 @@ from squeeze.records.statistics import holm
 from squeeze.records.store import RecordStore
 from squeeze.request import axes
 from squeeze.request.cell import Cell
-from squeeze.request.labels import Recipe, distinct
+from squeeze.request.labels import Labelled, distinct
 
 BOUNDS = ("low", "high", "p_value", "n")
 VERDICT = ("verdict", "within", "detectable")
@@ -93,7 +93,7 @@ def table(records: Iterable[Record], margins: Margins | None = None) -> pd.DataF
     if not frames:
         return pd.DataFrame(columns=[*COLUMNS, *LAST_COLUMNS])
     frame = controls.joined(_newest(pd.concat(frames, ignore_index=True)))
-    frame["label"] = distinct(list(frame.pop("recipe")))
+    frame["label"] = distinct(list(frame.pop("labelled")))
     found = {**_ranks(frame), "coverage": _coverage(frame), **_verdicts(frame, margins or Margins())}
     frame = _arranged(frame.assign(**found).drop(columns=["block_nll", "training", "doubt"]))
     return frame.sort_values(READING_ORDER, na_position="last", ignore_index=True)
@@ -108,7 +108,7 @@ def _row(record: Record) -> dict[str, Any]:
         "technique": cell.technique["name"],
         "family": cell.technique["family"],
         "label": cell.label,
-        "recipe": _recipe(cell),
+        "labelled": _labelled(cell),
         "dtype": cell.model["dtype"],
         **{column: cell.axis(axis.name) for column, axis in REQUESTED.items()},
         "bits": record.claimed.get("bits", cell.axis("bits")),
@@ -133,10 +133,10 @@ def _row(record: Record) -> dict[str, Any]:
     }
 
 
-def _recipe(cell: Cell) -> Recipe:
-    """Return a cell's recipe; what many cells share is kept once."""
-    recipe = Recipe.of(cell)
-    return recipe._replace(parts=tuple(map(sys.intern, recipe.parts)))
+def _labelled(cell: Cell) -> Labelled:
+    """Return what tells a cell from others; what many cells share is kept once."""
+    labelled = Labelled.of(cell)
+    return labelled._replace(parts=tuple(map(sys.intern, labelled.parts)))
 
 
 def _figures(record: Record) -> dict[str, Any]:

@@ -25,10 +25,7 @@ from squeeze.sources.identity import baseline_hash
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KINDS = {"causal_lm": AutoModelForCausalLM, "encoder": AutoModel}
 # What transformers raises for a folder that is no model, or a damaged one.
-UNREADABLE = (
-    *(ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
-    SafetensorError,
-)
+UNREADABLE = (*gguf.UNREADABLE, SafetensorError)
 
 
 def load_baseline(model: Mapping[str, Any], device: str = "cpu") -> Subject:

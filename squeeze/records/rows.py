@@ -14,7 +14,7 @@ from squeeze.records.arrays import load
 from squeeze.records.record import Record, counting
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
-from squeeze.request.labels import AT, Recipe, distinct
+from squeeze.request.labels import AT, Labelled, distinct
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def find(store: RecordStore, names: Collection[str]) -> dict[str, Record]:
 
 def called(records: Sequence[Record]) -> list[str]:
     """Return what each record's row is called beside the others: a label of its own."""
-    return distinct([Recipe.of(Cell.from_json(record.cell)) for record in records])
+    return distinct([Labelled.of(Cell.from_json(record.cell)) for record in records])
 
 
 def alike(one: Record, other: Record) -> bool:

@@ -20,40 +20,40 @@ LONGEST = 24  # characters of a value
 AT = "@"
 
 
-class Recipe(NamedTuple):
-    """Hold what a label is made from: the cell's own label, its key, and its parts as canonical JSON."""
+class Labelled(NamedTuple):
+    """Hold what tells a cell from others: its own label, its key, and its parts as canonical JSON."""
 
     label: str
     key: str
     parts: tuple[str, ...]
 
     @classmethod
-    def of(cls, cell: Cell) -> Recipe:
-        """Return a cell's recipe."""
+    def of(cls, cell: Cell) -> Labelled:
+        """Return what tells a cell from others."""
         return cls(cell.label, cell.key, tuple(canonical(getattr(cell, part)) for part in PARTS))
 
 
-def distinct(recipes: Sequence[Recipe]) -> list[str]:
-    """Return a label for each recipe; those of different cells differ, and are their own where that suffices."""
-    sharing: dict[str, dict[str, Recipe]] = defaultdict(dict)
-    for recipe in recipes:
-        sharing[recipe.label].setdefault(recipe.key, recipe)
+def distinct(cells: Sequence[Labelled]) -> list[str]:
+    """Return a label for each cell; those of different cells differ, and are their own where that suffices."""
+    sharing: dict[str, dict[str, Labelled]] = defaultdict(dict)
+    for cell in cells:
+        sharing[cell.label].setdefault(cell.key, cell)
     named = {
         key: f"{label}{AT}{','.join(told)}"
-        for label, cells in sharing.items()
-        if len(cells) > 1
-        for key, told in _differences(list(cells.values())).items()
+        for label, alike in sharing.items()
+        if len(alike) > 1
+        for key, told in _differences(list(alike.values())).items()
     }
-    return [named.get(recipe.key, recipe.label) for recipe in recipes]
+    return [named.get(cell.key, cell.label) for cell in cells]
 
 
-def _differences(recipes: Sequence[Recipe]) -> dict[str, list[str]]:
+def _differences(cells: Sequence[Labelled]) -> dict[str, list[str]]:
     """Map the key of each of some cells to what it differs in from the others; the beginning of it, if in no word."""
-    told: dict[str, list[str]] = {recipe.key: [] for recipe in recipes}
+    told: dict[str, list[str]] = {cell.key: [] for cell in cells}
     for at in range(len(PARTS)):
-        parts = [json.loads(recipe.parts[at]) for recipe in recipes]
-        for recipe, words in zip(recipes, _words(parts), strict=True):
-            told[recipe.key] += words
+        parts = [json.loads(cell.parts[at]) for cell in cells]
+        for cell, words in zip(cells, _words(parts), strict=True):
+            told[cell.key] += words
     counts: dict[tuple[str, ...], int] = defaultdict(int)
     for words in told.values():
         counts[tuple(words)] += 1

@@ -10,7 +10,7 @@ from statistics import median
 from squeeze.records.record import Record, Status
 from squeeze.request import axes
 from squeeze.request.cell import Cell
-from squeeze.request.labels import Recipe, distinct
+from squeeze.request.labels import Labelled, distinct
 from squeeze.sources.size import parameters
 
 AXES = axes.headings()
@@ -33,7 +33,7 @@ def show(cells: Sequence[Cell], statuses: Mapping[str, str], seconds: Mapping[st
 
     statuses: by cell key; a cell without one is planned. seconds: by cell key, what measuring the cell will take.
     """
-    labels = distinct([Recipe.of(cell) for cell in cells])
+    labels = distinct([Labelled.of(cell) for cell in cells])
     rows = [
         _row(cell, label, statuses.get(cell.key, "planned"), seconds[cell.key])
         for cell, label in zip(cells, labels, strict=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from squeeze.request.cell import Cell
-from squeeze.request.labels import Recipe, distinct
+from squeeze.request.labels import Labelled, distinct
 
 WIKIPEDIA = {"name": "wikipedia", "corpus": "wikipedia_train", "samples": 128, "seed": 0}
 STEP = {"_target_": "gptq.Gptq", "bits": 4, "clip": True}
@@ -22,7 +22,7 @@ CELL = Cell(
 
 
 def labels(*cells: Cell) -> list[str]:
-    return distinct([Recipe.of(cell) for cell in cells])
+    return distinct([Labelled.of(cell) for cell in cells])
 
 
 @pytest.mark.parametrize(
