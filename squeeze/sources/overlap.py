@@ -44,7 +44,8 @@ def check(calibration: Mapping[str, Any], protocol: Mapping[str, Any], *, asked:
     """Raise IntegrityError, with the share found and that allowed, where a row would be calibrated on what scores it.
 
     calibration: a cell's; an empty one reads nothing. protocol: its perplexity and perplexity_ood texts, and items.
-    asked: its tasks, where the model answers any. Texts must have been fetched. The hashes of each text are kept in the
+    asked: its tasks, where the model answers any; those whose questions are neither pinned nor the user's own are
+    passed over. Texts must have been fetched. The hashes of each text are kept in the
     cache; held against nine tasks and two texts, a calibration text then takes half a second, once a run.
     """
     if not calibration:
@@ -57,7 +58,7 @@ def check(calibration: Mapping[str, Any], protocol: Mapping[str, Any], *, asked:
         )
     texts = (protocol.get(part) for part in ("perplexity", "perplexity_ood"))
     scored = [(text["corpus"], text["tokens"]) for text in texts if text]
-    scored += [(task, protocol["items"]) for task in asked]
+    scored += [(task, protocol["items"]) for task in asked if _is_task(task)]
     for what, amount in scored:
         of_calibration, of_scored = shares(name, what, amount)
         if max(of_calibration, of_scored) > MOST_SHARED:
@@ -147,10 +148,10 @@ def _pieces(scored: str, amount: int | None) -> Iterator[str]:
 
 
 def _is_task(name: str) -> bool:
-    return name in tasks.questions() or own_questions.is_own(name)
+    return name in tasks.pins() or own_questions.is_own(name)
 
 
 def _questions(task: str) -> Path:
     if own_questions.is_own(task):
         return own_questions.path(task)
-    return wheels.member(*tasks.QUESTIONS, *tasks.pinned(task))
+    return wheels.member(*tasks.QUESTIONS, *tasks.pins()[task])

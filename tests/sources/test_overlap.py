@@ -144,3 +144,9 @@ def test_the_texts_that_are_shipped_share_next_to_nothing(
         f"{len(calibrating)} calibration texts against {len(scored)} evaluation texts and tasks: at most {most:.4%} of "
         f"8 words in a row in common ({name}, {what}); {MOST_SHARED:.0%} is refused"
     )
+
+
+def test_a_task_whose_questions_lie_elsewhere_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere.yaml").write_text("task: elsewhere\ndataset_path: of_the_hub\n")
+    monkeypatch.setattr(tasks, "FOLDER", tmp_path)
+    check({"corpus": "c4"}, protocol(), asked=["elsewhere"])
