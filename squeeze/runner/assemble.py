@@ -104,7 +104,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
         estimates |= figures.changes(arrays, baseline_arrays, attempt.cell.protocol["seed"])
         estimates |= pooled(arrays, baseline_arrays)
     found = {name: values[name] for values in (scored, weighed) for name in REALISED if values.get(name) is not None}
-    found |= _decoded(attempt, scored)
+    found |= _decoded(attempt, scored, of_baseline)
     record = replace(
         _frame(attempt, Status.DIVERGED if diverged else Status.OK),
         reason=diverged,
@@ -195,7 +195,7 @@ def _block_nll(arrays: Arrays) -> tuple[float, ...]:
     return figures.block_losses(arrays["token_nll"])
 
 
-def _decoded(attempt: Attempt, scored: Values) -> Values:
+def _decoded(attempt: Attempt, scored: Values, of_baseline: Values) -> Values:
     """Return how far the tokens that were timed are from those that the scored model chooses, and how far they may be.
 
     Nothing of what decodes none.
@@ -205,7 +205,8 @@ def _decoded(attempt: Attempt, scored: Values) -> Values:
     if gap is None:
         return {}
     coarse = bool(scored.get("batch_dependent") or rounds[0].get("coarse"))
-    return {"decode_gap": round(gap, 6), "decode_gap_allowed": decoded.allowed(coarse)}
+    worse = scored["perplexity"] / of_baseline["perplexity"] if "perplexity" in scored else 1.0
+    return {"decode_gap": round(gap, 6), "decode_gap_allowed": round(decoded.allowed(coarse, worse), 6)}
 
 
 def _flags(attempt: Attempt, found: Values) -> Iterator[str]:

@@ -32,3 +32,9 @@ def test_what_decodes_nothing_has_none():
 def test_what_depends_on_its_call_may_differ_more():
     assert (allowed(coarse=False), allowed(coarse=True)) == (ROUNDED, COARSE)
     assert ROUNDED < COARSE
+
+
+def test_a_ruined_model_may_round_more_but_not_without_bound():
+    assert allowed(coarse=False, worse=10) == pytest.approx(10 * ROUNDED)
+    assert allowed(coarse=False, worse=1e6) == allowed(coarse=False, worse=float("inf")) == COARSE
+    assert allowed(coarse=False, worse=0.5) == allowed(coarse=False, worse=float("nan")) == ROUNDED

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from squeeze.audit.recompute import disagreements
+from squeeze.records import decoded
 from squeeze.records.record import (
     CONTENDED,
     DECODES_OTHERWISE,
@@ -90,19 +91,22 @@ def test_a_row_that_predicts_the_text_too_well_is_flagged(attempt: Attempt, tmp_
 
 
 @pytest.mark.promise(19)
-@pytest.mark.parametrize(("gap", "dependent", "flagged"), [(0.4, False, False), (0.6, False, True), (0.6, True, False)])
+@pytest.mark.parametrize(
+    ("gap", "dependent", "flagged"), [(0.005, False, False), (0.02, False, True), (0.02, True, False)]
+)
 def test_tokens_that_the_scored_model_does_not_choose_are_flagged(
     attempt: Attempt, tmp_path: Path, gap: float, dependent: bool, flagged: bool
 ) -> None:
     folder = quality(tmp_path / "scored", 0.1, batch_dependent=dependent)
     attempt.candidate = replace(attempt.built, scoring=Scoring(folder))
     for values in attempt.built.rounds:
-        values["gaps"] = {"token_s/1": [[gap] * 33], "ttft_s/1": [[0.0]]}
+        values["gaps"] = {"token_s/1": [[gap] * 64], "ttft_s/1": [[0.0]]}
     record, raw = assemble(attempt)
     assert (DECODES_OTHERWISE in record.flags) is flagged
     assert record.realised["decode_gap"] == gap
-    assert record.realised["decode_gap_allowed"] == (1.0 if dependent else 0.5)
-    assert np.load(io.BytesIO(raw))["gaps_token_s_b1"].shape == (ROUNDS, 1, 33)
+    allowed = decoded.allowed(dependent, worse=float(np.exp(0.1)))
+    assert record.realised["decode_gap_allowed"] == pytest.approx(allowed, rel=0.05)
+    assert np.load(io.BytesIO(raw))["gaps_token_s_b1"].shape == (ROUNDS, 1, 64)
     assert list(disagreements(record, dict(np.load(io.BytesIO(raw))))) == []
 
 
