@@ -204,7 +204,8 @@ def _decoded(attempt: Attempt, scored: Values, of_baseline: Values) -> Values:
     gap = decoded.worst(rounds)
     if gap is None:
         return {}
-    coarse = bool(scored.get("batch_dependent") or rounds[0].get("coarse"))
+    integers = rounds[0].get("arithmetic") == "int8"
+    coarse = bool(scored.get("batch_dependent") or rounds[0].get("coarse") or integers)
     worse = scored["perplexity"] / of_baseline["perplexity"] if "perplexity" in scored else 1.0
     return {"decode_gap": round(gap, 6), "decode_gap_allowed": round(decoded.allowed(coarse, worse), 6)}
 

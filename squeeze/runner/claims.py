@@ -83,7 +83,7 @@ class Claims:
             if (record := self._answers.get(rows[cell.key])) is None:
                 left.append(cell)
             else:
-                self.display.finish(cell.label, record, by="another run")
+                self.display.finish(cell, record, by="another run")
         return left
 
     def _look(self) -> None:

@@ -23,6 +23,7 @@ from squeeze.core.errors import PENDING
 from squeeze.records.roofline import Machine
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
+from squeeze.request.labels import Labelled, distinct
 from squeeze.runner import plan, rounds, stages, timing
 from squeeze.runner.assemble import assemble
 from squeeze.runner.attempt import Attempt
@@ -68,7 +69,8 @@ def run(
     see_to_quiet(quiet)
     plan.save(wanted, results)
     rounds_each = max(cell.protocol["rounds"] for cell in wanted)
-    display = Display(len(wanted), {"build": 1, "quality": 1, "latency": rounds_each})
+    labels = dict(zip([cell.key for cell in wanted], distinct([Labelled.of(cell) for cell in wanted]), strict=True))
+    display = Display(labels, {"build": 1, "quality": 1, "latency": rounds_each})
     try:
         with (
             _ending_as_interrupts(),
@@ -191,10 +193,10 @@ class _Run:
     def _finish(self, attempt: Attempt, failure: Failure | None = None) -> None:
         """Write the record of an attempt, unless it failed in a way that is no verdict."""
         if failure is not None and failure.status is None:
-            self.shop.display.leave(attempt.cell.label, attempt.cell.key, f"{failure.reason} (in {failure.stage})")
+            self.shop.display.leave(attempt.cell, f"{failure.reason} (in {failure.stage})")
             return
         record = self.store.write(*assemble(attempt, failure))
-        self.shop.display.finish(attempt.cell.label, record)
+        self.shop.display.finish(attempt.cell, record)
 
     @contextmanager
     def _on_account_of(self, attempt: Attempt) -> Iterator[None]:

@@ -33,7 +33,7 @@ def test_a_process_is_as_fast_under_the_runner_as_alone(tmp_path: Path, figure: 
     job = Job(cell(runtime=ALL_CORES), tmp_path / "artifact", "build", tmp_path / "out")
     medians: dict[str, list[float]] = {"alone": [], "under the runner": []}
     with open(os.devnull, "w") as terminal:
-        display = Display(1, {"build": 2 * PAIRS}, Console(file=terminal, force_terminal=True))
+        display = Display({job.cell.key: "steady"}, {"build": 2 * PAIRS}, Console(file=terminal, force_terminal=True))
         with display, Executor(tmp_path, display, WORK) as shop:
             ways = {
                 "alone": lambda: _alone(job, tmp_path / "job.json"),

@@ -92,19 +92,26 @@ def test_a_row_that_predicts_the_text_too_well_is_flagged(attempt: Attempt, tmp_
 
 @pytest.mark.promise(19)
 @pytest.mark.parametrize(
-    ("gap", "dependent", "flagged"), [(0.005, False, False), (0.02, False, True), (0.02, True, False)]
+    ("gap", "dependent", "arithmetic", "flagged"),
+    [
+        (0.005, False, "bfloat16", False),
+        (0.02, False, "bfloat16", True),
+        (0.02, True, "bfloat16", False),
+        (0.02, False, "int8", False),
+        (0.4, True, "int8", True),
+    ],
 )
 def test_tokens_that_the_scored_model_does_not_choose_are_flagged(
-    attempt: Attempt, tmp_path: Path, gap: float, dependent: bool, flagged: bool
+    attempt: Attempt, tmp_path: Path, gap: float, dependent: bool, arithmetic: str, flagged: bool
 ) -> None:
     folder = quality(tmp_path / "scored", 0.1, batch_dependent=dependent)
     attempt.candidate = replace(attempt.built, scoring=Scoring(folder))
     for values in attempt.built.rounds:
-        values["gaps"] = {"token_s/1": [[gap] * 64], "ttft_s/1": [[0.0]]}
+        values |= {"gaps": {"token_s/1": [[gap] * 64], "ttft_s/1": [[0.0]]}, "arithmetic": arithmetic}
     record, raw = assemble(attempt)
     assert (DECODES_OTHERWISE in record.flags) is flagged
     assert record.realised["decode_gap"] == gap
-    allowed = decoded.allowed(dependent, worse=float(np.exp(0.1)))
+    allowed = decoded.allowed(dependent or arithmetic == "int8", worse=float(np.exp(0.1)))
     assert record.realised["decode_gap_allowed"] == pytest.approx(allowed, rel=0.05)
     assert np.load(io.BytesIO(raw))["gaps_token_s_b1"].shape == (ROUNDS, 1, 64)
     assert list(disagreements(record, dict(np.load(io.BytesIO(raw))))) == []

@@ -34,7 +34,7 @@ CELLS = [alone(name) for name in "abc"]
 def claims(results: Path) -> Claims:
     store = RecordStore(results)
     store.prepare()
-    return Claims(store, PLACE, Display(3, {}, Console(file=io.StringIO())), names(store.folder))
+    return Claims(store, PLACE, Display({}, {}, Console(file=io.StringIO())), names(store.folder))
 
 
 def write(results: Path, measured: Cell) -> None:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from squeeze.records.record import Record, Status
+from squeeze.request.cell import Cell
 
 STYLES = {Status.OK: "green", Status.UNSUPPORTED: "yellow"}
 LONGEST_LINE = 500  # bytes
@@ -49,23 +50,25 @@ class _Lap(NamedTuple):
 
 
 class Display:
-    """Show a run of ``cells`` cells, each of which takes so many steps of each stage.
+    """Show a run of cells, each of which takes so many steps of each stage.
 
-    steps: stage -> processes of its own. The time that is left is that of the steps ahead, each as long as the median
-    of its stage so far: scoring takes ten times as long as one round, and comes first. Steps that end at the same
-    moment, as those of models that were timed side by side do, took it together.
+    labels: cell's key -> what it is called. steps: stage -> processes of its own; the last of several counts when the
+    cell has its record, since further ones may be added until its interval is narrow enough. The time that is left is
+    that of the steps ahead, each as long as the median of its stage so far: scoring takes ten times as long as one
+    round, and comes first. Steps that end at the same moment, as those of models that were timed side by side do, took
+    it together.
     """
 
     def __init__(
         self,
-        cells: int,
+        labels: Mapping[str, str],
         steps: Mapping[str, int],
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.cells, self.steps, self.done, self.left = cells, Counter(steps), 0, 0
+        self.labels, self.steps, self.done, self.left = labels, Counter(steps), 0, 0
         self.clock, self._last_step = clock, clock()
-        self._ahead = Counter({stage: cells * count for stage, count in steps.items()})
+        self._ahead = Counter({stage: len(labels) * count for stage, count in steps.items()})
         self._laps: defaultdict[str, list[_Lap]] = defaultdict(list)
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._taken: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -108,25 +111,35 @@ class Display:
         else:
             laps.append(_Lap(seconds, 1))
         self._taken[key][stage] += 1
-        if self._taken[key][stage] <= self.steps[stage]:
+        if self._taken[key][stage] <= self._foreseen(stage):
             self._pass_by(Counter([stage]))
 
-    def finish(self, label: str, record: Record, by: str = "") -> None:
+    def label(self, cell: Cell) -> str:
+        """Return what a cell is called; one that is none of the run's (a baseline) by its own label."""
+        return self.labels.get(cell.key, cell.label)
+
+    def finish(self, cell: Cell, record: Record, by: str = "") -> None:
         """Say that a cell has its record, which is on the disk; it takes no further steps. by: who else measured it."""
-        self._end(record.key)
+        self._end(cell.key)
         self.done += 1
         why = f" in {record.stage}: {record.reason}" if record.reason else ""
         whose = f" (measured by {by})" if by else ""
-        self.say(f"[{self.done}/{self.cells}] {label}: {record.status}{why}{whose}", STYLES.get(record.status, "red"))
+        what = f"{self.label(cell)}: {record.status}{why}{whose}"
+        self.say(f"[{self.done}/{len(self.labels)}] {what}", STYLES.get(record.status, "red"))
 
-    def leave(self, label: str, key: str, why: str) -> None:
+    def leave(self, cell: Cell, why: str) -> None:
         """Say that a cell stays without a record, since the environment failed it; it takes no further steps."""
-        self._end(key)
+        self._end(cell.key)
         self.left += 1
-        self.say(f"{label}: pending: {why}; `squeeze resume` measures it", "yellow")
+        self.say(f"{self.label(cell)}: pending: {why}; `squeeze resume` measures it", "yellow")
 
     def _end(self, key: str) -> None:
-        self._pass_by(self.steps - self._taken.pop(key, Counter()))
+        taken = self._taken.pop(key, Counter())
+        self._pass_by(self.steps - Counter({stage: min(taken[stage], self._foreseen(stage)) for stage in taken}))
+
+    def _foreseen(self, stage: str) -> int:
+        """Return how many steps of a stage count while the cell has no record."""
+        return max(1, self.steps[stage] - 1)
 
     def _pass_by(self, steps: Counter[str]) -> None:
         self._ahead -= steps

@@ -118,7 +118,7 @@ class Executor:
 
     def _alone(self, job: Job, log: Path, what: str) -> _End:
         said = LastLine(log, _size(log)) if job.stage == "build" else None  # reading would disturb what is measured
-        with self.display.process(f"{job.cell.label}: {what}", said):
+        with self.display.process(f"{self.display.label(job.cell)}: {what}", said):
             [end] = self._run([(job, log)], what)
         return end
 

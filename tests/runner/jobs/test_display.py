@@ -9,15 +9,24 @@ from rich.console import Console
 
 from squeeze.records.record import Record, Status
 from squeeze.runner.jobs.display import Display, LastLine
+from tests.faults.sweeps import cell
 
 STEPS = {"build": 1, "quality": 1, "latency": 2}
+CELLS = {name: cell(name) for name in "abc"}
+KEYS = {name: one.key for name, one in CELLS.items()}
+LABELS = {key: name for name, key in KEYS.items()}
+ONE = {KEYS["a"]: "a"}
+
+
+def record(status: Status) -> Record:
+    return Record({}, "", "", "", status, "", "", "")
 
 
 def shown(log: Path, start: int) -> str:
     """All that a terminal is sent while a process writes to its log."""
     terminal = io.StringIO()
     with (
-        Display(1, STEPS, Console(file=terminal, force_terminal=True, width=200)) as display,
+        Display(ONE, STEPS, Console(file=terminal, force_terminal=True, width=200)) as display,
         display.process("tiny-qat-3: build", LastLine(log, start)),
         log.open("a") as file,
     ):
@@ -51,16 +60,16 @@ def test_where_there_is_no_terminal_the_time_that_is_left_is_told() -> None:
     def taken(display: Display, key: str, stage: str, seconds: float) -> None:
         with display.process(f"{key}: {stage}"):
             now[0] += seconds
-        display.step(key, stage)
+        display.step(KEYS[key], stage)
 
-    with Display(3, STEPS, Console(file=output, width=200), clock=lambda: now[0]) as display:
+    with Display(LABELS, STEPS, Console(file=output, width=200), clock=lambda: now[0]) as display:
         taken(display, "a", "build", 5.0)
         taken(display, "a", "quality", 100.0)
         taken(display, "a", "latency", 4.0)
         taken(display, "a", "latency", 4.0)
-        display.finish("a", Record({}, "a", "", "", Status.OK, "", "", ""))
+        display.finish(CELLS["a"], record(Status.OK))
         taken(display, "b", "build", 5.0)  # ahead: 1 build, 2 scorings, 4 rounds: 5 + 200 + 16 s
-        display.finish("b", Record({}, "b", "", "", Status.CRASHED, "", "", ""))  # takes its other steps along
+        display.finish(CELLS["b"], record(Status.CRASHED))  # takes its other steps along
         taken(display, "c", "build", 5.0)
         taken(display, "c", "quality", 40.0)
         taken(display, "c", "latency", 4.0)
@@ -81,25 +90,49 @@ def test_where_there_is_no_terminal_the_time_that_is_left_is_told() -> None:
 def test_steps_that_end_together_took_their_time_together() -> None:
     output, now = io.StringIO(), [0.0]
     steps = {"latency": 2}
-    with Display(3, steps, Console(file=output, width=200), clock=lambda: now[0]) as display:
+    with Display(LABELS, steps, Console(file=output, width=200), clock=lambda: now[0]) as display:
         for _ in range(2):
             with display.process("3 models side by side"):
                 now[0] += 300.0
             for key in "abc":
-                display.step(key, "latency")
-        display.step("a", "latency")  # a round more than was foreseen
+                display.step(KEYS[key], "latency")
+        display.step(KEYS["a"], "latency")  # a round more than was foreseen
     assert output.getvalue().splitlines() == [
         "3 models side by side: 300.0 s (0 % done)",
         "3 models side by side: 300.0 s (50 % done, about 5 min left)",
     ]
 
 
+def test_all_is_done_when_the_record_is_there_not_when_rounds_may_still_be_added() -> None:
+    output, now = io.StringIO(), [0.0]
+    with Display(ONE, {"latency": 4}, Console(file=output, width=200), clock=lambda: now[0]) as display:
+        for _ in range(6):
+            with display.process("a: a round"):
+                now[0] += 60.0
+            display.step(KEYS["a"], "latency")
+        display.finish(CELLS["a"], record(Status.OK))
+        display.say(f"{display._bar.tasks[0].percentage:.0f} %")
+    percentages = [line.partition("(")[2].partition(" %")[0] for line in output.getvalue().splitlines()[:6]]
+    assert percentages == ["0", "25", "50", "75", "75", "75"]
+    assert output.getvalue().splitlines()[5:] == [
+        "a: a round: 60.0 s (75 % done, about 1 min left)",
+        "[1/1] a: ok",
+        "100 %",
+    ]
+
+
+def test_a_cell_is_called_as_the_run_tells_it_from_others_and_a_baseline_by_its_own_label() -> None:
+    display = Display({KEYS["a"]: "a@samples=8"}, STEPS, Console(file=io.StringIO()))
+    assert display.label(CELLS["a"]) == "a@samples=8"
+    assert display.label(CELLS["b"]) == CELLS["b"].label
+
+
 def test_on_a_terminal_the_bar_shows_it() -> None:
     terminal, now = io.StringIO(), [0.0]
-    with Display(1, STEPS, Console(file=terminal, force_terminal=True, width=200), clock=lambda: now[0]) as display:
+    with Display(ONE, STEPS, Console(file=terminal, force_terminal=True, width=200), clock=lambda: now[0]) as display:
         for stage in STEPS:
             now[0] += 90.0
-            display.step("a", stage)
+            display.step(KEYS["a"], stage)
         with display.process("a: latency"):
             pass
     assert "about 2 min left" in terminal.getvalue()
