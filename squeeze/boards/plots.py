@@ -110,6 +110,7 @@ def _draw(axes: Axes, panel: Panel, board: pd.DataFrame, families: Sequence[str]
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
+    axes.ticklabel_format(axis="x", useOffset=False)  # rows of one size would stand at "+1.636e2"
     axes.margins(x=0.15, y=0.12)
     look = {"fontsize": 8, "zorder": 1.5, "path_effects": [HALO]}
     by_need = rows.sort_values(["front", "beyond"], ascending=False, kind="stable")  # only its name says how far beyond

@@ -126,3 +126,17 @@ def test_figures_that_no_axis_can_hold_are_not_drawn_and_break_nothing(figure):
     aside = {"perplexity": Estimate(20.0), "perplexity_delta": Estimate(0.0, -1.0, 1.0), "decode_speedup": wild["mbu"]}
     drawn = record(cell("rtn", "quantization", {"bits": 5}), {**smoke[6].estimates, **aside})
     assert [len(markers(axes)) for axes in plots.draw(table([*smoke, drawn])).axes] == [12, 12]
+
+
+def test_rows_of_nearly_one_size_stand_at_figures_that_can_be_read():
+    sizes = (163_647_000.0, 163_693_000.0)
+    rows = [
+        record(
+            cell("rtn", "quantization", {"bits": bits}), {"perplexity": Estimate(20.0 + bits), "bytes": Estimate(size)}
+        )
+        for bits, size in enumerate(sizes, 4)
+    ]
+    figure = plots.draw(table(rows))
+    figure.canvas.draw()
+    assert figure.axes[0].xaxis.get_offset_text().get_text() == ""
+    assert all(label.get_text().startswith("163.") for label in figure.axes[0].get_xticklabels())
