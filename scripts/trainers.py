@@ -153,9 +153,7 @@ def ours(model: Any, parameters: Sequence[Any], rows: Any, options: argparse.Nam
 
     training_loop.SAVE_EVERY = 0.0  # seconds: a checkpoint after each step, where any is kept
     workplace = Workplace(options.folder / "work" if options.saves else None)
-    training_loop.train(
-        parameters, partial(next_token, model), rows, _plan(options), title="ours", workplace=workplace
-    )
+    training_loop.train(parameters, partial(next_token, model), rows, _plan(options), title="ours", workplace=workplace)
 
 
 def theirs(model: Any, parameters: Sequence[Any], rows: Any, options: argparse.Namespace) -> None:

@@ -217,7 +217,8 @@ def _parts(rows: torch.Tensor, plan: Plan, together: Processes) -> Iterator[tupl
     """Yield this process's rows, as many as are computed at once, with their share of all rows."""
     mine = together.share(rows)
     if len(mine):
-        yield from ((part, len(part) / len(rows)) for part in mine.split(plan.at_once or plan.windows))
+        parts = mine.split(plan.at_once or plan.windows)  # type: ignore[no-untyped-call]
+        yield from ((part, len(part) / len(rows)) for part in parts)
 
 
 def _backward(loss: Loss, rows: torch.Tensor, plan: Plan, together: Processes) -> float:

@@ -199,9 +199,7 @@ def test_what_training_took_is_told(tmp_path: Path, windows: tuple[torch.Tensor,
     assert names == ["none", "finetune.Finetune", "rtn.RoundToNearest"]
 
 
-def test_a_machine_that_counts_no_energy_says_so(
-    tmp_path: Path, windows: tuple[torch.Tensor, torch.Tensor]
-) -> None:
+def test_a_machine_that_counts_no_energy_says_so(tmp_path: Path, windows: tuple[torch.Tensor, torch.Tensor]) -> None:
     build(calibrated(TRAINED), tmp_path, measured)
     assert info(tmp_path)["training"][0]["joules"] is None
 

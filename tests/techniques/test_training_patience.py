@@ -46,7 +46,7 @@ def test_it_stops_when_held_out_text_gains_nothing_more_and_goes_back_to_the_bes
     looks = {point.step: point.held_out for point in workplace.curve if point.held_out is not None}
     best = min(looks, key=lambda step: looks[step])
     assert list(looks) == list(range(0, steps + 1, 4)), "before the first step, and after every tenth of the plan's"
-    assert 0 < best
+    assert best > 0
     assert best + 2 * 4 == steps < PATIENT.steps
     assert (parameter - 0.5) ** 2 == pytest.approx(looks[best])
     assert looks[0] == pytest.approx(0.25)
