@@ -95,10 +95,12 @@ def output_energy(weight: Tensor, hessian: Tensor, size: int) -> Tensor:
     (out_features, in_features). hessian: (in_features, in_features), the mean of x x^T; so it is tr(W_g H_gg W_g^T).
     For single inputs that is |W_:j|^2 E[x_j^2], the square of Wanda's score for a whole column.
     """
-    parts = weight.float().unflatten(1, (-1, size))
-    own = hessian.unflatten(1, (-1, size)).unflatten(0, (-1, size)).diagonal(dim1=0, dim2=2)  # (size, size, groups)
+    parts = weight.float().reshape(len(weight), -1, size)  # (out_features, groups, size)
+    groups = parts.shape[1]
+    own = hessian.reshape(groups, size, groups, size).diagonal(dim1=0, dim2=2)  # (size, size, groups)
     seen = torch.einsum("ogi,ijg->ogj", parts, own) if size > 1 else parts * own[0].T
-    return (seen * parts).sum(dim=(0, 2))
+    energy: Tensor = (seen * parts).sum(dim=(0, 2))
+    return energy
 
 
 @torch.no_grad()
@@ -127,7 +129,8 @@ def principal(model: nn.Module, token_ids: Tensor, count: int) -> Tensor:
             handle.remove()
     vectors = torch.linalg.eigh(moments[0].double()).eigenvectors.flip(1)[:, :count]
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-    return (vectors * largest.sign()).float()  # of a vector and its negative, always the same one
+    basis: Tensor = (vectors * largest.sign()).float()  # of a vector and its negative, always the same one
+    return basis
 
 
 def _shares(subject: Subject, before: Any, after: Any) -> dict[str, float]:
