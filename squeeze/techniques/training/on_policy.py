@@ -68,12 +68,13 @@ class OnPolicy:
 
             def loss(rows: Tensor) -> Tensor:
                 number, given = int(rows[0, 0]), rows[:, 1:]
-                if number == HELD_OUT or not self.writes(seed, number // self.windows):
+                step = number // self.windows
+                if number == HELD_OUT or not self.writes(seed, step):
                     return distilled(model, teacher, given, objective)
                 texts = given.reshape(len(given) * self.texts, -1)
                 prompt = self.prompt_tokens(texts.shape[1])
                 with settled(model, masters):
-                    own = written(model, texts[:, :prompt], texts.shape[1], drawing(seed, number // self.windows, number))
+                    own = written(model, texts[:, :prompt], texts.shape[1], drawing(seed, step, number))
                 return on_written(model, teacher, own, prompt, objective)
 
             numbers = torch.arange(self.training_steps * self.windows, device=token_ids.device)
