@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from squeeze.core.errors import Unsupported
-from squeeze.layers.master_weights import mastered, settled
+from squeeze.layers.master_weights import MasterLinear, mastered, settled
 from squeeze.models import architecture
 from squeeze.models.architecture import last_hidden_state
 from squeeze.models.logits import logits_of
@@ -62,26 +63,13 @@ class OnPolicy:
         model, token_ids, seed = subject.model, calibration.token_ids, calibration.seed
         architecture.head(model)
         self._check(token_ids.shape[1])
-        objective = Objective(self.divergence, self.temperature, alpha=1.0, beta=self.beta)
+        numbers = torch.arange(self.training_steps * self.windows, device=token_ids.device)
         teacher = calibration.baseline()
         with mastered(model) as masters:
-
-            def loss(rows: Tensor) -> Tensor:
-                number, given = int(rows[0, 0]), rows[:, 1:]
-                step = number // self.windows
-                if number == HELD_OUT or not self.writes(seed, step):
-                    return distilled(model, teacher, given, objective)
-                texts = given.reshape(len(given) * self.texts, -1)
-                prompt = self.prompt_tokens(texts.shape[1])
-                with settled(model, masters):
-                    own = written(model, texts[:, :prompt], texts.shape[1], drawing(seed, step, number))
-                return on_written(model, teacher, own, prompt, objective)
-
-            numbers = torch.arange(self.training_steps * self.windows, device=token_ids.device)
             parameters = [master.weight for master in masters.values()]
             steps = train(
                 parameters,
-                loss,
+                partial(self._loss, model, teacher, masters, seed),
                 numbered(token_ids[numbers % len(token_ids)], numbers),
                 Plan(self.training_steps, self.windows, self.learning_rate),
                 title="on-policy distillation",
@@ -95,6 +83,21 @@ class OnPolicy:
             trainable_parameters=sum(parameter.numel() for parameter in parameters),
             written_tokens=writing_steps * self.windows * self.texts * (text - self.prompt_tokens(text)),
         )
+
+    def _loss(
+        self, model: nn.Module, teacher: nn.Module, masters: dict[str, MasterLinear], seed: int, rows: Tensor
+    ) -> Tensor:
+        """Return the loss of one step. rows: (windows, 1 + window) int64, as ``numbered`` makes them."""
+        objective = Objective(self.divergence, self.temperature, alpha=1.0, beta=self.beta)
+        number, given = int(rows[0, 0]), rows[:, 1:]
+        step = number // self.windows
+        if number == HELD_OUT or not self.writes(seed, step):
+            return distilled(model, teacher, given, objective)
+        texts = given.reshape(len(given) * self.texts, -1)
+        prompt = self.prompt_tokens(texts.shape[1])
+        with settled(model, masters):
+            own = written(model, texts[:, :prompt], texts.shape[1], drawing(seed, step, number))
+        return on_written(model, teacher, own, prompt, objective)
 
     def writes(self, seed: int, step: int) -> bool:
         """Tell whether the student writes the texts of a step, counted from 0: a coin that is thrown for it alone."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from squeeze.core.errors import Unsupported
-from squeeze.layers.master_weights import mastered
+from squeeze.layers.master_weights import mastered, same_tensors
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.models.surgery import keep_blocks
@@ -60,6 +60,7 @@ class SelfDistillation:
         final = architecture.final_norm(model)
         count = len(architecture.blocks(model))
         kept = self._kept(count)
+        keep_blocks(same_tensors(model), range(kept))  # what cannot be cut there is refused before it is trained
         exits = {depth: _norm(final) for depth in depths(count, self.sections) | {kept}}
         with mastered(model) as masters:
             parameters = [master.weight for master in masters.values()]
