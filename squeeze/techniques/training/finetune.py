@@ -45,4 +45,8 @@ class Finetune:
                 title="fine-tuning the control",
                 workplace=calibration.workplace,
             )
-        return subject.claiming(training_tokens=self.training_steps * self.windows * calibration.token_ids.shape[1])
+            trainable = sum(master.weight.numel() for master in masters.values())
+        return subject.claiming(
+            training_tokens=self.training_steps * self.windows * calibration.token_ids.shape[1],
+            trainable_parameters=trainable,
+        )
