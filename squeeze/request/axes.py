@@ -131,7 +131,7 @@ AXES: tuple[Axis, ...] = (
         "of distillation: at which a student's predictions are compared with its teacher's",
         label=lambda value, _: None if value == 1 else f"t{value:g}",
     ),
-    Axis("alpha", NUMBER, "of distillation: the teacher's share of the loss; the rest is the text's", label=_alpha_label),
+    Axis("alpha", NUMBER, "of distillation: the teacher's share of the loss, not the text's", label=_alpha_label),
     Axis("training_steps", POSITIVE, "of the optimizer, where a technique trains"),
     Axis("learning_rate", ABOVE_ZERO, "of the optimizer, where a technique trains"),
     Axis("device", DEVICE, "where everything runs; auto: cuda when there is one, else cpu", RUNTIME),
