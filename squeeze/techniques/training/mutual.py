@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from torch import Tensor, nn
 
 from squeeze.core.errors import Unsupported
-from squeeze.layers.master_weights import mastered
+from squeeze.layers import scopes
+from squeeze.layers.scopes import Held, held
 from squeeze.models import architecture
 from squeeze.models.architecture import last_hidden_state
+from squeeze.models.logits import logits_of
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
 from squeeze.techniques.losses import Objective, distilled_from
@@ -25,41 +28,45 @@ BOTH = Objective(kind="forward", temperature=1.0, alpha=0.5)  # half of: diverge
 
 @dataclass(frozen=True)
 class Mutual:
-    """Train all linear layers of the blocks of the student and of its peer; keep the student alone.
+    """Train the student and its peer, each on the text and on the other's predictions; keep the student alone.
 
     The student is what earlier steps have made smaller, its peer the uncompressed model. The paper's networks take
     turns, each told what the other says after its last step; here both take their steps at once, told what the other
     said before it: a difference of one step. The two gradients are shortened together, where they are too long.
 
-    What it costs beside distillation: the peer's masters, gradients and moments, 16 bytes a weight beside its own, and
+    What it costs beside distillation: the peer's parameters in float32, their gradients and moments, 16 bytes each, and
     its backward, so about three times the arithmetic in the peer. ``trainable_parameters`` counts the peer's too.
 
     training_steps: of AdamW. windows: of calibration text in each, read by both. learning_rate: its highest.
+    scope: what is trained of both: "linear", the linear layers of the blocks, or "all", embeddings, norms and head, too.
     """
 
     training_steps: int
     windows: int
     learning_rate: float
+    scope: Literal["linear", "all"] = "all"
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the trained student.
 
-        Raises Unsupported for a model without a head, and where the student is the uncompressed model itself: two that
+        Raises Unsupported for a model without a head or with packed layers, and where the student is the uncompressed model itself: two that
         are the same at the start say the same for ever.
         """
         model = subject.model
         architecture.head(model)
+        scopes.check("mutual", self.scope, model)
+        logits_of(model)
         peer = calibration.baseline()
         if _same(model, peer):
             raise Unsupported(
                 "mutual: the student is the uncompressed model, expected a smaller one; put a step before that leaves"
                 " something out"
             )
-        with mastered(model) as own, mastered(peer) as others:
-            parameters = [master.weight for master in (*own.values(), *others.values())]
+        with held(model, self.scope) as student, held(peer, self.scope) as other:
+            parameters = [*student.parameters, *other.parameters]
             steps = train(
                 parameters,
-                partial(joint, model, peer),
+                partial(_loss, student, other),
                 calibration.token_ids,
                 Plan(self.training_steps, self.windows, self.learning_rate),
                 title="mutual learning",
@@ -82,6 +89,11 @@ def joint(first: nn.Module, second: nn.Module, token_ids: Tensor) -> Tensor:
     of_first = distilled_from(first, second, one, two.detach(), token_ids, BOTH)
     of_second = distilled_from(second, first, two, one.detach(), token_ids, BOTH)
     return 2 * (of_first + of_second)
+
+
+def _loss(student: Held, peer: Held, token_ids: Tensor) -> Tensor:
+    with student.multiplying():  # both are of one dtype
+        return joint(student.model, peer.model, token_ids)
 
 
 def _same(model: nn.Module, other: nn.Module) -> bool:

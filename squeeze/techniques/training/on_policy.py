@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from squeeze.core.errors import Unsupported
-from squeeze.layers.master_weights import MasterLinear, mastered, settled
+from squeeze.layers import scopes
+from squeeze.layers.scopes import Held, held
 from squeeze.models import architecture
 from squeeze.models.architecture import last_hidden_state
 from squeeze.models.logits import logits_of
@@ -31,45 +32,48 @@ HELD_OUT = -1  # the number before a window that no step reads
 
 @dataclass(frozen=True)
 class OnPolicy:
-    """Train all linear layers of the blocks by algorithm 1: a step's texts are the student's own, or the corpus's.
+    """Minimise the divergence from the uncompressed model on the student's own texts or the corpus's (algorithm 1).
 
-    The teacher is the uncompressed model. Of a text of the student's only what it has written counts, not the prompt;
-    the gradient does not flow through the sampling. All texts are of one length: the end of a text that
-    the student writes does not end it, as it does not end a window of the corpus.
+    Of a text of the student's only what it has written counts, not the prompt; the gradient does not flow through the
+    sampling. All texts are of one length: the end of a document that the student writes does not end its text, as it
+    does not end a window of the corpus.
 
     own_share: of the steps in which the student writes (lambda in the paper), from 0, offline distillation, to 1.
     texts: of the student's in the place of a window, so that a step has as many tokens as any other. prompt_share: of
     each that is the corpus's, the beginning.
-    divergence, temperature, beta: the objective's, as for ``distil``; the tokens themselves are no label.
+    divergence, temperature, beta: as for ``losses.Objective``; the tokens themselves are no label.
     training_steps: of AdamW. windows: of calibration text in each. learning_rate: its highest.
+    scope: what is trained: "linear", the linear layers of the blocks, or "all", embeddings, norms and head, too.
     """
 
     own_share: float
-    divergence: Literal["forward", "reverse", "jsd"]
-    temperature: float
     training_steps: int
     windows: int
     learning_rate: float
+    divergence: Literal["forward", "reverse", "jsd"] = "forward"
+    temperature: float = 1.0
+    beta: float = 0.5
     texts: int = 4
     prompt_share: float = 0.25
-    beta: float = 0.5
+    scope: Literal["linear", "all"] = "all"
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the trained subject. Claims ``written_tokens``, those that the student wrote.
 
         Raises Unsupported for a share that is none, windows that cannot be parted into so many texts, and a model
-        without a head.
+        without a head or with packed layers.
         """
         model, token_ids, seed = subject.model, calibration.token_ids, calibration.seed
         architecture.head(model)
-        self._check(token_ids.shape[1])
-        numbers = torch.arange(self.training_steps * self.windows, device=token_ids.device)
+        self._check(model, token_ids.shape[1])
+        objective = Objective(self.divergence, self.temperature, alpha=1.0, beta=self.beta)
+        logits_of(model)
         teacher = calibration.baseline()
-        with mastered(model) as masters:
-            parameters = [master.weight for master in masters.values()]
+        numbers = torch.arange(self.training_steps * self.windows, device=token_ids.device)
+        with held(model, self.scope) as student:
             steps = train(
-                parameters,
-                partial(self._loss, model, teacher, masters, seed),
+                student.parameters,
+                partial(self._loss, student, teacher, objective, seed),
                 numbered(token_ids[numbers % len(token_ids)], numbers),
                 Plan(self.training_steps, self.windows, self.learning_rate),
                 title="on-policy distillation",
@@ -80,24 +84,9 @@ class OnPolicy:
         writing_steps = sum(self.writes(seed, step) for step in range(steps))
         return subject.claiming(
             training_tokens=steps * self.windows * token_ids.shape[1],
-            trainable_parameters=sum(parameter.numel() for parameter in parameters),
+            trainable_parameters=sum(parameter.numel() for parameter in student.parameters),
             written_tokens=writing_steps * self.windows * self.texts * (text - self.prompt_tokens(text)),
         )
-
-    def _loss(
-        self, model: nn.Module, teacher: nn.Module, masters: dict[str, MasterLinear], seed: int, rows: Tensor
-    ) -> Tensor:
-        """Return the loss of one step. rows: (windows, 1 + window) int64, as ``numbered`` makes them."""
-        objective = Objective(self.divergence, self.temperature, alpha=1.0, beta=self.beta)
-        number, given = int(rows[0, 0]), rows[:, 1:]
-        step = number // self.windows
-        if number == HELD_OUT or not self.writes(seed, step):
-            return distilled(model, teacher, given, objective)
-        texts = given.reshape(len(given) * self.texts, -1)
-        prompt = self.prompt_tokens(texts.shape[1])
-        with settled(model, masters):
-            own = written(model, texts[:, :prompt], texts.shape[1], drawing(seed, step, number))
-        return on_written(model, teacher, own, prompt, objective)
 
     def writes(self, seed: int, step: int) -> bool:
         """Tell whether the student writes the texts of a step, counted from 0: a coin that is thrown for it alone."""
@@ -107,7 +96,22 @@ class OnPolicy:
         """Return how many of a text's tokens are the corpus's, one at least."""
         return max(1, round(self.prompt_share * text))
 
-    def _check(self, window: int) -> None:
+    def _loss(self, student: Held, teacher: nn.Module, objective: Objective, seed: int, rows: Tensor) -> Tensor:
+        """Return the loss of one step. rows: (windows, 1 + window) int64, as ``numbered`` makes them."""
+        number, windows = int(rows[0, 0]), rows[:, 1:]
+        step = number // self.windows
+        if number == HELD_OUT or not self.writes(seed, step):
+            with student.multiplying():
+                return distilled(student.model, teacher, windows, objective)
+        texts = windows.reshape(len(windows) * self.texts, -1)
+        prompt = self.prompt_tokens(texts.shape[1])
+        with student.settled():
+            own = written(student.model, texts[:, :prompt], texts.shape[1], drawing(seed, step, number))
+        with student.multiplying():
+            return on_written(student.model, teacher, own, prompt, objective)
+
+    def _check(self, model: nn.Module, window: int) -> None:
+        scopes.check("on_policy", self.scope, model)
         if not 0 <= self.own_share <= 1:
             raise Unsupported(f"on_policy: own_share is {self.own_share:g}, expected a number from 0 to 1")
         if not 0 <= self.prompt_share < 1:
@@ -136,7 +140,7 @@ def written(model: nn.Module, prompts: Tensor, length: int, generator: torch.Gen
 
 
 def on_written(model: nn.Module, teacher: nn.Module, token_ids: Tensor, prompt: int, objective: Objective) -> Tensor:
-    """Return the divergence from the teacher, in nats, mean over the tokens that were written.
+    """Return the objective's divergence from the teacher, in nats, mean over the tokens that were written.
 
     token_ids: (texts, length) int64; the first ``prompt`` of each text were given. A token is predicted by the
     position before it, so the last position predicts nothing that was written.
