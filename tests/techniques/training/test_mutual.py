@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 
 from squeeze.core.errors import Unsupported
 from squeeze.layers.master_weights import MasterLinear
+from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.models.surgery import keep_blocks
 from squeeze.techniques import training_loop
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.contract import Workplace
+from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.training import mutual
 from squeeze.techniques.training.mutual import Mutual, joint
 from tests.tiny import tiny_model, tiny_subject
@@ -23,8 +26,8 @@ from tests.tiny import tiny_model, tiny_subject
 TOKEN_IDS = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0))
 
 
-def student() -> Subject:
-    subject = tiny_subject("llama")
+def student(dtype: str = "float32") -> Subject:
+    subject = tiny_subject("llama", dtype)
     keep_blocks(subject.model, [0])
     return subject
 
@@ -60,9 +63,10 @@ def test_each_models_gradient_is_that_of_its_own_loss_alone() -> None:
         torch.testing.assert_close(by_joint, alone, rtol=1e-3, atol=1e-6)
 
 
-def test_both_learn_the_text_and_each_other_and_the_student_is_kept() -> None:
+@pytest.mark.parametrize("scope", ["linear", "all"])
+def test_both_learn_the_text_and_each_other_and_the_student_is_kept(scope: Any) -> None:
     peer, untrained = tiny_model("llama"), student()
-    trained = Mutual(training_steps=20, windows=2, learning_rate=1e-3).apply(student(), calibration(peer))
+    trained = Mutual(training_steps=20, windows=2, learning_rate=1e-3, scope=scope).apply(student(), calibration(peer))
     with torch.no_grad():
         one, two = untrained.model(TOKEN_IDS).logits, tiny_model("llama")(TOKEN_IDS).logits
         one_later, two_later = trained.model(TOKEN_IDS).logits, peer(TOKEN_IDS).logits
@@ -72,9 +76,9 @@ def test_both_learn_the_text_and_each_other_and_the_student_is_kept() -> None:
     assert trained.model.state_dict().keys() == untrained.model.state_dict().keys()
     assert not any(isinstance(module, MasterLinear) for module in trained.model.modules())
     of_student, of_peer = (
-        sum(p.numel() for name, p in model.named_parameters() if "proj" in name) for model in (trained.model, peer)
+        sum(p.numel() for name, p in model.named_parameters() if scope == "all" or "proj" in name)
+        for model in (trained.model, peer)
     )
-    assert of_peer == 2 * of_student
     assert trained.claims == {"training_tokens": 20 * 2 * 32, "trainable_parameters": of_student + of_peer}
 
 
@@ -107,3 +111,19 @@ def test_a_model_cannot_learn_from_itself() -> None:
     with pytest.raises(Unsupported, match="expected a smaller one"):
         Mutual(2, 1, 1e-3).apply(subject, calibration(tiny_model("llama")))
     assert not any(isinstance(module, MasterLinear) for module in subject.model.modules())
+
+
+def test_in_bfloat16_both_heads_learn_though_each_is_also_asked_without_gradient() -> None:
+    peer, trained = tiny_model("llama", "bfloat16"), student("bfloat16")
+    Mutual(training_steps=1, windows=2, learning_rate=0.05).apply(trained, calibration(peer))
+    for model, before in ((trained.model, student("bfloat16").model), (peer, tiny_model("llama", "bfloat16"))):
+        expected = before.state_dict()
+        unchanged = [name for name, tensor in model.state_dict().items() if tensor.equal(expected[name])]
+        assert unchanged == []
+        assert architecture.dtype(model) is torch.bfloat16
+
+
+def test_what_is_packed_is_refused() -> None:
+    subject = RoundToNearest(4, 32, symmetric=True).apply(student(), CalibrationText.empty())
+    with pytest.raises(Unsupported, match=r"found 7 that are packed \(QuantizedLinear\); follow with recover"):
+        Mutual(2, 1, 1e-3).apply(subject, calibration(tiny_model("llama")))

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from squeeze.core.errors import Unsupported
+from squeeze.layers.contract import count_parameters
+from squeeze.layers.scopes import Held
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.models.surgery import keep_blocks
@@ -69,8 +71,9 @@ def test_the_loss_is_the_papers_and_no_exit_moves_what_teaches_it() -> None:
     final = architecture.final_norm(model)
     exits = {1: a_norm(final)}
     watched = [next(p for name, p in block.named_parameters() if "q_proj" in name) for block in model.model.layers]
+    base = Held(model, list(model.parameters()), {}, half=False)
     watched = [parameter.requires_grad_() for parameter in watched] + [exits[1]["weight"]]
-    found = technique(alpha=0.3, temperature=2.0, hint=0.1)._loss(model, final, exits, TOKEN_IDS)
+    found = technique(alpha=0.3, temperature=2.0, hint=0.1)._loss(base, final, exits, TOKEN_IDS)
 
     outputs = model(TOKEN_IDS, output_hidden_states=True)
     deepest, shallow = outputs.hidden_states[2], normed(final, exits[1], outputs.hidden_states[1])
@@ -90,9 +93,10 @@ def cross_entropy(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), TOKEN_IDS[:, 1:].flatten())
 
 
+@pytest.mark.parametrize("scope", ["linear", "all"])
 @pytest.mark.parametrize("name", CAUSAL)
-def test_what_is_left_is_a_plain_shallow_model_better_than_the_same_cut(name: str, tmp_path: Path) -> None:
-    subject = technique().apply(tiny_subject(name), CALIBRATION)
+def test_what_is_left_is_a_plain_shallow_model_better_than_the_same_cut(name: str, scope: str, tmp_path: Path) -> None:
+    subject = technique(scope=scope).apply(tiny_subject(name), CALIBRATION)
     subject.model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(loaded) is type(tiny_model(name))
@@ -101,6 +105,8 @@ def test_what_is_left_is_a_plain_shallow_model_better_than_the_same_cut(name: st
         assert loaded(TOKEN_IDS).logits.equal(subject.model(TOKEN_IDS).logits)
         assert next_token(loaded, TOKEN_IDS) < 0.95 * next_token(cut(name).model, TOKEN_IDS)
     assert subject.claims["training_tokens"] == 20 * 2 * 32
+    assert subject.claims["layers_kept"] == 0.5
+    assert subject.claims["parameters"] == count_parameters(tiny_model(name))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -110,14 +116,16 @@ def test_what_was_trained_is_what_is_kept(dtype: str, monkeypatch: pytest.Monkey
 
     def spy(parameters: list[nn.Parameter], loss: Any, *arguments: Any, **named: Any) -> int:
         done = real(parameters, loss, *arguments, **named)
-        model, final, exits = loss.args
+        base, final, exits = loss.args
         with torch.no_grad():
-            outputs = architecture.base_model(model)(input_ids=TOKEN_IDS, use_cache=False, output_hidden_states=True)
+            outputs = architecture.base_model(base.model)(
+                input_ids=TOKEN_IDS, use_cache=False, output_hidden_states=True
+            )
             seen.append(normed(final, exits[1], outputs.hidden_states[1]))
         return done
 
     monkeypatch.setattr(self_distillation, "train", spy)
-    model = technique(training_steps=4).apply(tiny_subject("llama", dtype), CALIBRATION).model
+    model = technique(training_steps=4, scope="linear").apply(tiny_subject("llama", dtype), CALIBRATION).model
     with torch.no_grad():
         found = architecture.last_hidden_state(model, input_ids=TOKEN_IDS, use_cache=False)
     torch.testing.assert_close(found, seen[0])
@@ -125,7 +133,7 @@ def test_what_was_trained_is_what_is_kept(dtype: str, monkeypatch: pytest.Monkey
     assert not architecture.final_norm(model).weight.equal(architecture.final_norm(cut(dtype=dtype).model).weight)
 
 
-@pytest.mark.parametrize("layers_kept", [0, 2, 1.0, 0.1])
+@pytest.mark.parametrize("layers_kept", [0.0, 1.0, 0.1, 0.9])
 def test_an_exit_that_is_none_is_refused(layers_kept: float) -> None:
     subject = tiny_subject("llama")
     with pytest.raises(Unsupported, match="of 2 blocks; expected an exit after 1 to 1"):
