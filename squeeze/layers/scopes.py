@@ -1,4 +1,4 @@
-"""Hold what is trained of a model in float32, linear layers or all, and multiply meanwhile as the model will afterwards."""
+"""Hold in float32 what is trained of a model, linear layers or all, and multiply meanwhile in the model's own dtype."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ def test_what_was_learned_is_there_afterwards_in_the_models_dtype(name: str, sco
     model = tiny_model(name, dtype)
     names = [key for key, _ in model.named_parameters()]
     with torch.no_grad(), held(model, scope) as trained:
-        linear = sum(architecture.weight(each).numel() for each in architecture.block_linears(tiny_model(name)).values())
+        layers = architecture.block_linears(tiny_model(name)).values()
+        linear = sum(architecture.weight(layer).numel() for layer in layers)
         everything = sum(parameter.numel() for parameter in tiny_model(name).parameters())
         assert sum(each.numel() for each in trained.parameters) == (everything if scope == "all" else linear)
         assert {parameter.dtype for parameter in trained.parameters} == {torch.float32}

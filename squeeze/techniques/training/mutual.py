@@ -38,7 +38,7 @@ class Mutual:
     its backward, so about three times the arithmetic in the peer. ``trainable_parameters`` counts the peer's too.
 
     training_steps: of AdamW. windows: of calibration text in each, read by both. learning_rate: its highest.
-    scope: what is trained of both: "linear", the linear layers of the blocks, or "all", embeddings, norms and head, too.
+    scope: what is trained of both: "linear", linear layers of the blocks, or "all", embeddings, norms and head, too.
     """
 
     training_steps: int
@@ -49,8 +49,8 @@ class Mutual:
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the trained student.
 
-        Raises Unsupported for a model without a head or with packed layers, and where the student is the uncompressed model itself: two that
-        are the same at the start say the same for ever.
+        Raises Unsupported for a model without a head or with packed layers, and where the student is the uncompressed
+        model itself: two that are the same at the start say the same for ever.
         """
         model = subject.model
         architecture.head(model)

@@ -67,10 +67,11 @@ def said(model: nn.Module, prompts: Tensor, length: int, generator: torch.Genera
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("scope", ["linear", "all"])
-def test_without_texts_of_its_own_it_is_offline_distillation_step_for_step(scope: Any, dtype: str) -> None:
+def test_without_own_texts_it_is_offline_distillation_step_for_step(scope: Any, dtype: str) -> None:
     text = replace(calibration(), load_baseline=lambda: tiny_model("llama", dtype))
     found = technique(own_share=0, scope=scope).apply(student(dtype=dtype), text)
-    expected = Distillation(training_steps=6, windows=2, learning_rate=1e-3, scope=scope).apply(student(dtype=dtype), text)
+    offline = Distillation(training_steps=6, windows=2, learning_rate=1e-3, scope=scope)
+    expected = offline.apply(student(dtype=dtype), text)
     assert not same(found, student(dtype=dtype))
     assert same(found, expected)
     assert found.claims["written_tokens"] == 0
