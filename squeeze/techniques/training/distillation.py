@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from squeeze.core.errors import Unsupported
 from squeeze.layers import scopes
 from squeeze.layers.scopes import Held, held
+from squeeze.models import architecture
 from squeeze.models.logits import logits_of
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
@@ -62,6 +63,7 @@ class Distillation:
         """
         model, workplace = subject.model, calibration.workplace
         objective = Objective(self.divergence, self.temperature, self.alpha, self.beta)
+        architecture.head(model)
         scopes.check("distillation", self.scope, model)
         logits_of(model)
         token_ids, numbers, held_out = _numbered(calibration, self.training_steps * self.windows)
