@@ -91,7 +91,7 @@ def crosscheck(session: nox.Session) -> None:
 
 @nox.session
 def agreement(session: nox.Session) -> None:
-    """Hold losses against other libraries' code on the same tensors; the test suite leaves out what is not installed."""
+    """Hold losses against other libraries' code on the same tensors; ``tests`` leaves out what is not installed."""
     install(session, "test", "agreement")
     session.run("pytest", "tests/techniques/test_trl.py", *session.posargs)
 

@@ -41,9 +41,7 @@ class _InParts(torch.autograd.Function):
     """Sum a loss over all positions; its gradients are there when its value is."""
 
     @staticmethod
-    def forward(
-        ctx: Any, loss: Loss, hidden: Tensor, others: tuple[Tensor, ...], *parameters: nn.Parameter
-    ) -> Tensor:
+    def forward(ctx: Any, loss: Loss, hidden: Tensor, others: tuple[Tensor, ...], *parameters: nn.Parameter) -> Tensor:
         total = torch.zeros((), device=hidden.device)
         of_hidden = torch.empty_like(hidden)
         of_parameters = [torch.zeros_like(parameter) for parameter in parameters]

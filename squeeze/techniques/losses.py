@@ -114,9 +114,7 @@ def said(teacher: nn.Module, wanted: Tensor) -> Target:
     return Target(partial(_of_all, logits_of(teacher)), (wanted.detach().flatten(0, 1),))
 
 
-def towards(
-    model: nn.Module, hidden: Tensor, target: Target | None, token_ids: Tensor, objective: Objective
-) -> Tensor:
+def towards(model: nn.Module, hidden: Tensor, target: Target | None, token_ids: Tensor, objective: Objective) -> Tensor:
     """Return the objective's loss of last hidden states (windows, n, width) against what a teacher says there.
 
     token_ids: (windows, n) int64, the tokens at these positions. target: None is enough where alpha is 0.

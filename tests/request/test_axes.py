@@ -122,7 +122,13 @@ def test_a_field_of_a_step_that_has_another_axiss_name_is_not_taken_for_it() -> 
     ],
 )
 def test_students_are_told_apart_by_what_they_learn_from(fields: dict[str, Any], label: str) -> None:
-    step = {"_target_": "distillation.Distillation", "divergence": "forward", "temperature": 1.0, "alpha": 1.0, **fields}
+    step = {
+        "_target_": "distillation.Distillation",
+        "divergence": "forward",
+        "temperature": 1.0,
+        "alpha": 1.0,
+        **fields,
+    }
     cell = Cell({"name": "m", "dtype": "float32"}, {"name": "distil", "family": "training", "steps": [step]})
     assert cell.label == label
 
