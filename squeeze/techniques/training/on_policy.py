@@ -24,10 +24,11 @@ from squeeze.models.architecture import last_hidden_state
 from squeeze.models.logits import logits_of
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
-from squeeze.techniques.losses import Objective, distilled, distilled_from
+from squeeze.techniques.losses import Objective, distilled_from
 from squeeze.techniques.training_loop import Plan, train
 
 HELD_OUT = -1  # the number before a window that no step reads
+EVERY: slice = slice(None)  # position of a text
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,6 @@ class OnPolicy:
         without a head or with packed layers.
         """
         model, token_ids, seed = subject.model, calibration.token_ids, calibration.seed
-        architecture.head(model)
         self._check(model, token_ids.shape[1])
         objective = Objective(self.divergence, self.temperature, alpha=1.0, beta=self.beta)
         logits_of(model)
@@ -98,19 +98,18 @@ class OnPolicy:
 
     def _loss(self, student: Held, teacher: nn.Module, objective: Objective, seed: int, rows: Tensor) -> Tensor:
         """Return the loss of one step. rows: (windows, 1 + window) int64, as ``numbered`` makes them."""
-        number, windows = int(rows[0, 0]), rows[:, 1:]
-        step = number // self.windows
-        if number == HELD_OUT or not self.writes(seed, step):
-            with student.multiplying():
-                return distilled(student.model, teacher, windows, objective)
-        texts = windows.reshape(len(windows) * self.texts, -1)
-        prompt = self.prompt_tokens(texts.shape[1])
-        with student.settled():
-            own = written(student.model, texts[:, :prompt], texts.shape[1], drawing(seed, step, number))
-        with student.multiplying():
-            return on_written(student.model, teacher, own, prompt, objective)
+        number, token_ids = int(rows[0, 0]), rows[:, 1:]
+        step, positions = number // self.windows, EVERY
+        if number != HELD_OUT and self.writes(seed, step):
+            texts = token_ids.reshape(len(token_ids) * self.texts, -1)
+            prompt = self.prompt_tokens(texts.shape[1])
+            with student.settled():
+                token_ids = written(student.model, texts[:, :prompt], texts.shape[1], drawing(seed, step, number))
+            positions = slice(prompt - 1, -1)  # a token is predicted by the position before it
+        return compared(student, teacher, token_ids, positions, objective)
 
     def _check(self, model: nn.Module, window: int) -> None:
+        architecture.head(model)
         scopes.check("on_policy", self.scope, model)
         if not 0 <= self.own_share <= 1:
             raise Unsupported(f"on_policy: own_share is {self.own_share:g}, expected a number from 0 to 1")
@@ -139,17 +138,16 @@ def written(model: nn.Module, prompts: Tensor, length: int, generator: torch.Gen
     return token_ids
 
 
-def on_written(model: nn.Module, teacher: nn.Module, token_ids: Tensor, prompt: int, objective: Objective) -> Tensor:
-    """Return the objective's divergence from the teacher, in nats, mean over the tokens that were written.
+def compared(student: Held, teacher: nn.Module, token_ids: Tensor, positions: slice, objective: Objective) -> Tensor:
+    """Return the objective's divergence from the teacher, in nats, mean over some positions of each text.
 
-    token_ids: (texts, length) int64; the first ``prompt`` of each text were given. A token is predicted by the
-    position before it, so the last position predicts nothing that was written.
+    token_ids: (texts, length) int64, unpadded.
     """
-    predicting = slice(prompt - 1, -1)
     with torch.no_grad():
-        wanted = last_hidden_state(teacher, input_ids=token_ids, use_cache=False)[:, predicting]
-    hidden = last_hidden_state(model, input_ids=token_ids, use_cache=False)[:, predicting]
-    return distilled_from(model, teacher, hidden, wanted, token_ids[:, predicting], objective)
+        wanted = last_hidden_state(teacher, input_ids=token_ids, use_cache=False)[:, positions]
+    with student.multiplying():
+        hidden = last_hidden_state(student.model, input_ids=token_ids, use_cache=False)[:, positions]
+        return distilled_from(student.model, teacher, hidden, wanted, token_ids[:, positions], objective)
 
 
 def numbered(token_ids: Tensor, numbers: Tensor) -> Tensor:

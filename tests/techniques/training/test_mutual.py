@@ -72,7 +72,7 @@ def test_both_learn_the_text_and_each_other_and_the_student_is_kept(scope: Any) 
         one_later, two_later = trained.model(TOKEN_IDS).logits, peer(TOKEN_IDS).logits
     assert cross_entropy(one_later) < 0.95 * cross_entropy(one)
     assert cross_entropy(two_later) < 0.95 * cross_entropy(two)
-    assert kl(two_later, one_later) < 0.8 * kl(two, one)
+    assert kl(two_later, one_later) < 0.9 * kl(two, one)
     assert trained.model.state_dict().keys() == untrained.model.state_dict().keys()
     assert not any(isinstance(module, MasterLinear) for module in trained.model.modules())
     of_student, of_peer = (

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from squeeze.core.errors import Unsupported
+from squeeze.layers.scopes import Held
 from squeeze.models.subject import Subject
 from squeeze.models.surgery import keep_blocks
 from squeeze.techniques import training_loop
@@ -20,7 +21,7 @@ from squeeze.techniques.contract import Workplace
 from squeeze.techniques.losses import Objective, distilled
 from squeeze.techniques.training import on_policy
 from squeeze.techniques.training.distillation import Distillation
-from squeeze.techniques.training.on_policy import OnPolicy, drawing, on_written, written
+from squeeze.techniques.training.on_policy import OnPolicy, compared, drawing, written
 from tests.tiny import CAUSAL, tiny_model, tiny_subject
 
 TOKEN_IDS = torch.randint(256, (5, 32), generator=torch.Generator().manual_seed(0))
@@ -91,15 +92,17 @@ def test_it_trains_on_what_the_student_says_at_that_step(monkeypatch: pytest.Mon
     """A window of 32 tokens gives four texts of 8, which begin with two of the window's."""
     seen: list[Tensor] = []
 
-    def spy(model: nn.Module, teacher: nn.Module, token_ids: Tensor, prompt: int, objective: Objective) -> Tensor:
+    def spy(student: Held, teacher: nn.Module, token_ids: Tensor, positions: slice, objective: Objective) -> Tensor:
+        if not torch.is_grad_enabled():  # text held out
+            return compared(student, teacher, token_ids, positions, objective)
         step = len(seen)
         texts = TOKEN_IDS[[2 * step % 5, (2 * step + 1) % 5]].reshape(8, 8)
-        assert token_ids.equal(said(model, texts[:, :2], 8, drawing(SEED, step, 2 * step)))
-        assert prompt == 2
+        assert token_ids.equal(said(student.model, texts[:, :2], 8, drawing(SEED, step, 2 * step)))
+        assert positions == slice(1, -1)
         seen.append(token_ids)
-        return on_written(model, teacher, token_ids, prompt, objective)
+        return compared(student, teacher, token_ids, positions, objective)
 
-    monkeypatch.setattr(on_policy, "on_written", spy)
+    monkeypatch.setattr(on_policy, "compared", spy)
     subject = technique(own_share=1, learning_rate=0.01).apply(student(), calibration())
     assert len(seen) == 6
     assert subject.claims["written_tokens"] == 6 * 8 * 6
@@ -109,13 +112,14 @@ def test_it_trains_on_what_the_student_says_at_that_step(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("kind", ["forward", "reverse"])
-def test_only_what_was_written_counts(kind: Any) -> None:
+def test_what_is_compared_is_what_both_say_at_these_positions(kind: Any) -> None:
     model, teacher = tiny_model("llama", seed=1), tiny_model("llama")
     parameter = next(p for name, p in model.named_parameters() if "q_proj" in name).requires_grad_()
     p, q = (net(TOKEN_IDS).logits[:, 11:31].log_softmax(-1) for net in (teacher, model))
     (low, high) = (q, p) if kind == "forward" else (p, q)
     expected = (high.exp() * (high - low)).sum(-1).mean()
-    found = on_written(model, teacher, TOKEN_IDS, 12, Objective(kind, 1.0))
+    student = Held(model, list(model.parameters()), {}, half=False)
+    found = compared(student, teacher, TOKEN_IDS, slice(11, -1), Objective(kind, 1.0))
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     gradients = [torch.autograd.grad(value, parameter)[0] for value in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
