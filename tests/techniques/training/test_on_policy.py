@@ -131,7 +131,7 @@ def test_it_comes_nearer_to_its_teacher_on_text_that_it_did_not_train_on() -> No
         before, after = (
             distilled(subject.model, tiny_model("llama"), HELD_OUT, OBJECTIVE) for subject in (student(), trained)
         )
-    assert after < 0.8 * before
+    assert after < 0.9 * before
 
 
 def test_what_was_killed_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
