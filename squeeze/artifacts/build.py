@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts.keys import BUILD_INFO, WITHHELD, artifact_key
+from squeeze.artifacts.sentences import labelled
 from squeeze.core import plugins
 from squeeze.core.cache import cache_root
 from squeeze.core.errors import SqueezeError
@@ -23,6 +24,7 @@ from squeeze.models.prequantized import Grid, find_grid, flattered
 from squeeze.models.subject import Subject
 from squeeze.request.cell import Cell
 from squeeze.request.steps import check_step
+from squeeze.sources import sentiment
 from squeeze.sources.corpora import calibration_tokens
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.contract import Technique, Workplace
@@ -98,7 +100,8 @@ def calibration(request: Mapping[str, Any], subject: Subject, device: str, share
     if not request:
         return CalibrationText.empty()
     tokens = calibration_tokens(request, subject.tokenizer)
-    return CalibrationText(tokens.to(device), int(request["seed"]), shared)
+    sentences = labelled("train", subject.tokenizer, device) if request["corpus"] == sentiment.CORPUS else None
+    return CalibrationText(tokens.to(device), int(request["seed"]), shared, labelled=sentences)
 
 
 def _workplaces(cell: Cell) -> list[Workplace]:

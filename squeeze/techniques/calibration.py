@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from squeeze.techniques.block_walk import walk
-from squeeze.techniques.contract import Stop, Workplace
+from squeeze.techniques.contract import Labelled, Stop, Workplace
 from squeeze.techniques.statistics_cache import StatisticsCache
 
 
@@ -21,12 +21,14 @@ class CalibrationText:
 
     shared: where statistics of a float model's layer inputs are kept for every technique and bit-width; None: nowhere.
     workplace: where a training keeps what a killed build goes on from.
+    labelled: the sentences of the corpus with their classes; None where they have none.
     """
 
     token_ids: torch.Tensor
     seed: int = 0
     shared: StatisticsCache | None = None
     workplace: Workplace = field(default_factory=Workplace)
+    labelled: Labelled | None = None
 
     @classmethod
     def empty(cls) -> CalibrationText:
