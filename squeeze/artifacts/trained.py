@@ -1,7 +1,7 @@
 """Fine-tune a classifier that a cell names as ``trained:SOURCE``: once, before anything of it is built or measured.
 
     model/          as ``from_pretrained`` reads it, in float32
-    training.json   steps, seconds, sentences trained on, and the accuracy on those held out: never on those scored
+    training.json   what it took, its loss curve, and the accuracy on the sentences held out: never on those scored
 
 It is a starting point like any other model, only that no package holds it: no step of a technique, and no row.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -57,7 +56,6 @@ def fine_tune(model: Mapping[str, Any], runtime: Mapping[str, Any], folder: Path
         learning_rate=float(schedule["learning_rate"]),
     )
     workplace = Workplace(cache_root() / "training" / baseline_hash(model))
-    start = time.perf_counter()
     claims = train_all(
         subject.model,
         partial(cross_entropy, subject.model),
@@ -70,8 +68,9 @@ def fine_tune(model: Mapping[str, Any], runtime: Mapping[str, Any], folder: Path
     info = {
         **claims,
         "steps": plan.steps,
-        "seconds": time.perf_counter() - start + workplace.reused_seconds,
+        "seconds": workplace.seconds,
         "sentences": len(sentences.labels),
+        "curve": workplace.curve,
         "accuracy_held_out": accuracy(subject.model, labelled("held_out", subject.tokenizer, device, most)),
     }
     subject.model.save_pretrained(folder / trained.MODEL)  # type: ignore[operator]

@@ -127,10 +127,11 @@ def artifact_of(cell: Cell) -> Path:
     """
     from squeeze.artifacts import trained
     from squeeze.artifacts.build import build  # torch: seconds
+    from squeeze.probes.energy import Meter
     from squeeze.probes.memory import measured
 
     trained.make(cell.model, cell.runtime)
-    return keys.made(keys.artifact_key(cell), lambda folder: build(cell, folder, measured))
+    return keys.made(keys.artifact_key(cell), lambda folder: build(cell, folder, measured, counted=Meter))
 
 
 def _baseline(cell: Cell) -> Cell:

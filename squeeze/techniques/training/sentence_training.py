@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -71,13 +72,19 @@ def train_all(
     parameters, dtype = list(model.parameters()), architecture.dtype(model)
     _hold(parameters, torch.float32)
     order = shuffled(len(sentences.labels), plan.steps * plan.windows, seed).to(sentences.labels.device)
-    train(parameters, lambda rows: loss(sentences.rows(rows[:, 0])), order, plan, title=title, workplace=workplace)
+    rows_loss = partial(_of_rows, loss, sentences)
+    steps = train(parameters, rows_loss, order, plan, title=title, workplace=workplace)
     _hold(parameters, dtype)
     lengths = sentences.attention_mask.sum(dim=1)
     return {
-        "training_tokens": int(lengths[order[:, 0]].sum()),
+        "training_tokens": int(lengths[order[: steps * plan.windows, 0]].sum()),
         "trainable_parameters": sum(parameter.numel() for parameter in parameters),
     }
+
+
+def _of_rows(loss: Loss, sentences: Labelled, rows: torch.Tensor) -> torch.Tensor:
+    """Return the loss of the sentences with the numbers (n, 1)."""
+    return loss(sentences.rows(rows[:, 0]))
 
 
 def _hold(parameters: list[nn.Parameter], dtype: torch.dtype) -> None:
