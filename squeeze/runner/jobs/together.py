@@ -41,8 +41,6 @@ def build(cell: Cell, place: Place) -> Path:
     One from which nothing was withheld is built anew. Raises SqueezeError for several processes and a technique that
     does not train, and where model or texts cannot be fetched; and whatever building raises.
     """
-    from squeeze.artifacts import trained  # torch: seconds
-
     if place.count > 1 and cell.training is None:
         raise SqueezeError(
             f"{place.count} processes were started for {cell.label}, which has no training to share, expected 1"
@@ -51,6 +49,8 @@ def build(cell: Cell, place: Place) -> Path:
         stages.fetch(cell)
     except StageError as error:
         raise SqueezeError(str(error)) from error
+    from squeeze.artifacts import trained  # torch: seconds
+
     trained.make(cell.model, cell.runtime)  # one process does, the others wait
     folder = keys.folder(keys.artifact_key(cell))
     if place.rank == 0:
