@@ -39,8 +39,7 @@ def trained(technique: str, dtype: str = "float32") -> Subject:
         labelled=labelled(subject),
     )
     for step in cell_of(technique).technique["steps"]:
-        made = resolve_step({**step, "keep": 1} if "keep" in step else step)  # of two blocks
-        subject = made.apply(subject, calibration)
+        subject = resolve_step(step).apply(subject, calibration)
     return subject
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from squeeze.core.errors import Unsupported
+from squeeze.layers.whole_model import in_float32
 from squeeze.models import architecture
 from squeeze.techniques.contract import Calibration, Labelled, Workplace
 from squeeze.techniques.training_loop import Plan, train
@@ -69,12 +70,10 @@ def train_all(
     the sentences of a step. seed: of their order, another one in each epoch.
     Claimed are training_tokens, those of the sentences without padding, and trainable_parameters.
     """
-    parameters, dtype = list(model.parameters()), architecture.dtype(model)
-    _hold(parameters, torch.float32)
     order = shuffled(len(sentences.labels), plan.steps * plan.windows, seed).to(sentences.labels.device)
     rows_loss = partial(_of_rows, loss, sentences)
-    steps = train(parameters, rows_loss, order, plan, title=title, workplace=workplace)
-    _hold(parameters, dtype)
+    with in_float32(model) as parameters:
+        steps = train(parameters, rows_loss, order, plan, title=title, workplace=workplace)
     lengths = sentences.attention_mask.sum(dim=1)
     return {
         "training_tokens": int(lengths[order[: steps * plan.windows, 0]].sum()),
@@ -85,8 +84,3 @@ def train_all(
 def _of_rows(loss: Loss, sentences: Labelled, rows: torch.Tensor) -> torch.Tensor:
     """Return the loss of the sentences with the numbers (n, 1)."""
     return loss(sentences.rows(rows[:, 0]))
-
-
-def _hold(parameters: list[nn.Parameter], dtype: torch.dtype) -> None:
-    for parameter in parameters:
-        parameter.data = parameter.data.to(dtype)
