@@ -278,7 +278,7 @@ CORPORA = {
     sentiment.CORPUS: Corpus(
         sentiment.SNIPPETS,
         _snippets,
-        "0000000000000000000000000000000000000000000000000000000000000000",
+        "2ee46127656ff05155e8c88cba1df3a24cba9099c584aefb1b32bc2f898a237b",
     ),
     "wikitext2": Corpus(
         {

