@@ -44,7 +44,7 @@ def test_a_random_classifier_tells_two_classes_apart(name: str) -> None:
 
 
 def test_texts_are_enclosed() -> None:
-    assert tiny_subject("bert_classifier").tokenizer("ab")["input_ids"] == [258, 97, 98, 259]
+    assert tiny_subject("bert_classifier").tokenizer("")["input_ids"] == [258, 259]
 
 
 def test_a_saved_classifier_loads_with_the_same_outputs(tmp_path: Path) -> None:
