@@ -83,6 +83,6 @@ def fine_tune(model: Mapping[str, Any], runtime: Mapping[str, Any], folder: Path
 def accuracy(model: nn.Module, sentences: Labelled) -> float:
     """Return the share of the sentences whose class a model tells."""
     numbers = torch.arange(len(sentences.labels), device=sentences.labels.device)
-    parts = [sentences.rows(part) for part in numbers.split(AT_ONCE)]
+    parts = [sentences.rows(part) for part in torch.split(numbers, AT_ONCE)]
     right = [(logits(model, part).argmax(dim=-1) == part.labels).sum() for part in parts]
     return float(torch.stack(right).sum()) / len(numbers)

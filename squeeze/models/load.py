@@ -137,9 +137,7 @@ def _model(folder: Path, kind: Any, dtype: torch.dtype | str) -> PreTrainedModel
     return model
 
 
-def _loaded(
-    folder: Path, kind: Any, dtype: torch.dtype | str, **options: Any
-) -> tuple[PreTrainedModel, list[str]]:
+def _loaded(folder: Path, kind: Any, dtype: torch.dtype | str, **options: Any) -> tuple[PreTrainedModel, list[str]]:
     """Return the model that a folder holds, and the names of its weights that the folder does not hold.
 
     options: of its configuration, in place of what the folder says.

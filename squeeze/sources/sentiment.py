@@ -129,4 +129,3 @@ def _validation() -> Iterator[Sentence]:
 
     for row in Dataset.from_file(str(assets.fetch(VALIDATION))):
         yield row["sentence"].strip(), int(row["label"])
-

@@ -13,8 +13,8 @@ from threading import Thread
 import pytest
 
 from squeeze.core.errors import IntegrityError, SqueezeError, TransientError
-from squeeze.sources import sdists
 from squeeze.sources import fetch as assets
+from squeeze.sources import sdists
 from tests.wheelhouse import sha256_of
 
 REQUIREMENT = "toy.assets==1.0"
@@ -160,7 +160,7 @@ def test_user_and_password_of_the_index_are_used_and_not_told(
 
 def test_an_index_that_is_no_server_is_refused(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "file:///srv/simple")
-    with pytest.raises(SqueezeError, match="a package index of file cannot be asked .*; set PIP_INDEX_URL"):
+    with pytest.raises(SqueezeError, match=r"a package index of file cannot be asked .*; set PIP_INDEX_URL"):
         sdists.archive(REQUIREMENT, OTHER)
 
 

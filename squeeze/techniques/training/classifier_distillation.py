@@ -100,16 +100,14 @@ def taught(
 
 
 def _read(model: nn.Module, sentences: Labelled, *, states: bool) -> Any:
-    return model(
-        input_ids=sentences.input_ids, attention_mask=sentences.attention_mask, output_hidden_states=states
-    )
+    return model(input_ids=sentences.input_ids, attention_mask=sentences.attention_mask, output_hidden_states=states)
 
 
 def _states_apart(own: Any, wanted: Any, is_token: torch.Tensor) -> torch.Tensor:
     """Return the error of the hidden states of all tokens, padding left out; is_token: (sentences, tokens)."""
-    pairs = [[state[is_token] for state in outputs.hidden_states] for outputs in (own, wanted)]
+    states, targets = ([state[is_token] for state in outputs.hidden_states] for outputs in (own, wanted))
     same = torch.eye(own.hidden_states[0].shape[-1], device=is_token.device)
-    return hidden_loss(*pairs, [same] * len(own.hidden_states))
+    return hidden_loss(states, targets, [same] * len(states))
 
 
 def _check_widths(model: nn.Module, teacher: nn.Module) -> None:

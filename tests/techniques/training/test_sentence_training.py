@@ -52,9 +52,7 @@ def test_the_loss_is_that_of_transformers() -> None:
     subject = tiny_subject("bert_classifier")
     rows = labelled(subject)
     with torch.no_grad():
-        theirs = subject.model(
-            input_ids=rows.input_ids, attention_mask=rows.attention_mask, labels=rows.labels
-        ).loss
+        theirs = subject.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, labels=rows.labels).loss
         assert torch.allclose(cross_entropy(subject.model, rows), theirs)
 
 
