@@ -1,4 +1,4 @@
-"""Fine-tune a classifier that a cell names as ``trained:SOURCE``: once, before anything of it is built or measured.
+"""Train a classifier that a cell names as ``trained:SOURCE``: once, before anything of it is built or measured.
 
     model/          as ``from_pretrained`` reads it, in float32
     training.json   what it took, its loss curve, and the accuracy on the sentences held out: never on those scored
@@ -34,7 +34,7 @@ AT_ONCE = 64  # sentences that are classified at a time
 
 
 def make(model: Mapping[str, Any], runtime: Mapping[str, Any]) -> None:
-    """Fine-tune a model in this process, unless it is taken as it is, or the cache has it."""
+    """Train a model in this process, unless it is taken as it is, or the cache has it."""
     if trained.is_trained(model):
         sealed(trained_place(model), lambda folder: fine_tune(model, runtime, folder))
 

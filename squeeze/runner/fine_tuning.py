@@ -13,7 +13,7 @@ from squeeze.sources.identity import trained_place
 
 
 def see_to(shop: Executor, cell: Cell, log: Path) -> None:
-    """Fine-tune the cell's model in a process of its own, unless it is taken as it is, or the cache has it.
+    """Train the cell's model in a process of its own, unless it is taken as it is, or the cache has it.
 
     Whoever else asks for it at the same time waits. Raises StageError when the process does not end well; what it has
     done is gone on with then.
