@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from squeeze.artifacts.keys import code_version
 from squeeze.artifacts.sentences import labelled
 from squeeze.core.cache import cache_root, sealed
 from squeeze.core.files import write_atomically
+from squeeze.core.hashing import digest
 from squeeze.core.process import settle
 from squeeze.models.load import load_with_new_head
 from squeeze.sources import sentiment, trained
@@ -55,7 +57,7 @@ def fine_tune(model: Mapping[str, Any], runtime: Mapping[str, Any], folder: Path
         windows=int(schedule["batch"]),
         learning_rate=float(schedule["learning_rate"]),
     )
-    workplace = Workplace(cache_root() / "training" / baseline_hash(model))
+    workplace = Workplace(cache_root() / "training" / digest([baseline_hash(model), code_version((__name__,))]))
     claims = train_all(
         subject.model,
         partial(cross_entropy, subject.model),
