@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts.keys import BUILD_INFO, WITHHELD, artifact_key
+from squeeze.artifacts.sentences import labelled
 from squeeze.artifacts.step_by_step import perplexity, qualities, training
 from squeeze.core import plugins
 from squeeze.core.cache import cache_root
@@ -24,6 +25,7 @@ from squeeze.models.prequantized import Grid, find_grid, flattered
 from squeeze.models.subject import Subject
 from squeeze.request.cell import Cell
 from squeeze.request.steps import check_step
+from squeeze.sources import sentiment
 from squeeze.sources.corpora import calibration_windows
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.contract import EnergyMeter, Technique, Workplace
@@ -122,12 +124,14 @@ def calibration(cell: Cell, subject: Subject, device: str, shared: StatisticsCac
     if not cell.calibration:
         return CalibrationText.empty()
     tokens, held_out = calibration_windows(cell.calibration, subject.tokenizer)
+    has_classes = cell.calibration["corpus"] == sentiment.CORPUS
     return CalibrationText(
         tokens.to(device),
         int(cell.calibration["seed"]),
         shared,
         held_out=held_out.to(device),
         load_baseline=lambda: load_baseline(cell.model, device).model,
+        labelled=labelled("train", subject.tokenizer, device) if has_classes else None,
     )
 
 

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from squeeze.core.errors import Unsupported
 
 # Where each architecture keeps its list of transformer blocks, below the base model.
-BLOCK_LISTS = ("layers", "h", "decoder.layers", "encoder.layer")
+BLOCK_LISTS = ("layers", "h", "decoder.layers", "encoder.layer", "transformer.layer")
 # Where it keeps the norm between its last block and its head, likewise.
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "decoder.final_layer_norm")
 
@@ -95,6 +95,16 @@ def final_norm(model: nn.Module) -> nn.Module:
         if isinstance(found, nn.Module):
             return found
     raise Unsupported(f"{type(model).__name__}: no final norm found under any of {', '.join(FINAL_NORMS)}")
+
+
+def is_classifier(model: nn.Module) -> bool:
+    """Tell whether a model tells the classes of whole texts apart: as transformers calls such models."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def classes(model: nn.Module) -> int:
+    """Return how many classes a classifier tells apart."""
+    return int(model.config.num_labels)  # type: ignore[union-attr,arg-type]
 
 
 def dtype(model: nn.Module) -> torch.dtype:

@@ -19,12 +19,13 @@ from squeeze.core.paths import benches
 from squeeze.records.record import Status
 from squeeze.records.sanitize import public
 from squeeze.request.cell import Cell
+from squeeze.runner import fine_tuning
 from squeeze.runner.jobs.executor import Executor
 from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, StageError
 from squeeze.runner.results import Artifact, Measured, Process, Scoring
 from squeeze.runtimes import contract as runtimes
-from squeeze.sources import corpora, overlap, task_data, tasks
+from squeeze.sources import corpora, overlap, sentiment, task_data, tasks, trained
 from squeeze.sources import fetch as assets
 
 # Of the protocol, what the quality stage reads.
@@ -36,9 +37,10 @@ def build(shop: Executor, cell: Cell, log: Path) -> Artifact:
     """Return the cell's artifact: from the cache, or built.
 
     One that was built in the open, by ``pytest benches``, is built anew: nothing was withheld from it.
-    Raises StageError when the model cannot be fetched, or the build does not end well.
+    Raises StageError when the model cannot be fetched or fine-tuned, or the build does not end well.
     """
     fetch(cell)
+    fine_tuning.see_to(shop, cell, log)
     seconds = 0.0
 
     def make(folder: Path) -> None:
@@ -99,10 +101,13 @@ def fetch(cell: Cell) -> None:
     full.
     """
     try:
-        if not str(cell.model["source"]).startswith("random:"):
-            assets.fetch(cell.model)
-        if cell.calibration:
-            corpora.text(cell.calibration["corpus"])
+        start = trained.base(cell.model)
+        if not str(start["source"]).startswith("random:"):
+            assets.fetch(start)
+        for corpus in _trained_on(cell):
+            corpora.text(corpus)
+            if corpus == sentiment.CORPUS:
+                sentiment.sentences("train")
         task_data.hashes(_tasks(cell), _texts(cell))
         check_calibration(cell)
     except TransientError as error:
@@ -124,6 +129,11 @@ def forget_if_built_in_the_open(artifact: Path) -> None:
 def check_calibration(cell: Cell) -> None:
     """Raise IntegrityError for a cell that is calibrated on what it is scored on (``sources.overlap``)."""
     overlap.check(cell.calibration, cell.protocol, asked=_tasks(cell))
+
+
+def _trained_on(cell: Cell) -> list[str]:
+    """Return the corpora that a cell is calibrated on, and that its model is fine-tuned on here."""
+    return [part["corpus"] for part in (cell.calibration, cell.model.get("fine_tuning")) if part]
 
 
 def _texts(cell: Cell) -> list[str]:

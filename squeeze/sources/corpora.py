@@ -4,6 +4,7 @@ wikipedia_eval    95 articles of English Wikipedia, 2016 (CC BY-SA)
 wikipedia_train   1,100 other articles, no title in common (CC BY-SA)
 c4                web pages
 speeches          State of the Union addresses, 1790-2026: out of the domain of the others (public domain)
+sst2_train        snippets of movie reviews, a line each, whose classes ``sentiment`` has (MIT)
 wikitext2         the test split of WikiText-2 (CC BY-SA), from the hub: what published perplexities are measured on
 sha256:HEX        a text of the user's own, see ``own_text``
 """
@@ -24,7 +25,7 @@ from squeeze.core.errors import IntegrityError, SqueezeError, hint
 from squeeze.core.hashing import digest, sha256
 from squeeze.core.progress import progress
 from squeeze.sources import fetch as assets
-from squeeze.sources import own_text, wikitext
+from squeeze.sources import own_text, sentiment, wikitext
 
 if TYPE_CHECKING:
     import torch
@@ -198,6 +199,10 @@ def _plain(path: Path) -> str:
     return path.read_bytes().decode()
 
 
+def _snippets(_: Path) -> str:
+    return "\n".join(sentiment.sentences("train")[0]) + "\n"
+
+
 def _speeches(folder: Path) -> str:
     """Join the speeches in an order that mixes the centuries, the same everywhere."""
     paths = sorted(folder.glob("*.txt"), key=lambda path: digest(path.name))
@@ -269,6 +274,11 @@ CORPORA = {
         },
         _speeches,
         "9a026172927bbe6c998e8a37b40124697df65d36fb4009cfcdc6cd481dc27018",
+    ),
+    sentiment.CORPUS: Corpus(
+        sentiment.SNIPPETS,
+        _snippets,
+        "2ee46127656ff05155e8c88cba1df3a24cba9099c584aefb1b32bc2f898a237b",
     ),
     "wikitext2": Corpus(
         {

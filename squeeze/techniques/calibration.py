@@ -10,7 +10,7 @@ from torch import nn
 
 from squeeze.core.errors import SqueezeError
 from squeeze.techniques.block_walk import walk
-from squeeze.techniques.contract import Stop, Workplace
+from squeeze.techniques.contract import Labelled, Stop, Workplace
 from squeeze.techniques.statistics_cache import StatisticsCache
 
 
@@ -32,6 +32,7 @@ class CalibrationText:
     workplace: where a training keeps what a killed build goes on from.
     held_out: (windows, window) int64, further windows of the corpus, which nothing is trained on.
     load_baseline: loads the cell's uncompressed model.
+    labelled: the sentences of the corpus with their classes; None where they have none.
     """
 
     token_ids: torch.Tensor
@@ -40,6 +41,7 @@ class CalibrationText:
     workplace: Workplace = field(default_factory=Workplace)
     held_out: torch.Tensor = field(default_factory=_no_windows)
     load_baseline: Callable[[], nn.Module] = _no_baseline
+    labelled: Labelled | None = None
 
     @classmethod
     def empty(cls) -> CalibrationText:

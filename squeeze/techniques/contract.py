@@ -49,6 +49,25 @@ class InputStatistics:
 Stop = tuple[str, nn.Module, Mapping[str, InputStatistics]]
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Hold sentences and the class of each.
+
+    input_ids, attention_mask: (sentences, tokens) int64, special tokens included, padded at the end.
+    labels: (sentences,) int64.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+
+    def rows(self, numbers: torch.Tensor) -> Labelled:
+        """Return the sentences with these numbers, (n,) int64, padded to the longest of them."""
+        mask = self.attention_mask[numbers]
+        longest = int(mask.sum(dim=1).max())
+        return Labelled(self.input_ids[numbers, :longest], mask[:, :longest], self.labels[numbers])
+
+
 def same_inputs(statistics: Mapping[str, InputStatistics]) -> list[tuple[list[str], InputStatistics]]:
     """Group the layers of a block that read the same inputs; return each group with the statistics of these inputs."""
     groups: dict[int, tuple[list[str], InputStatistics]] = {}
@@ -131,6 +150,10 @@ class Calibration(Protocol):
     @property
     def seed(self) -> int:
         """Return the seed of any choice that is made from the text."""
+
+    @property
+    def labelled(self) -> Labelled | None:
+        """Return the sentences of the corpus with their classes; None for a corpus whose sentences have none."""
 
     @property
     def workplace(self) -> Workplace:

@@ -49,6 +49,9 @@ def build(cell: Cell, place: Place) -> Path:
         stages.fetch(cell)
     except StageError as error:
         raise SqueezeError(str(error)) from error
+    from squeeze.artifacts import trained  # torch: seconds
+
+    trained.make(cell.model, cell.runtime)  # one process does, the others wait
     folder = keys.folder(keys.artifact_key(cell))
     if place.rank == 0:
         stages.forget_if_built_in_the_open(folder)
