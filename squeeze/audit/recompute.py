@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from squeeze.records import estimates as figures
+from squeeze.records import items
 from squeeze.records.estimates import Estimates
 from squeeze.records.fidelity import fidelity, pooled
 from squeeze.records.record import SCHEMA, Estimate, Record, Status
@@ -42,6 +43,8 @@ def disagreements(record: Record, arrays: Arrays) -> Iterator[str]:
         losses = block_means(nll, len(record.block_nll)) if older else figures.block_losses(nll)
         if len(losses) != len(record.block_nll) or not np.allclose(losses, record.block_nll, rtol=TOLERANCE, atol=1e-4):
             yield "block_nll is not what its samples give"
+    if record.item_correct and record.item_correct != items.kept(arrays):
+        yield "item_correct is not what its samples give"
 
 
 def estimates(record: Record, arrays: Arrays) -> Estimates:

@@ -31,7 +31,8 @@ def fidelity(arrays: Arrays, baseline: Arrays) -> Estimates:
     kl_floor, kl_floor_median, kl_floor_p99, top1_floor;
     divergent_share, divergent_floor, first_divergence, repetition, baseline_repetition.
     """
-    return {**distances(arrays), **noise_floor(baseline), **generations(arrays, baseline)}
+    near = {**distances(arrays), **class_distances(arrays)}
+    return {**near, **noise_floor(baseline), **generations(arrays, baseline)}
 
 
 def distances(arrays: Arrays) -> Estimates:
@@ -51,6 +52,21 @@ def distances(arrays: Arrays) -> Estimates:
             if within.size:
                 found[f"kl_{name}"] = Estimate(float(within.mean(dtype=np.float64)), n=within.size)
     return found
+
+
+def class_distances(arrays: Arrays) -> Estimates:
+    """Return the distances of item_kl, nats, and item_top1, (items,): of the classes that the same texts are put into.
+
+    Means have Student's 95 % interval over the items, which ``n`` counts.
+    """
+    if "item_kl" not in arrays:
+        return {}
+    kl = arrays["item_kl"]
+    return {
+        "kl_divergence": student_mean(kl, 0.0),
+        "top1_agreement": student_mean(arrays["item_top1"], 0.0, 1.0),
+        **{f"kl_{name}": _quantile(kl, share) for name, share in PERCENTILES.items()},
+    }
 
 
 def noise_floor(baseline: Arrays) -> Estimates:

@@ -162,6 +162,12 @@ def accuracy_change(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> Estima
     return Estimate(value, float(won - lost - half), float(won - lost + half), flips["p_value"], n)
 
 
+def standard_error(correct: npt.ArrayLike) -> float | None:
+    """Return the standard error of an accuracy p over n items: sqrt(p (1 - p) / (n - 1)); None for fewer than two."""
+    accuracy, items = float(np.mean(correct)), np.size(correct)
+    return float(np.sqrt(accuracy * (1 - accuracy) / (items - 1))) if items > 1 else None
+
+
 def retained_accuracy(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> float | None:
     """Return the share of the baseline's accuracy that the candidate keeps at least: a one-sided 95 % lower bound.
 
