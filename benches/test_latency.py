@@ -108,7 +108,7 @@ def test_encode(
     def classify(text: Tensor) -> None:
         answers.append(engine.encode(text))
 
-    name, encode = ("encode_s", classify) if cell.model["kind"] == "classifier" else ("ttft_s", engine.encode)
+    name, encode = ("encode_s", classify) if cell.is_classifier else ("ttft_s", engine.encode)
     turns.next()
     with samples.stage("warmup"):
         others = warm_texts(prompts, "encode", batch)

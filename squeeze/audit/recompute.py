@@ -14,8 +14,9 @@ from squeeze.records import items
 from squeeze.records.estimates import Estimates
 from squeeze.records.fidelity import fidelity, pooled
 from squeeze.records.record import SCHEMA, Estimate, Record, Status
-from squeeze.records.statistics import block_means
+from squeeze.records.statistics import block_means, fewest_items
 from squeeze.records.turns import is_timing, processes
+from squeeze.request.cell import Cell
 
 TOLERANCE = 1e-4  # relative: a record keeps six digits, its samples float32
 P_TOLERANCE = 1e-3  # absolute: the p-value of a large effect moves by orders of magnitude with the last digit
@@ -61,7 +62,7 @@ def estimates(record: Record, arrays: Arrays) -> Estimates:
             found[f"acc_{name.removesuffix('_correct')}"] = Estimate(float(array.mean()))
     if record.status is Status.OK:
         found |= figures.changes(paired, of_baseline, record.cell["protocol"]["seed"])
-        found |= pooled(paired, of_baseline)
+        found |= pooled(paired, of_baseline, fewest_items(Cell.from_json(record.cell).is_classifier))
     return found
 
 

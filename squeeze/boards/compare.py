@@ -40,7 +40,7 @@ from squeeze.records.record import (
     Status,
 )
 from squeeze.records.rows import Side, called, find, unlike_environments
-from squeeze.records.statistics import accuracy_change, mcnemar, ratio, retained_accuracy
+from squeeze.records.statistics import accuracy_change, fewest_items, mcnemar, ratio, retained_accuracy
 from squeeze.records.store import RecordStore
 from squeeze.records.turns import processes, round_ratio, round_ratios
 
@@ -180,7 +180,7 @@ def _answers(first: Side, second: Side, margins: Margins) -> Iterator[str]:
     for name in sorted(name for name in endings if not name.startswith("baseline_")):
         one, other = first.arrays[name].astype(bool), second.arrays[name].astype(bool)
         flips = mcnemar(one, other)
-        bound = retained_accuracy(one, other)
+        bound = retained_accuracy(one, other, fewest_items(first.cell.is_classifier))
         kept = "" if bound is None else f"; keeps at least {bound:.1%} of the accuracy (one-sided 95 %)"
         change = accuracy_change(one, other)
         yield (

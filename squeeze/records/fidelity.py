@@ -12,7 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from squeeze.records.record import Estimate
-from squeeze.records.statistics import accuracy_change, block_mean, retained_accuracy, student_mean, token_blocks
+from squeeze.records.statistics import (
+    FEWEST_ITEMS,
+    accuracy_change,
+    block_mean,
+    retained_accuracy,
+    student_mean,
+    token_blocks,
+)
 
 PERCENTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
 BANDS = {"unsure": (0.0, 0.5), "likely": (0.5, 0.9), "confident": (0.9, np.inf)}  # of the baseline's likeliest token
@@ -112,19 +119,19 @@ def generations(arrays: Arrays, baseline: Arrays) -> Estimates:
     return found
 
 
-def pooled(arrays: Arrays, baseline: Arrays) -> Estimates:
+def pooled(arrays: Arrays, baseline: Arrays, fewest: int = FEWEST_ITEMS) -> Estimates:
     """Return the accuracy over the items of all tasks together, and what it lost: more items show smaller losses.
 
     arrays, baseline: TASK_correct, (items,) bool, of the same items. acc_pooled_delta has the interval and the p-value
-    of ``statistics.accuracy_change``. retained_accuracy is a one-sided 95 % bound, from 5,000 items on. Nothing without
-    tasks. Raises ValueError where items are not paired.
+    of ``statistics.accuracy_change``. retained_accuracy is a one-sided 95 % bound, from ``fewest`` items on. Nothing
+    without tasks. Raises ValueError where items are not paired.
     """
     names = sorted(name for name in arrays if name.endswith(ANSWERS))
     if not names:
         return {}
     own, other = (np.concatenate([each[name] for name in names]).astype(bool) for each in (arrays, baseline))
     found = {"acc_pooled": Estimate(float(own.mean()), n=own.size), "acc_pooled_delta": accuracy_change(own, other)}
-    if (kept := retained_accuracy(own, other)) is not None:
+    if (kept := retained_accuracy(own, other, fewest)) is not None:
         found["retained_accuracy"] = Estimate(kept, n=own.size)
     return found
 

@@ -19,11 +19,11 @@ ANSWERS, BASELINE = "_correct", "baseline_"  # how names of such arrays end, and
 def kept(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     """Return what a record keeps of its samples' TASK_correct, (items,), tasks in the order of their names.
 
-    That is nothing for a model that predicts text, whose losses rank it, and for more than MOST_ITEMS items.
+    That is nothing for more than MOST_ITEMS items.
     """
     own = sorted(name for name in arrays if name.endswith(ANSWERS) and not name.startswith(BASELINE))
     found = [arrays[name] for name in own]
-    if "token_nll" in arrays or not 0 < sum(map(len, found)) <= MOST_ITEMS:
+    if not 0 < sum(map(len, found)) <= MOST_ITEMS:
         return ""
     return packed(np.concatenate(found))
 

@@ -19,6 +19,7 @@ from squeeze.records.fidelity import GENERATED, fidelity, pooled
 from squeeze.records.plausibility import implausible
 from squeeze.records.record import IMPLAUSIBLE, Estimate, Record, Status
 from squeeze.records.sanitize import public
+from squeeze.records.statistics import fewest_items
 from squeeze.records.turns import TIMINGS, how_timed
 from squeeze.runner.alike import unlike
 from squeeze.runner.attempt import Attempt, now
@@ -88,7 +89,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
     diverged = str(scored["reason"]) if scored.get("diverged") else ""
     if not diverged:
         estimates |= figures.changes(arrays, baseline_arrays, attempt.cell.protocol["seed"])
-        estimates |= pooled(arrays, baseline_arrays)
+        estimates |= pooled(arrays, baseline_arrays, fewest_items(attempt.cell.is_classifier))
     found = {name: values[name] for values in (scored, weighed) for name in REALISED if values.get(name) is not None}
     found |= _decoded(attempt, scored, of_baseline) | _encoded(attempt, scored)
     record = replace(
@@ -107,7 +108,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
             **_floor(of_baseline),
         },
         block_nll=() if diverged else _block_nll(arrays),
-        item_correct="" if diverged else items.kept(arrays),
+        item_correct=items.kept(arrays) if attempt.cell.is_classifier and not diverged else "",
         flags=tuple(flags(attempt, {**scored, **weighed, **found})),
     )
     if implausible(record):

@@ -80,7 +80,7 @@ def quality_key(subject: Measured, baseline: Measured | None) -> str:
     Of questions and texts the content counts, as it lies here now.
     """
     protocol, bench = subject.cell.protocol, benches() / "test_quality.py"
-    scoring = CLASSIFYING if subject.cell.model["kind"] == "classifier" else SCORING
+    scoring = CLASSIFYING if subject.cell.is_classifier else SCORING
     return digest(
         {
             "artifacts": [[each.artifact.key, each.artifact.hash] for each in (subject, baseline) if each],
