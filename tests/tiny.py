@@ -12,9 +12,10 @@ ARCHITECTURES = (*CAUSAL, "bert")
 
 
 def tiny_subject(name: str, dtype: str = "float32", seed: int = 0) -> Subject:
-    """A random 2-layer model with its byte-level tokenizer."""
-    kind = "encoder" if name == "bert" else "causal_lm"
-    return load_baseline({"source": f"random:{name}", "seed": seed, "kind": kind, "dtype": dtype})
+    """A random 2-layer model with its byte-level tokenizer; ``bert_classifier`` has two classes."""
+    architecture = name.removesuffix("_classifier")
+    kind = "classifier" if name != architecture else "encoder" if name == "bert" else "causal_lm"
+    return load_baseline({"source": f"random:{architecture}", "seed": seed, "kind": kind, "dtype": dtype})
 
 
 def tiny_model(name: str, dtype: str = "float32", seed: int = 0) -> nn.Module:

@@ -3,7 +3,8 @@
 Below the cache root lie, by what they hold:
 
     FETCHED    what came from elsewhere, and what follows from it alone: models, texts, questions, their hashes
-    COMPUTED   what this code computed: artifacts, quality, statistics of calibration, trainings to go on with
+    COMPUTED   what this code computed: artifacts, quality, statistics of calibration, models that it fine-tuned,
+               trainings to go on with
     AGREED     what the runs on a machine agree on: who holds a device, which baseline is the faster one
 """
 
@@ -25,7 +26,7 @@ from squeeze.core.hashing import sha256
 from squeeze.core.scratch import Scratch
 
 FETCHED = frozenset({"converted", "corpora", "digests", "hub", "members", "ngrams", "wheels"})
-COMPUTED = frozenset({"artifacts", "calibration", "quality", "training"})
+COMPUTED = frozenset({"artifacts", "calibration", "quality", "trained", "training"})
 AGREED = frozenset({"locks", "speed_baseline"})
 VARIABLE = "SQUEEZE_CACHE"  # names the root, also to the processes that a run starts
 MANIFEST = ".manifest.json"

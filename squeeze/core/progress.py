@@ -68,14 +68,17 @@ def training(title: str, steps: int) -> Iterator[Trained]:
 
 
 def _lines(title: str, steps: int) -> Trained:
-    """Print a line for the first step, the last one, and now and then between."""
-    last = -LINE_EVERY
+    """Print a line for the first step, the last one, and now and then between, with the time that is left."""
+    last, begun = -LINE_EVERY, time.monotonic()
+    first = 0  # step that was told first: a training that goes on begins at a later one
 
     def tell(done: int, loss: float) -> None:
-        nonlocal last
+        nonlocal last, begun, first
         now = time.monotonic()
+        begun, first = (begun, first) if first else (now, done)
         if done == steps or now - last >= LINE_EVERY:
-            print(f"{title}: step {done} of {steps}, loss {loss:.4f}", file=sys.stderr, flush=True)
+            left = f", {(now - begun) / (done - first) * (steps - done):.0f} s left" if first < done < steps else ""
+            print(f"{title}: step {done} of {steps}, loss {loss:.4f}{left}", file=sys.stderr, flush=True)
             last = now
 
     return tell

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from squeeze.core.errors import Unsupported
 
 # Where each architecture keeps its list of transformer blocks, below the base model.
-BLOCK_LISTS = ("layers", "h", "decoder.layers", "encoder.layer")
+BLOCK_LISTS = ("layers", "h", "decoder.layers", "encoder.layer", "transformer.layer")
 
 
 def base_model(model: nn.Module) -> nn.Module:
@@ -80,6 +80,16 @@ def head(model: nn.Module) -> nn.Module:
     if found is None:
         raise Unsupported(f"{type(model).__name__} has no language-modelling head")
     return found  # type: ignore[no-any-return]
+
+
+def is_classifier(model: nn.Module) -> bool:
+    """Tell whether a model tells the classes of whole texts apart: as transformers calls such models."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def classes(model: nn.Module) -> int:
+    """Return how many classes a classifier tells apart."""
+    return int(model.config.num_labels)  # type: ignore[union-attr,arg-type]
 
 
 def dtype(model: nn.Module) -> torch.dtype:

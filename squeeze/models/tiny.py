@@ -6,13 +6,25 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from squeeze.core.errors import SqueezeError, hint
 
 END, PAD, CLS, SEP = "<|endoftext|>", "<|pad|>", "[CLS]", "[SEP]"
 SPECIAL_TOKENS = (END, PAD, CLS, SEP)
 VOCABULARY = 256 + len(SPECIAL_TOKENS)
+KINDS: dict[str, Any] = {
+    "causal_lm": AutoModelForCausalLM,
+    "encoder": AutoModel,
+    "classifier": AutoModelForSequenceClassification,
+}
 
 # One shape in each architecture's own words: 2 layers, hidden 64 (groups of 16, 32 and 64 divide it), 4 heads.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -51,7 +63,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def random_model(architecture: str, seed: int, kind: str) -> PreTrainedModel:
-    """Return a float32 model of the named architecture (a key of ``SHAPES``), the same for the same seed.
+    """Return a float32 model of the named architecture (a key of ``SHAPES``) and kind, the same for the same seed.
 
     Every parameter is random, biases and norms too, so that a technique that loses one of them is noticed.
     Torch's global generator is left as it was. Raises SqueezeError for an unknown architecture.
@@ -65,7 +77,7 @@ def random_model(architecture: str, seed: int, kind: str) -> PreTrainedModel:
         pad_token_id=SPECIAL_TOKENS.index(PAD) + 256,
         **SHAPES[architecture],
     )
-    auto_class = AutoModel if kind == "encoder" else AutoModelForCausalLM
+    auto_class = KINDS[kind]
     with torch.random.fork_rng(devices=[]):
         model: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)

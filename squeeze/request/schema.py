@@ -25,7 +25,7 @@ from squeeze.request.rules import (
     or_null,
     several,
 )
-from squeeze.sources import classification, corpora, own_questions, tasks
+from squeeze.sources import classification, corpora, own_questions, sentiment, tasks, trained
 
 MOST_STEPS = 64  # of a technique
 ACCURACY, CLASSIFIER = "accuracy", "classifier"  # how its rows are ranked, and the kind of model
@@ -155,12 +155,20 @@ def _check_known(where: str, value: str, known: Sequence[str]) -> None:
 
 
 def _check_pinned(model: Mapping[str, Any]) -> None:
-    needed = PINNED.get(model["source"].partition(":")[0], ())
+    needed = PINNED.get(trained.base(model)["source"].partition(":")[0], ())
     for name in needed:
         if name not in model:
             raise SqueezeError(
-                f"model.{name} is missing: {model['source']} must be pinned to {_OPTIONAL[name].allowed}"
+                f"model.{name} is missing: {model['source']} must be pinned to {_allowed(_OPTIONAL[name])}"
             )
+    own = trained.is_trained(model)
+    if own != ("fine_tuning" in model):
+        raise SqueezeError(
+            f"model.fine_tuning is {'missing' if own else 'given'}, the source is {model['source']}; a source"
+            f" {trained.PREFIX}SOURCE has it, and no other"
+        )
+    if own and model["kind"] != "classifier":
+        raise SqueezeError(f"model.kind: {model['kind']!r} is not allowed; only a classifier is fine-tuned here")
 
 
 # What a source cannot do without.
@@ -174,14 +182,24 @@ MODEL_PINS: Mapping[str, Rule] = {
 _MODEL: Schema = {
     "name": NAME,
     "source": matching(
-        "pypi:NAME==VERSION, hf:ORG/NAME, file:PATH, packaged:NAME or random:ARCHITECTURE",
-        r"(pypi|hf|file|packaged|random):.+",
+        "pypi:NAME==VERSION, hf:ORG/NAME, file:PATH, packaged:NAME, random:ARCHITECTURE, or trained:SOURCE",
+        r"(trained:)?(pypi|hf|file|packaged|random):.+",
     ),
     "kind": one_of("causal_lm", "encoder", "classifier"),
     "dtype": DTYPE,
 }
 
-_OPTIONAL: Mapping[str, Rule] = {"member": TEXT, "seed": at_least(0), **MODEL_PINS}
+# How squeeze trains a classifier itself. batch: sentences. tokens: of a sentence, at most.
+_FINE_TUNING: Schema = {
+    "corpus": one_of(sentiment.CORPUS),
+    "epochs": POSITIVE,
+    "batch": POSITIVE,
+    "tokens": POSITIVE,
+    "learning_rate": ABOVE_ZERO,
+    "seed": at_least(0),
+}
+
+_OPTIONAL: Schema = {"member": TEXT, "seed": at_least(0), "fine_tuning": _FINE_TUNING, **MODEL_PINS}
 
 _TECHNIQUE: Schema = {
     "name": NAME,

@@ -106,6 +106,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
             **({"rounds_ended": attempt.rounds_ended} if attempt.rounds_ended else {}),
             "energy": "counted" if "energy_j_per_token" in estimates else NOT_AVAILABLE,
             **_floor(of_baseline),
+            **candidate.artifact.step_by_step,
         },
         block_nll=() if diverged else _block_nll(arrays),
         item_correct=items.kept(arrays) if attempt.cell.is_classifier and not diverged else "",
@@ -165,6 +166,7 @@ def _building(attempt: Attempt) -> dict[str, Estimate]:
         "build_seconds": Estimate(info["seconds"]),
         "build_seconds_marginal": Estimate(info["seconds_marginal"]),
         "build_peak_bytes": Estimate(info["peak_bytes"]),
+        **figures.training(info.get("training", ())),
         **overheads,
     }
 

@@ -121,14 +121,17 @@ class InProcess:
 
 
 def artifact_of(cell: Cell) -> Path:
-    """Return the cell's artifact: from the cache, or built in this process.
+    """Return the cell's artifact: from the cache, or built in this process, its model fine-tuned before.
 
     Raises Unsupported when a technique refuses the model, and whatever else building raises.
     """
+    from squeeze.artifacts import trained
     from squeeze.artifacts.build import build  # torch: seconds
+    from squeeze.probes.energy import Meter
     from squeeze.probes.memory import measured
 
-    return keys.made(keys.artifact_key(cell), lambda folder: build(cell, folder, measured))
+    trained.make(cell.model, cell.runtime)
+    return keys.made(keys.artifact_key(cell), lambda folder: build(cell, folder, measured, counted=Meter))
 
 
 def _baseline(cell: Cell) -> Cell:

@@ -165,8 +165,9 @@ def uncontrolled(cells: Sequence[Cell], records: Iterable[Record]) -> list[Cell]
 
 def advice(alone: Sequence[Cell]) -> str:
     """Say in one line what trained cells without control, at least one, lack."""
+    control = "finetune_classifier" if alone[0].model["kind"] == "classifier" else "finetune"
     others = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
     return (
         f"{alone[0].label}{others}: trained, but without a control, so that a gain may be the text's rather than the "
-        "method's; add technique=finetune with the same training_steps and learning_rate"
+        f"method's; add technique={control} with the same training_steps and learning_rate"
     )

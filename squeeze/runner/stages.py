@@ -19,12 +19,13 @@ from squeeze.core.paths import benches
 from squeeze.records.record import Status
 from squeeze.records.sanitize import public
 from squeeze.request.cell import Cell
+from squeeze.runner import fine_tuning
 from squeeze.runner.jobs.executor import Executor
 from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, StageError
 from squeeze.runner.results import Artifact, Measured, Process, Scoring
 from squeeze.runtimes import contract as runtimes
-from squeeze.sources import corpora, overlap, task_data, tasks
+from squeeze.sources import corpora, overlap, sentiment, task_data, tasks, trained
 from squeeze.sources import fetch as assets
 
 # Of the protocol, what the quality stage reads.
@@ -37,9 +38,10 @@ def build(shop: Executor, cell: Cell, log: Path) -> Artifact:
     """Return the cell's artifact: from the cache, or built.
 
     One that was built in the open, by ``pytest benches``, is built anew: nothing was withheld from it.
-    Raises StageError when the model cannot be fetched, or the build does not end well.
+    Raises StageError when the model cannot be fetched or fine-tuned, or the build does not end well.
     """
-    _fetch(cell)
+    fetch(cell)
+    fine_tuning.see_to(shop, cell, log)
     seconds = 0.0
 
     def make(folder: Path) -> None:
@@ -47,7 +49,7 @@ def build(shop: Executor, cell: Cell, log: Path) -> Artifact:
         seconds = shop.run(Job(cell, folder, "build", folder.parent), log, "build")
 
     key = keys.artifact_key(cell)
-    _forget_if_built_in_the_open(keys.folder(key))
+    forget_if_built_in_the_open(keys.folder(key))
     keys.made(key, make)
     return Artifact.read(cell, seconds)
 
@@ -94,17 +96,20 @@ def quality_key(subject: Measured, baseline: Measured | None) -> str:
     )
 
 
-def _fetch(cell: Cell) -> None:
+def fetch(cell: Cell) -> None:
     """Fetch model, texts and questions here, where progress shows, no limit runs and no device is held.
 
     Raises StageError, as invalid for a cell that is calibrated on what it is scored on; TransientError when the disk is
     full.
     """
     try:
-        if not str(cell.model["source"]).startswith("random:"):
-            assets.fetch(cell.model)
-        if cell.calibration:
-            corpora.text(cell.calibration["corpus"])
+        start = trained.base(cell.model)
+        if not str(start["source"]).startswith("random:"):
+            assets.fetch(start)
+        for corpus in _trained_on(cell):
+            corpora.text(corpus)
+            if corpus == sentiment.CORPUS:
+                sentiment.sentences("train")
         task_data.hashes(_tasks(cell), _texts(cell))
         check_calibration(cell)
     except TransientError as error:
@@ -116,7 +121,8 @@ def _fetch(cell: Cell) -> None:
         raise StageError(Failure(status, public(str(error)), "fetch")) from error
 
 
-def _forget_if_built_in_the_open(artifact: Path) -> None:
+def forget_if_built_in_the_open(artifact: Path) -> None:
+    """Remove an artifact from the cache from whose build nothing was withheld: an official run builds it anew."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # there is none, or it is damaged and made anew
         if json.loads((artifact / keys.BUILD_INFO).read_bytes()).get(keys.WITHHELD) is False:
             shutil.rmtree(artifact.parent)
@@ -125,6 +131,11 @@ def _forget_if_built_in_the_open(artifact: Path) -> None:
 def check_calibration(cell: Cell) -> None:
     """Raise IntegrityError for a cell that is calibrated on what it is scored on (``sources.overlap``)."""
     overlap.check(cell.calibration, cell.protocol, asked=_tasks(cell))
+
+
+def _trained_on(cell: Cell) -> list[str]:
+    """Return the corpora that a cell is calibrated on, and that its model is fine-tuned on here."""
+    return [part["corpus"] for part in (cell.calibration, cell.model.get("fine_tuning")) if part]
 
 
 def _texts(cell: Cell) -> list[str]:

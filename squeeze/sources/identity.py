@@ -9,6 +9,7 @@ from typing import Any
 from squeeze.core import cache
 from squeeze.core.hashing import digest, sha256
 from squeeze.sources import fetch as assets
+from squeeze.sources import trained
 from squeeze.sources.corpora import corpus_hash
 
 # Raise when squeeze.models.load, gguf_source or tiny come to give other weights from the same source.
@@ -17,18 +18,31 @@ LOADING = 1
 # Raise when squeeze.sources.corpora comes to draw other calibration windows from the same corpus.
 SAMPLING = 1
 
+# Raise when squeeze.artifacts.trained, or what it calls, comes to train other weights from the same model and text.
+TRAINING = 1
+
 PINS = ("source", "member", "sha256", "wheel_sha256", "revision", "seed", "kind")
 
 
 def baseline_hash(model: Mapping[str, Any]) -> str:
     """Hash (sha256) where a model's weights come from: its pins, or the content of a local source. Not its dtype.
 
+    Of one that is fine-tuned here: what it starts from, the sentences by their content, the schedule, and the trainer.
     Raises SqueezeError for a local source that is not there.
     """
+    if trained.is_trained(model):
+        schedule = dict(model["fine_tuning"])
+        start, text = baseline_hash(trained.base(model)), corpus_hash(schedule["corpus"])
+        return digest({"training": TRAINING, "base": start, "text": text, "schedule": schedule})
     pins = {key: model[key] for key in PINS if model.get(key) is not None}
     if str(model["source"]).startswith("file:"):
         pins["source"] = _content_hash(assets.fetch(model))
     return digest({"loading": LOADING, **pins})
+
+
+def trained_place(model: Mapping[str, Any]) -> str:
+    """Return where below the cache root a model lies that is fine-tuned here, whether it is there or not."""
+    return f"trained/{baseline_hash(model)[:16]}"
 
 
 def calibration_hash(calibration: Mapping[str, Any]) -> str:

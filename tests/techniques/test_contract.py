@@ -20,9 +20,11 @@ from squeeze.request.cell import Cell
 from squeeze.request.expand import cells
 from squeeze.request.steps import find
 from squeeze.techniques.calibration import CalibrationText
+from tests.snippets import CLASSIFIERS_ONLY
 from tests.tiny import ARCHITECTURES, tiny_subject
 
-NAMES = sorted(path.stem for path in (paths.conf() / "technique").glob("*.yaml"))
+ALL = {path.stem for path in (paths.conf() / "technique").glob("*.yaml")}
+NAMES = sorted(ALL - CLASSIFIERS_ONLY)  # those have tests of their own: test_classifiers.py
 DENSE = {"none", "finetune", "kv_cache"}  # the baseline, the control of trained rows, and what compresses no weights
 NEED_A_HEAD = {"finetune", "kv_cache", "qat", "qat_lsq"}  # they look at predicted tokens; an encoder predicts none
 PAIRS = [(name, shape) for name in NAMES for shape in ARCHITECTURES if not (shape == "bert" and name in NEED_A_HEAD)]

@@ -38,6 +38,8 @@ from squeeze.runner.results import Process
 
 SCRATCH = "squeeze-"  # begins the names of scratch folders
 SPINS = "10000"  # turns of libgomp's waiting loop, some tens of microseconds
+TELLING = ("build", "training")  # stages that say how far they are
+LONGEST_TRAINING = 24 * 3600.0  # seconds: the limit of a fine-tuning that hangs; any other takes what it takes
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Executor:
             return failed
 
     def _alone(self, job: Job, log: Path, what: str) -> _End:
-        said = LastLine(log, _size(log)) if job.stage == "build" else None  # reading would disturb what is measured
+        said = LastLine(log, _size(log)) if job.stage in TELLING else None  # reading would disturb what is measured
         with self.display.process(f"{job.cell.label}: {what}", said):
             [end] = self._run([(job, log)], what)
         return end
@@ -219,7 +221,10 @@ def device_lock(device: str) -> Iterator[None]:
 
 
 def _limits(job: Job) -> Limits:
-    return Limits(**job.cell.protocol["limits"]["latency" if job.stage == "machine" else job.stage])
+    limits = job.cell.protocol["limits"]
+    if job.stage == "training":
+        return Limits(LONGEST_TRAINING, limits["build"]["bytes"])
+    return Limits(**limits["latency" if job.stage == "machine" else job.stage])
 
 
 def _sound(end: _End) -> float:

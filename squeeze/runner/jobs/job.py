@@ -11,14 +11,15 @@ from squeeze.request.cell import Cell
 
 MACHINE = "machine.json"  # in the output folder of the stage that measures the machine
 
-Stage = Literal["build", "latency", "machine", "quality"]
+Stage = Literal["build", "latency", "machine", "quality", "training"]
 
 
 @dataclass(frozen=True)
 class Job:
     """Define the job file of `pytest benches --cell FILE`.
 
-    artifact: folder of the artifact (the build stage makes it); out: folder for the samples, written once, at the end;
+    artifact: folder of the artifact (the build stage makes it), or of the model that the training stage fine-tunes;
+    out: folder for the samples, written once, at the end;
     baseline: samples folder of the baseline's quality stage (None for a baseline, and where nothing is scored);
     baseline_artifact: its artifact (None for the quality of a baseline).
     """

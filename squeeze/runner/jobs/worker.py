@@ -56,19 +56,33 @@ Perform = Callable[[Path, int | None], int]  # the path of a job file, the descr
 
 
 def perform(path: Path, gate: int | None) -> int:
-    """Do one job in this process and return its exit code: build an artifact, or run the benches of one stage."""
+    """Do one job in this process and return its exit code: build, fine-tune, or run the benches of one stage."""
     job = Job.read(path)
     if job.stage == "build":
         from squeeze.artifacts.build import build
+        from squeeze.probes.energy import Meter
         from squeeze.probes.memory import measured
         from squeeze.sources.withheld import withhold
 
         _keep_temporary_files(path.parent)
         withheld = withhold(job.cell.model, job.cell.calibration)
         try:
-            build(job.cell, job.artifact, measured, withheld=True)
+            build(job.cell, job.artifact, measured, counted=Meter, withheld=True)
         finally:
             withheld.check()  # however it ended: what it tried is what its row says
+        return 0
+    if job.stage == "training":
+        from squeeze.artifacts.trained import fine_tune
+        from squeeze.sources import trained
+        from squeeze.sources.withheld import withhold
+
+        _keep_temporary_files(path.parent)
+        model = job.cell.model
+        withheld = withhold(trained.base(model), {"corpus": model["fine_tuning"]["corpus"]})
+        try:
+            fine_tune(model, job.cell.runtime, job.artifact)
+        finally:
+            withheld.check()
         return 0
     if job.stage == "machine":
         from squeeze.probes import peaks
