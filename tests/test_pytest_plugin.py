@@ -37,7 +37,6 @@ PROTOCOL = {
 }
 RUNTIME = {"name": "eager", "device": "cpu", "threads": 1, "_target_": "eager.Eager"}
 OWN_BENCHES = """
-import numpy as np
 import pytest
 
 def test_sound(job, samples):
