@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from squeeze.core.errors import SqueezeError
+from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.core.progress import training as shown
 from squeeze.techniques.contract import EnergyMeter, Point, Workplace
 from squeeze.techniques.processes import Processes
@@ -42,7 +42,7 @@ class Plan:
     2016, arXiv:1608.03983, eq. 5), or constant.
     patience: how many looks at the held-out windows may find no lower loss before the training ends; in the end the
     parameters go back to where that loss was least. None: it takes all steps, and leaves the last one's parameters.
-    Raises SqueezeError for an unknown schedule, and where at_once or patience is below 1.
+    Raises Unsupported for an unknown schedule, and where at_once or patience is below 1.
     """
 
     steps: int
@@ -54,10 +54,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
-            raise SqueezeError(f"schedule={self.schedule!r} is not known; choose from: {', '.join(get_args(Schedule))}")
+            raise Unsupported(f"schedule={self.schedule!r} is not known; choose from: {', '.join(get_args(Schedule))}")
         for name, value in (("at_once", self.at_once), ("patience", self.patience)):
             if value is not None and value < 1:
-                raise SqueezeError(f"{name}={value} is not allowed, expected at least 1, or null")
+                raise Unsupported(f"{name}={value} is not allowed, expected at least 1, or null")
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""

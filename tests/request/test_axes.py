@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from squeeze.boards.table import COLUMNS
 from squeeze.core import paths
+from squeeze.core.errors import SqueezeError
 from squeeze.request import axes
 from squeeze.request.cell import Cell
 from squeeze.request.choices import Choices
@@ -35,6 +37,7 @@ class Factors:
 NEW_AXIS = """
 import sys
 from pathlib import Path
+from typing import Any
 from squeeze.request import axes
 
 rank = axes.Axis(
@@ -109,11 +112,38 @@ def test_a_field_of_a_step_that_has_another_axiss_name_is_not_taken_for_it() -> 
     assert cell.label == "m-t-4"
 
 
+@pytest.mark.parametrize(
+    ("fields", "label"),
+    [
+        ({}, "m-distil"),
+        ({"alpha": 0.0}, "m-distil-a0"),
+        ({"divergence": "reverse", "temperature": 2.5}, "m-distil-reverse-t2.5"),
+        ({"divergence": "jsd", "alpha": 0.9}, "m-distil-jsd-a0.9"),
+    ],
+)
+def test_students_are_told_apart_by_what_they_learn_from(fields: dict[str, Any], label: str) -> None:
+    step = {"_target_": "distillation.Distillation", "divergence": "forward", "temperature": 1.0, "alpha": 1.0, **fields}
+    cell = Cell({"name": "m", "dtype": "float32"}, {"name": "distil", "family": "training", "steps": [step]})
+    assert cell.label == label
+
+
+def test_an_alpha_that_is_no_teachers_share_is_in_no_label() -> None:
+    (cell,) = cells(["model=tiny_llama", "technique=smoothquant", "technique.steps.0.alpha=0.7"])
+    assert cell.label == "tiny_llama-smoothquant"
+
+
 def test_every_axis_says_what_it_means() -> None:
     rows = {name: rest for name, *rest in axes.described({"bits": 4, "replicate": 0, "symmetric": True})}
     assert rows["bits"][:2] == ["4", "an integer from 1 to 16"]
     assert (rows["replicate"][0], rows["symmetric"][0], rows["group_size"][0]) == ("0", "true", "null")
     assert all(meaning for *_, meaning in rows.values())
+
+
+def test_the_share_of_blocks_that_stay_is_in_the_label() -> None:
+    found = cells(["model=tiny_llama", "technique=layer_drop", "layers_kept=0.75,1"])
+    assert [cell.label for cell in found] == ["tiny_llama-layer_drop-layers0.75", "tiny_llama-layer_drop-layers1"]
+    with pytest.raises(SqueezeError, match="layers_kept: 0 is not allowed; expected a number above 0, at most 1"):
+        cells(["model=tiny_llama", "technique=layer_drop", "layers_kept=0"])
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)

@@ -15,6 +15,7 @@ from squeeze.core.errors import Unsupported
 from squeeze.layers.master_weights import MasterLinear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
+from squeeze.request.expand import cells
 from squeeze.techniques import training_loop
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.contract import Workplace
@@ -135,9 +136,9 @@ def test_kept_tokens_stand_in_for_the_teacher(tmp_path: Path, monkeypatch: pytes
     assert workplace.reused_seconds > 0
     assert kept.claims["top_k_mass"] == again.claims["top_k_mass"] == pytest.approx(1, abs=0.01)
     assert shown[0] == shown[1] == ([[number] for number in range(8)], [[number] for number in range(8, 12)])
-    for key, tensor in whole.model.state_dict().items():
-        torch.testing.assert_close(kept.model.state_dict()[key], tensor, rtol=0.02, atol=2e-3)
-        assert torch.equal(kept.model.state_dict()[key], again.model.state_dict()[key])
+    assert distance(kept.model) == pytest.approx(distance(whole.model), rel=1e-3)
+    known = again.model.state_dict()
+    assert all(torch.equal(tensor, known[key]) for key, tensor in kept.model.state_dict().items())
 
 
 def test_no_more_windows_are_kept_than_are_read(tmp_path: Path) -> None:
@@ -151,9 +152,10 @@ def test_matching_counts_by_its_weight_and_its_projections_are_thrown_away() -> 
     found = [technique(match="hidden", match_weight=w).apply(tiny_subject("llama"), CALIBRATION) for w in (0.0, 1.0)]
     plain = technique().apply(tiny_subject("llama"), CALIBRATION)
     weightless, matched = (subject.model.state_dict() for subject in found)
-    assert all(torch.equal(tensor, weightless[key]) for key, tensor in plain.model.state_dict().items())
+    for key, tensor in plain.model.state_dict().items():
+        torch.testing.assert_close(weightless[key], tensor, rtol=1e-3, atol=1e-5)
     assert matched.keys() == weightless.keys()
-    assert not all(torch.equal(tensor, weightless[key]) for key, tensor in matched.items())
+    assert any((tensor - weightless[key]).abs().max() > 1e-3 for key, tensor in matched.items())
     assert found[1].claims == plain.claims
 
 
@@ -190,6 +192,18 @@ def test_a_killed_training_goes_on_to_the_same_student(tmp_path: Path, monkeypat
     assert all(torch.equal(tensor, whole[key]) for key, tensor in continued.model.state_dict().items())
 
 
+def test_recipes_are_rows_of_their_own_with_one_control() -> None:
+    axes = ["model=tiny_llama", "training_steps=2"]
+    planned = cells([*axes, "technique=distil,distil_hidden", "divergence=forward,reverse,jsd", "alpha=1,0"])
+    [control] = cells([*axes, "technique=finetune"])
+    assert len({cell.key for cell in planned}) == len({cell.label for cell in planned}) == 12
+    assert {cell.training for cell in planned} == {control.training}
+    assert [step["_target_"] for step in planned[0].technique["steps"]] == [
+        "layer_drop.LayerDrop",
+        "distillation.Distillation",
+    ]
+
+
 def other_vocabulary() -> Subject:
     subject = tiny_subject("llama")
     subject.model.resize_token_embeddings(300)  # type: ignore[operator]
@@ -212,7 +226,9 @@ def packed() -> Subject:
         (lambda: tiny_subject("llama"), {"top_k": 260}, "top_k is 260, expected 1 to 259"),
     ],
 )
-def test_what_it_cannot_do_is_refused_before_anything_is_touched(subject: Any, fields: dict[str, Any], words: str) -> None:
+def test_what_it_cannot_do_is_refused_before_anything_is_touched(
+    subject: Any, fields: dict[str, Any], words: str
+) -> None:
     given = subject()
     before = {key: tensor.clone() for key, tensor in given.model.state_dict().items()}
     with pytest.raises(Unsupported, match=words):

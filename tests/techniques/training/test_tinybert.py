@@ -61,7 +61,8 @@ def test_a_projection_leads_to_the_teachers_width_and_learns_to() -> None:
 
 def maps(*scores: list[float]) -> Tensor:
     """(1, 1, n, n) attention probabilities of scores, each query seeing itself and those before it."""
-    square = torch.tensor(scores, dtype=torch.float32).masked_fill(torch.ones(len(scores), len(scores)).triu(1) > 0, -torch.inf)
+    square = torch.tensor(scores, dtype=torch.float32)
+    square = square.masked_fill(torch.ones_like(square).triu(1) > 0, -torch.inf)
     return square.softmax(-1)[None, None]
 
 
