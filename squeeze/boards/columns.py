@@ -195,6 +195,7 @@ CLASSIFIED = (
     *(OF[heading] for heading in ("real", "ok")),
 )
 
+
 def columns(rows: pd.DataFrame) -> list[Column]:
     """Return the columns that have something to show of these rows, which are of one board."""
     defined = CLASSIFIED if summary.classified(rows) else COLUMNS

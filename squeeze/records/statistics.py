@@ -169,9 +169,7 @@ def standard_error(correct: npt.ArrayLike) -> float | None:
     return float(np.sqrt(accuracy * (1 - accuracy) / (items - 1))) if items > 1 else None
 
 
-def retained_accuracy(
-    candidate: npt.ArrayLike, baseline: npt.ArrayLike, fewest: int = FEWEST_ITEMS
-) -> float | None:
+def retained_accuracy(candidate: npt.ArrayLike, baseline: npt.ArrayLike, fewest: int = FEWEST_ITEMS) -> float | None:
     """Return the share of the baseline's accuracy that the candidate keeps at least: a one-sided 95 % lower bound.
 
     "Keeps 97 % of accuracy" may be said when this is above 0.97. The bound is Wald's on the log ratio of two paired

@@ -16,8 +16,10 @@ CHANCE = torch.Generator().manual_seed(0)
 TEXTS = [torch.randint(256, (length,), generator=CHANCE).tolist() for length in (3, 17, 9, 30, 4, 12)]
 NO_DATA = CalibrationText.empty()
 
+
 def classifier(dtype: str = "float32", seed: int = 0) -> Subject:
     return tiny_subject("bert_classifier", dtype, seed)
+
 
 @pytest.mark.parametrize("budget", [0, 20, 64, 10_000])
 def test_answers_come_in_order_whatever_the_batches(budget: int) -> None:
@@ -29,9 +31,11 @@ def test_answers_come_in_order_whatever_the_batches(budget: int) -> None:
     assert torch.allclose(found, alone, atol=1e-5)
     assert alone.std(dim=0).min() > 1e-3, "all texts have the same answer, whose order says nothing"
 
+
 def test_padding_is_masked() -> None:
     model = classifier().model
     assert torch.allclose(class_logits(model, TEXTS[:1], 40), class_logits(model, TEXTS[:1]), atol=1e-5)
+
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_depends_on_the_batch_is_told(dtype: str) -> None:

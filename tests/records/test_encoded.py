@@ -10,7 +10,10 @@ from squeeze.records import encoded
 
 
 def test_sums_are_taken_over_rounds_and_the_worst_batch_size_counts() -> None:
-    rounds = [{"encode_apart": {"1": [0.0, 1.0], "8": [0.02, 1.0]}}, {"encode_apart": {"1": [0.0, 3.0], "8": [0.0, 1.0]}}]
+    rounds = [
+        {"encode_apart": {"1": [0.0, 1.0], "8": [0.02, 1.0]}},
+        {"encode_apart": {"1": [0.0, 3.0], "8": [0.0, 1.0]}},
+    ]
     assert encoded.gap(rounds) == pytest.approx(math.sqrt(0.02 / 2))
 
 

@@ -44,9 +44,13 @@ def test_a_batch_is_named_and_counted() -> None:
 
 
 def test_a_classifier_has_times_of_its_own() -> None:
-    own, other = ([{"encode_s": {"1": [each] * 3, "8": [4 * each] * 3}} for each in times] for times in ((0.01,), (0.03,)))
+    own, other = (
+        [{"encode_s": {"1": [each] * 3, "8": [4 * each] * 3}} for each in times] for times in ((0.01,), (0.03,))
+    )
     found = figures.speeds(own, other)
-    assert found.keys() == {f"{name}{end}" for name in ("encode_ms", "items_per_s", "encode_speedup") for end in ("", "_b8")}
+    assert found.keys() == {
+        f"{name}{end}" for name in ("encode_ms", "items_per_s", "encode_speedup") for end in ("", "_b8")
+    }
     assert found["encode_ms"].value == pytest.approx(10)
     assert found["items_per_s_b8"].value == pytest.approx(200)
     assert found["encode_speedup"].value == found["encode_speedup_b8"].value == pytest.approx(3)

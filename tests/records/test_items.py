@@ -17,8 +17,6 @@ from squeeze.records.store import LARGEST_RECORD, decode, encode
 from tests.fabricated import cell, record
 
 
-
-
 @pytest.mark.parametrize("items", [1, 7, 8, 9, 872, MOST_ITEMS])
 def test_answers_come_back_from_their_text(items: int) -> None:
     right = np.random.default_rng(items).random(items) < 0.7

@@ -78,7 +78,9 @@ def test_its_answers_and_times_are_in_the_record(classified: Attempt) -> None:
     encode(record)
 
 
-@pytest.mark.parametrize("name", ["acc_pooled", "kl_divergence", "kl_p90", "top1_agreement", "encode_ms", "items_per_s"])
+@pytest.mark.parametrize(
+    "name", ["acc_pooled", "kl_divergence", "kl_p90", "top1_agreement", "encode_ms", "items_per_s"]
+)
 def test_a_changed_figure_is_found(classified: Attempt, name: str) -> None:
     record, raw = assemble(classified)
     value = record.estimates[name].value * 1.001
@@ -93,7 +95,9 @@ def test_a_changed_answer_is_found(classified: Attempt) -> None:
     assert "item_correct is not what its samples give" in list(disagreements(wrong, dict(np.load(io.BytesIO(raw)))))
 
 
-@pytest.mark.parametrize(("apart", "dependent", "flagged"), [(0.01, False, True), (0.01, True, False), (0.2, True, True)])
+@pytest.mark.parametrize(
+    ("apart", "dependent", "flagged"), [(0.01, False, True), (0.01, True, False), (0.2, True, True)]
+)
 def test_what_is_timed_otherwise_than_scored_is_flagged(
     classified: Attempt, tmp_path: Path, apart: float, dependent: bool, flagged: bool
 ) -> None:
