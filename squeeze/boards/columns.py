@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
@@ -74,7 +75,8 @@ def _points(row: pd.Series) -> str:
     """Say the change of accuracy in points."""
     parts = [f"acc_pooled_delta{end}" for end in ("", "_low", "_high")]
     scaled = {name: 100 * row[name] for name in parts if pd.notna(row.get(name))}
-    return interval(pd.Series({**row.to_dict(), **scaled}), "acc_pooled_delta", "+.1f")
+    in_points: dict[Any, Any] = {**row.to_dict(), **scaled}
+    return interval(pd.Series(in_points), "acc_pooled_delta", "+.1f")
 
 
 def _short_points(row: pd.Series) -> str:

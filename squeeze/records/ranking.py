@@ -68,8 +68,8 @@ def ranking_by_answers(right: npt.ArrayLike) -> Ranking:
     """Rank the classifiers of one comparable group by the items that they answered right, as ``ranking`` by losses.
 
     right: (rows, items) bool, of the same items. Every pair of rows is tested by McNemar's exact test
-    (``statistics.mcnemar``), at a family-wise 5 % by Holm over all pairs. Beyond 1,000 rows the paired t-test over items
-    takes its place, which comes to the same where many answers differ.
+    (``statistics.mcnemar``), at a family-wise 5 % by Holm over all pairs. Beyond 1,000 rows the paired t-test over
+    items takes its place, which comes to the same where many answers differ.
     """
     answers = np.asarray(right, dtype=bool)
     rows = len(answers)

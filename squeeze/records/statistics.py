@@ -165,7 +165,8 @@ def accuracy_change(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> Estima
 
 def standard_error(correct: npt.ArrayLike) -> float | None:
     """Return the standard error of an accuracy p over n items: sqrt(p (1 - p) / (n - 1)); None for fewer than two."""
-    accuracy, items = float(np.mean(correct)), np.size(correct)
+    right = np.asarray(correct, dtype=np.float64)
+    accuracy, items = float(right.mean()), right.size
     return float(np.sqrt(accuracy * (1 - accuracy) / (items - 1))) if items > 1 else None
 
 

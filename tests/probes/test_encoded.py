@@ -22,7 +22,7 @@ from tests.kernels import KERNELS
 from tests.probes.test_classes import classifier
 
 NO_DATA = CalibrationText.empty()
-ROUNDS, LENGTH, BATCHES = 4, 31, (1, 8)
+ROUNDS, LENGTH, BATCHES = 2, 31, (1, 4)
 
 
 class LeftOut(nn.Module):
@@ -71,14 +71,13 @@ def test_honest_models_answer_alike(technique: Any, dtype: str) -> None:
     ],
     ids=["timed lengths", "short texts alone", "every second call"],
 )
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("place", ["0.attention.output.dense", "1.output.dense"])
 def test_one_layer_left_out_where_the_clock_runs_is_found(
-    place: str, dtype: str, leaves_out: Callable[[torch.Size, int], bool]
+    place: str, leaves_out: Callable[[torch.Size, int], bool]
 ) -> None:
-    subject, name = classifier(dtype), f"bert.encoder.layer.{place}"
+    subject, name = classifier(), f"bert.encoder.layer.{place}"
     architecture.replace(subject.model, name, LeftOut(subject.model.get_submodule(name), leaves_out))
-    assert gap(subject) > judged.COARSE
+    assert gap(subject) > 2 * judged.ROUNDED
 
 
 def test_other_logits_are_as_far_off_as_they_are_large() -> None:
