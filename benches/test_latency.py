@@ -1,4 +1,4 @@
-"""Time how long a user waits for the first token (prefill), and from one token to the next (decode).
+"""Time how long a user waits for the first token (prefill), from one token to the next (decode), and for an encoding.
 
 Where members of a block are measured side by side, every repetition of prefill and every few tokens are a turn of this
 process, in which the others wait. What is not timed has turns of its own: loading and warming up, peak memory. Each
@@ -87,7 +87,7 @@ def test_decode(
     samples.put_entry("generated", str(batch), generation.token_ids())
 
 
-@pytest.mark.kind("encoder")
+@pytest.mark.kind("encoder", "classifier")
 def test_encode(
     benchmark: BenchmarkFixture,
     engine: Engine,
@@ -97,16 +97,28 @@ def test_encode(
     turns: Turns,
     batch: int,
 ) -> None:
-    """Time an encoder's forward, all that it has: the time stands where a language model's prefill does."""
+    """Time the forward of a model that sees texts as a whole, all that it has.
+
+    An encoder's time stands where a language model's prefill does. A classifier's answers are kept: they must be those
+    that are scored.
+    """
     protocol, texts = cell.protocol["latency"], (prompts.draw("encode", batch, number) for number in count())
+    answers: list[Tensor] = []
+
+    def classify(text: Tensor) -> None:
+        answers.append(engine.encode(text))
+
+    name, encode = ("encode_s", classify) if cell.is_classifier else ("ttft_s", engine.encode)
     turns.next()
     with samples.stage("warmup"):
         others = warm_texts(prompts, "encode", batch)
         warm = latency.warm_up(lambda: engine.encode(next(others)), protocol["warmup_rounds"])
-    with timed(samples, turns, "ttft_s", batch) as in_turn:
+    with timed(samples, turns, name, batch) as in_turn:
         setup = in_turn(1, lambda: ((next(texts),), {}))
-        benchmark.pedantic(engine.encode, setup=setup, rounds=protocol["prefill_repeats"])
-    keep(samples, "ttft_s", batch, benchmark, warm)
+        benchmark.pedantic(encode, setup=setup, rounds=protocol["prefill_repeats"])
+    keep(samples, name, batch, benchmark, warm)
+    if answers:
+        samples.put_entry("answers", str(batch), [answer.tolist() for answer in answers])
 
 
 def warm_texts(prompts: Prompts, use: str, batch: int) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Measure the quality of the compressed model: perplexity, tasks, and its distance from the baseline."""
+"""Measure the quality of the compressed model: perplexity, tasks, classes, and its distance from the baseline."""
 
 import pytest
 
@@ -12,6 +12,7 @@ COMPARED = 512  # tokens on which the timed forward and the scored one are compa
 
 
 @pytest.mark.quality
+@pytest.mark.kind("causal_lm", "encoder")
 def test_quality(job: Job, engine: TorchEngine, samples: Samples) -> None:
     if job.cell.model["kind"] == "encoder":
         return  # it predicts no next token: the samples of this stage are empty, and its record has no perplexity
@@ -31,3 +32,18 @@ def test_quality(job: Job, engine: TorchEngine, samples: Samples) -> None:
         token_ids = corpora.tokens(protocol["perplexity"]["corpus"], engine.tokenizer, COMPARED)
         difference = quality.scored_difference(engine, token_ids[None].to(runtime["device"]))
         samples.put("scored_difference", difference)
+
+
+@pytest.mark.quality
+@pytest.mark.kind("classifier")
+def test_classification(job: Job, engine: TorchEngine, samples: Samples) -> None:
+    """Measure the accuracy of a classifier, and how far its answers are from the uncompressed model's."""
+    with samples.stage("imports"):
+        from squeeze.probes.classification import measure_classification  # evaluate: seconds
+
+    memory.return_large_blocks()  # texts are of many lengths
+    _, usage = memory.measured(
+        lambda: measure_classification(engine, job.cell.protocol, samples, job.baseline), job.cell.runtime["device"]
+    )
+    samples.put_all(usage.figures("quality"))
+    samples.put("scored_as", engine.scored_as)

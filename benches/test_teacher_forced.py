@@ -1,11 +1,11 @@
-"""Hold the tokens that were decoded while the clock ran against the model that is scored, in every process.
+"""Hold what was decoded, or classified, while the clock ran against the model that is scored, in every process.
 
 It comes after the peaks of memory, which it would raise.
 """
 
 import pytest
 
-from squeeze.probes import teacher_forced
+from squeeze.probes import encoded, teacher_forced
 from squeeze.probes.latency import Prompts
 from squeeze.probes.samples import Samples
 from squeeze.runtimes.contract import TorchEngine
@@ -27,3 +27,13 @@ def test_decoded_is_scored(engine: TorchEngine, prompts: Prompts, samples: Sampl
     samples.put_entry("gaps", f"token_s/{batch}", decoded)
     samples.put_entry("gaps", f"ttft_s/{batch}", first)
     samples.values["coarse"] = engine.subject.cache is not None
+
+
+@pytest.mark.kind("classifier")
+def test_classified_is_scored(engine: TorchEngine, prompts: Prompts, samples: Samples, batch: int) -> None:
+    """Read once more the texts of one of the calls that were timed; nothing tells a forward which."""
+    answers = samples.values["answers"][str(batch)]
+    number = prompts.chance("checked", batch).randrange(len(answers))
+    with samples.stage("teacher_forced"):
+        found = encoded.apart(engine, prompts.draw("encode", batch, number), answers[number])
+    samples.put_entry("encode_apart", str(batch), found)

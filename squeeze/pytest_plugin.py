@@ -36,7 +36,7 @@ IN_PROCESS: pytest.StashKey[InProcess] = pytest.StashKey()
 MARKERS = (
     "quality: benches of the quality stage",
     "once: benches whose figures no round changes, done in the first one only",
-    "kind(name): benches of one kind of model, causal_lm or encoder; without it, of both",
+    "kind(*names): benches of some kinds of model (causal_lm, encoder, classifier); without it, of all",
     "scoring: our scoring against lm-eval's own, side by side; left out unless asked for",
 )
 
@@ -207,7 +207,7 @@ def _stage(node: pytest.Item) -> str:
 def _suits(node: pytest.Item, job: Job) -> bool:
     """Tell whether a bench is one of the job's stage, and of its kind of model."""
     kind = node.get_closest_marker("kind")
-    return job.stage == _stage(node) and (kind is None or kind.args[0] == job.cell.model["kind"])
+    return job.stage == _stage(node) and (kind is None or job.cell.model["kind"] in kind.args)
 
 
 def _job(item: pytest.Item) -> Job | None:

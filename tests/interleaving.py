@@ -2,7 +2,7 @@
 
 from squeeze.records import statistics
 from squeeze.records.turns import turn_ratio
-from squeeze.runner.assemble import MOST_TREND as TREND
+from squeeze.runner.flagging import MOST_TREND as TREND
 from squeeze.runner.rounds import NARROW, settled
 
 __all__ = ["NARROW", "NOMINAL", "ROUNDS", "TREND", "TURN", "TURNS", "settled", "trend", "turn_ratio"]

@@ -18,8 +18,16 @@ BAD = ("a bad film", "bad", "so bad it is", "as bad as it gets", "bad news for a
 TRAIN = [*((text, 1) for text in GOOD), *((text, 0) for text in BAD)]
 HELD_OUT = [("good it is", 1), ("bad it is", 0)]
 
-# Recipes that train a classifier, and nothing else: other models are refused.
-CLASSIFIERS_ONLY = {"distil_classifier", "distil_classifier_hidden", "finetune_classifier"}
+# Recipes that train a classifier: other models are refused. In CHAINS, what is trained is compressed behind it.
+CLASSIFIERS_ONLY = {
+    "distil_classifier",
+    "distil_classifier_hidden",
+    "distil_classifier_int8",
+    "finetune_classifier",
+}
+
+
+CHAINS = {"distil_classifier_int8"}
 
 
 def put(train: Sequence[tuple[str, int]] = TRAIN, held_out: Sequence[tuple[str, int]] = HELD_OUT) -> None:

@@ -194,7 +194,10 @@ def test_modules_that_are_named_in_strings_exist() -> None:
     assert not wrong, told(wrong)
 
 
-@pytest.mark.parametrize("name", sorted({*worker.PRELOADED, *stages.SCORING, keys.BUILDER, launcher.WORKER[-1]}))
+NAMED = {*worker.PRELOADED, *stages.SCORING, *stages.CLASSIFYING, keys.BUILDER, launcher.WORKER[-1]}
+
+
+@pytest.mark.parametrize("name", sorted(NAMED))
 def test_modules_that_are_named_in_strings_can_be_imported(name: str) -> None:
     import_module(name)
     assert find_spec(name) is not None

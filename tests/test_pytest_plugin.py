@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,8 +75,9 @@ def make_job(tmp_path: Path) -> Any:
     def make(name: str = "llama", **fields: Any) -> Path:
         subject = tiny_subject(name)
         artifact.save(subject, tmp_path / "artifact")
-        kind = "encoder" if name == "bert" else "causal_lm"
-        model = {"name": f"tiny_{name}", "source": f"random:{name}", "seed": 0, "kind": kind, "dtype": "float32"}
+        kind = {"bert": "encoder", "bert_classifier": "classifier"}.get(name, "causal_lm")
+        source = f"random:{name.removesuffix('_classifier')}"
+        model = {"name": f"tiny_{name}", "source": source, "seed": 0, "kind": kind, "dtype": "float32"}
         cell = Cell(model, {"name": "none", "family": "baseline", "steps": []}, {}, RUNTIME, PROTOCOL)
         job = Job(cell, tmp_path / "artifact", **{"stage": "latency", "out": tmp_path / "out", **fields})
         path = tmp_path / "job.json"
@@ -176,6 +178,20 @@ def test_an_encoder_has_no_quality_but_its_samples_say_so(
 ) -> None:
     real_benches(pytester, monkeypatch, make_job("bert", stage="quality")).assert_outcomes(passed=1)
     assert "perplexity" not in samples.read(tmp_path / "out").values
+
+
+def test_a_classifier_is_timed_and_what_it_answered_is_read_once_more(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, make_job: Any, tmp_path: Path
+) -> None:
+    result = real_benches(pytester, monkeypatch, make_job("bert_classifier"))
+    result.assert_outcomes(passed=7)  # as an encoder, and two batch sizes once more
+    values = samples.read(tmp_path / "out").values
+    assert not {"ttft_s", "token_s"} & values.keys()
+    assert [len(values["encode_s"][batch]) for batch in ("1", "2")] == [3, 3]
+    assert np.shape(values["answers"]["2"]) == (3, 2, 2)
+    for apart, size in values["encode_apart"].values():
+        assert 0 <= apart < 1e-6 * size
+    assert values["turns"].keys() == {"encode_s/1", "encode_s/2"}
 
 
 def test_a_failed_bench_is_named_and_the_others_are_kept(

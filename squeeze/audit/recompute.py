@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from squeeze.records import estimates as figures
+from squeeze.records import items
 from squeeze.records.estimates import Estimates
 from squeeze.records.fidelity import fidelity, pooled
 from squeeze.records.record import SCHEMA, Estimate, Record, Status
-from squeeze.records.statistics import block_means
+from squeeze.records.statistics import block_means, fewest_items
 from squeeze.records.turns import is_timing, processes
+from squeeze.request.cell import Cell
 
 TOLERANCE = 1e-4  # relative: a record keeps six digits, its samples float32
 P_TOLERANCE = 1e-3  # absolute: the p-value of a large effect moves by orders of magnitude with the last digit
@@ -42,6 +44,8 @@ def disagreements(record: Record, arrays: Arrays) -> Iterator[str]:
         losses = block_means(nll, len(record.block_nll)) if older else figures.block_losses(nll)
         if len(losses) != len(record.block_nll) or not np.allclose(losses, record.block_nll, rtol=TOLERANCE, atol=1e-4):
             yield "block_nll is not what its samples give"
+    if record.item_correct and record.item_correct != items.kept(arrays):
+        yield "item_correct is not what its samples give"
 
 
 def estimates(record: Record, arrays: Arrays) -> Estimates:
@@ -58,7 +62,7 @@ def estimates(record: Record, arrays: Arrays) -> Estimates:
             found[f"acc_{name.removesuffix('_correct')}"] = Estimate(float(array.mean()))
     if record.status is Status.OK:
         found |= figures.changes(paired, of_baseline, record.cell["protocol"]["seed"])
-        found |= pooled(paired, of_baseline)
+        found |= pooled(paired, of_baseline, fewest_items(Cell.from_json(record.cell).is_classifier))
     return found
 
 

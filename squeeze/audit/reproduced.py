@@ -37,12 +37,17 @@ DETERMINED = (
     *("bytes", "bytes_on_disk", "effective_bits", "block_effective_bits", "compression_ratio"),
 )
 SCORED = ("acc_", "kl_")
-TIMED = {"ttft_s": ("ttft_ms", "ttft_speedup"), "token_s": ("decode_tokens_per_s", "decode_speedup")}
+TIMED = {
+    "ttft_s": ("ttft_ms", "ttft_speedup"),
+    "token_s": ("decode_tokens_per_s", "decode_speedup"),
+    "encode_s": ("encode_ms", "encode_speedup"),
+}
 OF_TIMING = (
     "speed_baseline",
     "timing",
     "rounds_ended",
     "decode_gap",
+    "encode_gap",
 )  # what was realised, yet may be otherwise the next time
 ABSOLUTE = "minutes differ: only ratios to a baseline of the same rounds are judged"
 MEMORY_SHARE, MEMORY_BYTES = 0.02, 2**20  # by which two processes that do the same may differ
@@ -83,6 +88,7 @@ def _facts(side: Side) -> dict[str, Any]:
         **{f"realised.{name}": value for name, value in record.realised.items() if name not in OF_TIMING},
         **{name: one for name, one in record.estimates.items() if name in DETERMINED or name.startswith(SCORED)},
         "block_nll": list(record.block_nll),
+        "item_correct": record.item_correct,
     }
 
 
@@ -144,7 +150,7 @@ def _logs(side: Side) -> dict[str, Array]:
         for name in sorted(name for name in side.arrays if name.startswith(f"{kind}_b")):
             ending = suffix(name.rpartition("_b")[2])
             own = np.log(np.median(side.arrays[name], axis=1))
-            found[f"{figure}{ending}"] = own if kind == "ttft_s" else -own
+            found[f"{figure}{ending}"] = -own if kind == "token_s" else own
             found[f"{speedup}{ending}"] = -np.log(round_ratios(side.arrays, kind, name.rpartition("_b")[2]))
     return found
 

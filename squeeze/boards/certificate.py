@@ -66,7 +66,8 @@ def _divergence(record: Record, margins: Margins) -> Finding:
     how = record.realised.get("noise_floor", NOT_MEASURED)
     said = f"{value.value:.2g} nats{_interval(value, '.2g')}"
     if value.high is None:
-        return Finding("KL", UNDECIDED, f"{said}; {value.n} blocks of text are too few for an interval")
+        unit = "blocks of text" if "perplexity" in record.estimates else "texts"
+        return Finding("KL", UNDECIDED, f"{said}; {value.n} {unit} are too few for an interval")
     if floor is None:
         words = f"{said}, no noise floor ({NOT_MEASURED}), margin {margins.kl:g}"
         return Finding("KL", _verdict(Answer.to(KL, value, margins)), words)
@@ -100,7 +101,8 @@ def _details(record: Record) -> Iterator[str]:
         floor = found.get("top1_floor")
         against = "" if floor is None else f"; the baseline with itself {floor.value:.1%}"
         shown = _scaled(top1, 100)
-        yield f"    same likeliest token: {shown.value:.1f}{_interval(shown, '.1f')} %{against}"
+        what = "likeliest token" if "perplexity" in found else "class"
+        yield f"    same {what}: {shown.value:.1f}{_interval(shown, '.1f')} %{against}"
     if (share := found.get("divergent_share")) is not None:
         floor = found.get("divergent_floor")
         against = "" if floor is None else f"; the baseline with itself {floor.value:.0%}"

@@ -1,4 +1,4 @@
-"""Define a board's columns for people, choose those that fit a width, and say what they and their gaps mean.
+"""Define a board's columns for people, and say what they and their gaps mean.
 
 Every figure that a row does not have is a dash, and the reason stands below the table.
 """
@@ -6,12 +6,13 @@ Every figure that a row does not have is a dash, and the reason stands below the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
-from rich.cells import cell_len
 
+from squeeze.boards import summary
 from squeeze.boards.flags import star
 from squeeze.boards.words import DAGGER, DASH, interval, mark, number, rank, short_label, size
 from squeeze.records.sanitize import line
@@ -68,6 +69,18 @@ def _accuracy(row: pd.Series) -> str:
     value = pooled if pd.notna(pooled) else pd.Series(tasks, dtype=float).mean()
     own = "" if row["family"] == "baseline" else mark(row, "acc_pooled_delta")
     return f"{number(value, '.1%')} {own}".rstrip()
+
+
+def _points(row: pd.Series) -> str:
+    """Say the change of accuracy in points."""
+    parts = [f"acc_pooled_delta{end}" for end in ("", "_low", "_high")]
+    scaled = {name: 100 * row[name] for name in parts if pd.notna(row.get(name))}
+    in_points: dict[Any, Any] = {**row.to_dict(), **scaled}
+    return interval(pd.Series(in_points), "acc_pooled_delta", "+.1f")
+
+
+def _short_points(row: pd.Series) -> str:
+    return f"{number(100 * row.get('acc_pooled_delta', float('nan')), '+.1f')} {mark(row, 'acc_pooled_delta')}".rstrip()
 
 
 def _real(row: pd.Series) -> str:
@@ -148,57 +161,67 @@ COLUMNS = (
     Column("ok", lambda row: str(row["coverage"]), words="the technique's cells that succeeded"),
 )
 
-# What is given up, in this order, until a table is narrow enough.
-FULL, SHORT, GONE = "full", "short", "gone"
-Step = Mapping[str, str]  # heading -> the form that its column takes
-NARROWER: tuple[Step, ...] = (
-    *({name: GONE} for name in ("ok", "group", "top-1", "tok/s", "other text", "bits")),
-    {"change": SHORT},
-    {"real": GONE},
-    {"change": GONE, "perplexity": SHORT},
-    {"speed-up": SHORT},
-    *({name: GONE} for name in ("accuracy", "KL", "size")),
+OF = {column.heading: column for column in COLUMNS}
+# Of a board of classifiers, which are ranked by accuracy and predict no text.
+CLASSIFIED = (
+    replace(
+        OF["rank"],
+        words="from 1 + how many rows are shown better in accuracy to how many are not shown worse",
+        gap="no answers to rank it by, or a flag that takes the rank from it",
+    ),
+    *(OF[heading] for heading in ("group", "technique", "bits", "size")),
+    Column("texts/s", lambda row: number(row.get("items_per_s"), ".1f"), words="classified, one at a time"),
+    Column(
+        "speed-up",
+        lambda row: interval(row, "encode_speedup", ".2f"),
+        words="of classifying one text, against the uncompressed model in its faster dtype",
+        gap=OF["speed-up"].gap,
+        short=lambda row: f"{number(row.get('encode_speedup'), '.2f')} {mark(row, 'encode_speedup')}".rstrip(),
+    ),
+    replace(OF["accuracy"], where="", words="share of right answers", gap="not scored"),
+    Column(
+        "change",
+        _of_compressed(_points),
+        words="of accuracy, in points, from the uncompressed model's",
+        gap="not scored beside the uncompressed model",
+        short=_of_compressed(_short_points),
+    ),
+    Column(
+        "kept",
+        lambda row: number(row.get("retained_accuracy"), ".1%"),
+        where="retained_accuracy",
+        words="share of the accuracy that is kept at least (one-sided 95 %)",
+    ),
+    replace(OF["KL"], words="how far class probabilities are from the uncompressed model's, nats a text"),
+    replace(OF["top-1"], words="share of texts that both put into one class"),
+    *(OF[heading] for heading in ("real", "ok")),
 )
 
 
 def columns(rows: pd.DataFrame) -> list[Column]:
-    """Return the columns that have something to show of these rows."""
-    return [column for column in COLUMNS if not column.where or any(text != DASH for text in _texts(column, rows))]
+    """Return the columns that have something to show of these rows, which are of one board."""
+    defined = CLASSIFIED if summary.classified(rows) else COLUMNS
+    return [column for column in defined if not column.where or any(text != DASH for text in _texts(column, rows))]
 
 
-def fitting(rows: pd.DataFrame, width: int) -> list[Column]:
-    """Return the columns of these rows that fit ``width`` characters, the most telling ones, some in a short form."""
-    full = columns(rows)
-    widths = {form: {column.heading: _width(column, rows) for column in forms} for form, forms in _forms(full).items()}
+def legend(frame: pd.DataFrame, shown: Sequence[Column] | None = None) -> str:
+    """Say what the columns and signs of a table mean, and by which margins its verdicts are.
 
-    def fits(steps: Sequence[Step]) -> bool:
-        how = _how(steps)
-        kept = [column.heading for column in full if how.get(column.heading) != GONE]
-        return 1 + sum(1 + widths[how.get(name, FULL)][name] for name in kept) <= width
-
-    given_up: list[Step] = []
-    for step in NARROWER:
-        if not fits(given_up):
-            given_up.append(step)
-    for step in reversed(given_up[:-1]):  # the last one was needed; an earlier one may not be, after it
-        later = given_up[given_up.index(step) + 1 :]
-        fewer = [other for other in given_up if other is not step]
-        if not step.keys() & _how(later).keys() and fits(fewer):
-            given_up = fewer
-    how = _how(given_up)
-    forms = _forms(full)
-    return [
-        next(form for form in forms[how.get(column.heading, FULL)] if form.heading == column.heading)
-        for column in full
-        if how.get(column.heading) != GONE
-    ]
-
-
-def legend(frame: pd.DataFrame, shown: Sequence[Column] = COLUMNS) -> str:
-    """Say what the columns and signs of a table mean, and by which margins its verdicts are."""
-    told = [f"{column.heading[0].upper()}{column.heading[1:]}: {column.words}." for column in shown if column.words]
+    shown: the columns that are seen; None: all that its boards may have.
+    """
+    if shown is None:
+        kinds = {summary.classified(board) for board in summary.boards(frame)}
+        shown = [*(COLUMNS if False in kinds else ()), *(CLASSIFIED if True in kinds else ())]
+    seen = {(column.heading, column.words) for column in shown if column.words}
+    every = dict.fromkeys((*COLUMNS, *CLASSIFIED))
+    told = [_meaning(column) for column in every if (column.heading, column.words) in seen]
     margins = frame["margins"].iloc[0].replace(",", ", ")
     return " ".join([*told, SIGNS.format(margins=margins)])
+
+
+def _meaning(column: Column) -> str:
+    heading = f"{column.heading[0].upper()}{column.heading[1:]}"
+    return f"{heading if column in COLUMNS else f'Of classifiers, {column.heading}'}: {column.words}."
 
 
 def gaps(rows: pd.DataFrame, shown: Sequence[Column]) -> Iterator[str]:
@@ -218,19 +241,6 @@ def gaps(rows: pd.DataFrame, shown: Sequence[Column]) -> Iterator[str]:
 
 def _of_itself(column: Column, row: pd.Series) -> bool:
     return bool(row["family"] == "baseline" and column.heading in ("change", "KL", "top-1"))
-
-
-def _how(steps: Sequence[Step]) -> dict[str, str]:
-    return {name: form for step in steps for name, form in step.items()}
-
-
-def _forms(full: Sequence[Column]) -> dict[str, list[Column]]:
-    """Return the columns in full and, those that have such a form, short."""
-    return {FULL: list(full), SHORT: [replace(column, text=column.short) for column in full if column.short]}
-
-
-def _width(column: Column, rows: pd.DataFrame) -> int:
-    return max(map(cell_len, [column.heading, *_texts(column, rows)]))
 
 
 def _texts(column: Column, rows: pd.DataFrame) -> list[str]:

@@ -30,6 +30,7 @@ from squeeze.records.estimates import changes
 from squeeze.records.plausibility import implausible
 from squeeze.records.record import (
     DECODES_OTHERWISE,
+    ENCODES_OTHERWISE,
     IMPLAUSIBLE,
     NOT_CAUSAL,
     UNSTEADY,
@@ -39,12 +40,12 @@ from squeeze.records.record import (
     Status,
 )
 from squeeze.records.rows import Side, called, find, unlike_environments
-from squeeze.records.statistics import accuracy_change, mcnemar, ratio, retained_accuracy
+from squeeze.records.statistics import accuracy_change, fewest_items, mcnemar, ratio, retained_accuracy
 from squeeze.records.store import RecordStore
 from squeeze.records.turns import processes, round_ratio, round_ratios
 
 Named = tuple[str, Side]  # what a row is called beside the other, and the row
-TIMINGS = {"ttft_s": "first token", "token_s": "decoding"}
+TIMINGS = {"ttft_s": "first token", "token_s": "decoding", "encode_s": "classifying"}
 
 
 def explain(results: Path, a: str, b: str, allow_mixed: bool = False, margins: Margins | None = None) -> None:
@@ -126,7 +127,9 @@ def _heading(name: str, side: Side) -> str:
 
 def _alone(side: Side) -> Iterator[str]:
     """Yield the row's own figures, against its own baseline."""
-    for name in ("decode_speedup", "ttft_speedup", "perplexity", "perplexity_delta"):
+    of_text = "perplexity" in side.record.estimates
+    quality = ("perplexity", "perplexity_delta") if of_text else ("acc_pooled", "acc_pooled_delta")
+    for name in ("decode_speedup", "ttft_speedup", "encode_speedup", *quality):
         if (estimate := side.record.estimates.get(name)) is not None:
             yield f"  {name}: {estimate.value:.4g}{_interval(estimate)}"
 
@@ -141,7 +144,7 @@ def _speed(first: Side, second: Side, margins: Margins) -> Iterator[str]:
     for name in sorted(name for name in first.arrays.keys() & second.arrays.keys() if name.startswith(tuple(TIMINGS))):
         what = f"{TIMINGS[name.rpartition('_b')[0]]} at batch {name.rpartition('_b')[2]}"
         estimate = _times_as_fast(first, second, name)
-        vetoes = [flag for flag in (WARMING, DECODES_OTHERWISE) if flag in flags]
+        vetoes = [flag for flag in (WARMING, DECODES_OTHERWISE, ENCODES_OTHERWISE) if flag in flags]
         said = f"{FAILED} ({', '.join(vetoes)})" if vetoes else _in_words(SPEED, estimate, margins)
         yield f"  {what}: {estimate.value:.3f} times as fast{_interval(estimate)}, {estimate.n} rounds{note}: {said}"
 
@@ -177,7 +180,7 @@ def _answers(first: Side, second: Side, margins: Margins) -> Iterator[str]:
     for name in sorted(name for name in endings if not name.startswith("baseline_")):
         one, other = first.arrays[name].astype(bool), second.arrays[name].astype(bool)
         flips = mcnemar(one, other)
-        bound = retained_accuracy(one, other)
+        bound = retained_accuracy(one, other, fewest_items(first.cell.is_classifier))
         kept = "" if bound is None else f"; keeps at least {bound:.1%} of the accuracy (one-sided 95 %)"
         change = accuracy_change(one, other)
         yield (

@@ -10,6 +10,7 @@ import pandas as pd
 from squeeze.records.record import (
     CONTENDED,
     DECODES_OTHERWISE,
+    ENCODES_OTHERWISE,
     GRID_FLATTERED,
     IMPLAUSIBLE,
     NOT_CAUSAL,
@@ -29,6 +30,7 @@ WORDS = {
     IMPLAUSIBLE: "better on the text than its distance from the uncompressed model allows; it has no rank",
     DECODES_OTHERWISE: "the tokens that were timed are not those that the scored model chooses; it has no rank",
     NOT_CAUSAL: "later tokens move the scores of earlier ones, so that its perplexity says nothing; it has no rank",
+    ENCODES_OTHERWISE: "the classifier that was timed answers otherwise than the one that is scored; it has no rank",
 }
 INFORMING = frozenset({UNSTEADY})  # of the machine more than of the row: it gets no star
 

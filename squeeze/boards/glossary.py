@@ -60,6 +60,9 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
         "decode_speedup": Term("how many times as fast it decodes as the uncompressed model", "times"),
         "ttft_ms": Term("time to the first token", "ms"),
         "ttft_speedup": Term("how many times as fast to the first token as the uncompressed model", "times"),
+        "encode_ms": Term("from token ids to their classes, of a classifier", "ms"),
+        "items_per_s": Term("texts classified, one at a time", "a second"),
+        "encode_speedup": Term("how many times as fast it classifies as the uncompressed model", "times"),
         "itl_p50_ms": Term("from a token to the next, median of each process", "ms"),
         "itl_p95_ms": Term("from a token to the next, 95th percentile of each process", "ms"),
         "load_seconds": Term("from a process that has imported everything to a model that answers", "s"),
@@ -102,6 +105,8 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
         "control_perplexity": Term("of its control"),
         "control_perplexity_ood": Term("of its control, on other text"),
         "perplexity_over_control": Term("ratio of its perplexity to its control's", "times"),
+        "control_acc_pooled": Term("share of right answers of its control"),
+        "acc_over_control": Term("its share of right answers less its control's"),
         "batch_dependent": Term("whether its scores depend on what else is in the batch"),
         "scored_as": Term("the forward that was scored, where it is not the one that was timed"),
     },
@@ -167,6 +172,13 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
     },
 }
 TERMS: Mapping[str, Term] = {name: term for group in GROUPS.values() for name, term in group.items()}
+# The same words of classifiers, whose unit is a text.
+OF_CLASSIFIERS: Mapping[str, Term] = {
+    "kl_divergence": Term("from the uncompressed model's class probabilities", "nats a text"),
+    "kl_median": Term("the same, median over texts", "nats"),
+    "top1_agreement": Term("share of texts that both put into one class"),
+    "batch_dependent": Term("whether its answers depend on what else is in the batch"),
+}
 BATCH = re.compile(r"(.+)_b(\d+)")
 TASK = re.compile(r"acc_(\w+?)(_delta)?")
 # What is known of a figure besides its value, in columns of their own.

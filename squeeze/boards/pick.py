@@ -20,16 +20,17 @@ from squeeze.boards.terms import Terms
 from squeeze.boards.words import short_label
 from squeeze.core.errors import SqueezeError, hint
 from squeeze.core.progress import console
-from squeeze.records.ranking import ranking
+from squeeze.records.items import unpacked
+from squeeze.records.ranking import ranking, ranking_by_answers
 from squeeze.records.record import UNRANKED, Record, Status
 from squeeze.records.store import RecordStore
 
 # Columns of which more is better; of all others, less is.
 MORE = re.compile(
-    r"(acc_.*|top1_agreement|retained_accuracy|first_divergence|decode_tokens_per_s|\w+_speedup|compression_ratio"
-    r"|mbu|mfu|sparsity|max_context_estimated)(_b\d+)?"
+    r"(acc_.*|top1_agreement|retained_accuracy|first_divergence|decode_tokens_per_s|items_per_s|\w+_speedup"
+    r"|compression_ratio|mbu|mfu|sparsity|max_context_estimated)(_b\d+)?"
 )
-TESTED = "perplexity"  # its differences are tested, paired by block of tokens
+TESTED, ANSWERED = "perplexity", "acc_pooled"  # differences are tested, paired by block of tokens or by item
 NORMAL = 1.96  # standard errors of a 95 % interval
 
 
@@ -58,19 +59,22 @@ class Bound:
         return f"{self.column} {'>=' if self.least else '<='} {self.value:,.6g}"
 
 
-def show(results: Path, most: Sequence[str], least: Sequence[str], by: str, asked: Terms = terms.NONE) -> int:
+def show(
+    results: Path, most: Sequence[str], least: Sequence[str], by: str | None = None, asked: Terms = terms.NONE
+) -> int:
     """Print the ok rows that keep all bounds, each board's best in column ``by`` first; returns 0, or 1 for none.
 
     Rows that a flag takes the rank from (``records.record.UNRANKED``) are none of them.
 
-    most, least: such as ``bytes=80M``. asked: terms whose columns may be bounded, too. A row is said to tie
-    where no difference to the board's best is shown.
+    most, least: such as ``bytes=80M``. by: None is perplexity, or accuracy where no row has a perplexity. asked: terms
+    whose columns may be bounded, too. A row is said to tie where no difference to the board's best is shown.
     Raises SqueezeError for a bound that is none, a column that is not there or holds no numbers, and without records.
     """
     bounds = [*(Bound.of(text, least=False) for text in most), *(Bound.of(text, least=True) for text in least)]
     found = list(RecordStore(results).require())
     records = {record.attempt: record for record in found}
     frame = table(map(asked.applied, found))
+    by = by or (ANSWERED if summary.classified(frame) else TESTED)
     frame = (
         frame[(frame["status"] == Status.OK) & ~flagged(frame, *UNRANKED)]
         .assign(**{by: numbers(frame, by)})
@@ -110,12 +114,16 @@ def best_first(board: pd.DataFrame, by: str) -> pd.DataFrame:
 def ties(board: pd.DataFrame, by: str, records: Mapping[str, Record]) -> npt.NDArray[np.bool_]:
     """Tell which rows (rows,) are not shown to be worse than the first.
 
-    In perplexity: the paired t-test over blocks of tokens, corrected (Holm) for all pairs of these rows. In other
-    columns: where their intervals or spreads meet, and those without one are equal.
+    In perplexity: the paired t-test over blocks of tokens, corrected (Holm) for all pairs of these rows; in accuracy of
+    classifiers: McNemar's test over items, corrected likewise. In other columns: where their intervals or spreads
+    meet, and those without one are equal.
     """
     losses = [records[attempt].block_nll for attempt in board["attempt"]]
     if by == TESTED and len({len(each) for each in losses}) == 1 and losses[0]:
         return np.asarray(ranking(np.array(losses)).low == 1)
+    answers = [records[attempt].item_correct for attempt in board["attempt"]]
+    if by == ANSWERED and all(answers) and len({answer.partition(":")[0] for answer in answers}) == 1:
+        return np.asarray(ranking_by_answers(np.stack([unpacked(answer) for answer in answers])).low == 1)
     value = board[by].to_numpy()
     error = NORMAL * board.get(f"{by}_stderr", pd.Series(0.0, board.index)).fillna(0.0).to_numpy(dtype=float)
     low, high = (

@@ -45,8 +45,18 @@ STYLE: Any = {
 
 
 @dataclass(frozen=True)
+class Quality:
+    """Define the y axis: ``column``, of which less (``better`` -1) or more (1) is better, and its ``change``."""
+
+    column: str
+    label: str
+    better: int
+    change: str
+
+
+@dataclass(frozen=True)
 class Panel:
-    """Define the x axis: ``column`` in units of ``unit``, the boolean that says whether it is real.
+    """Define the x axis: ``column`` in units of ``unit``, the boolean that says whether it is real; and the y axis.
 
     verdict: the estimate whose verdict stands behind a row's name.
     """
@@ -57,11 +67,19 @@ class Panel:
     better: int  # -1: smaller is better, 1: larger
     real: str
     verdict: str
+    quality: Quality
 
 
+PERPLEXITY = Quality("perplexity", "perplexity (less is better)", -1, "perplexity_delta")
+ACCURACY = Quality("acc_pooled", "accuracy (more is better)", 1, "acc_pooled_delta")
+SIZE, DECODING, CLASSIFYING = "size on disk, MB", "decoding, tokens/s at batch 1", "classifying, texts/s at batch 1"
 PANELS = (
-    Panel("bytes", 1e6, "size on disk, MB", -1, "bytes_real", "perplexity_delta"),
-    Panel("decode_tokens_per_s", 1.0, "decoding, tokens/s at batch 1", 1, "compute_real", "decode_speedup"),
+    Panel("bytes", 1e6, SIZE, -1, "bytes_real", "perplexity_delta", PERPLEXITY),
+    Panel("decode_tokens_per_s", 1.0, DECODING, 1, "compute_real", "decode_speedup", PERPLEXITY),
+)
+OF_CLASSIFIERS = (
+    Panel("bytes", 1e6, SIZE, -1, "bytes_real", "acc_pooled_delta", ACCURACY),
+    Panel("items_per_s", 1.0, CLASSIFYING, 1, "compute_real", "encode_speedup", ACCURACY),
 )
 
 
@@ -83,7 +101,8 @@ def draw(frame: pd.DataFrame) -> Figure:
     named = []
     for board, row in zip(shown, figure.subplots(len(shown), len(PANELS), squeeze=False), strict=True):
         row[0].set_title(_plain(summary.title(board)), loc="left", fontsize=10, fontweight="bold")
-        named += [(axes, _draw(axes, panel, board, families)) for panel, axes in zip(PANELS, row, strict=True)]
+        panels = OF_CLASSIFIERS if summary.classified(board) else PANELS
+        named += [(axes, _draw(axes, panel, board, families)) for panel, axes in zip(panels, row, strict=True)]
     figure.legend(handles=_legend(families), loc="outside upper left", ncols=len(families) + 3, frameon=False)
     figure.supxlabel(_caption(shown, len(boards) - len(shown)), fontsize=8, color="#444444")
     figure.draw_without_rendering()
@@ -96,7 +115,7 @@ def draw(frame: pd.DataFrame) -> Figure:
 def _draw(axes: Axes, panel: Panel, board: pd.DataFrame, families: Sequence[str]) -> list[Text]:
     """Draw one panel; returns the names in it."""
     axes.set_xlabel(f"{panel.label} ({'more' if panel.better > 0 else 'less'} is better)")
-    axes.set_ylabel("perplexity (less is better)")
+    axes.set_ylabel(panel.quality.label)
     rows = _placed(panel, board)
     if rows.empty:
         axes.text(0.5, 0.5, "no row has both figures", transform=axes.transAxes, ha="center")
@@ -121,17 +140,20 @@ def _draw(axes: Axes, panel: Panel, board: pd.DataFrame, families: Sequence[str]
 
 def _placed(panel: Panel, board: pd.DataFrame) -> pd.DataFrame:
     """Return the rows to draw, those on the front first, with their place (x, y) and whether ``beyond`` the edge."""
+    sign = panel.quality.better
+    figures = board.reindex(columns=[panel.quality.column, panel.column]).astype(float)
     drawn = (board["status"] == Status.OK) & ~flagged(board, *UNRANKED)
-    for name in ("perplexity", panel.column):
-        drawn &= board[name].astype(float).between(*DRAWN)
-    rows = board[drawn]
-    ceiling = rows["perplexity"].min() * HEADROOM
+    for name in figures:
+        drawn &= figures[name].between(*DRAWN)
+    rows, quality = board[drawn], figures.loc[drawn, panel.quality.column]
+    ceiling = quality.min() * HEADROOM if sign < 0 else np.inf
     rows = rows.assign(
-        x=rows[panel.column].astype(float) / panel.unit,
-        y=rows["perplexity"].clip(upper=ceiling),
-        beyond=rows["perplexity"] > ceiling,
+        x=figures.loc[drawn, panel.column] / panel.unit,
+        y=quality.clip(upper=ceiling),
+        quality=quality,
+        beyond=quality > ceiling,
     )
-    rows["front"] = front(-panel.better * rows["x"], rows["perplexity"]) & ~rows["beyond"]
+    rows["front"] = front(-panel.better * rows["x"], -sign * quality) & ~rows["beyond"]
     return rows.sort_values("front", ascending=False, kind="stable").head(MOST_ROWS)
 
 
@@ -139,15 +161,15 @@ def _point(axes: Axes, panel: Panel, row: pd.Series, families: Sequence[str]) ->
     colour, marker = _look(families, row["family"])
     filled = row["family"] == "baseline" or row[panel.real] is True
     if not row["beyond"]:
-        above = _bar(row["perplexity"], row, "perplexity_delta", relative=False)
-        aside = _bar(row["x"], row, "decode_speedup", relative=True) if panel.column == "decode_tokens_per_s" else None
+        above = _bar(row["y"], row, panel.quality.change, relative=False)
+        aside = _bar(row["x"], row, panel.verdict, relative=True) if panel.verdict.endswith("_speedup") else None
         axes.errorbar(row["x"], row["y"], yerr=above, xerr=aside, color=colour, lw=1, capsize=2, zorder=2)
     axes.plot(row["x"], row["y"], marker, color=colour, mfc=colour if filled else "white", ms=7, mew=1.4, zorder=3)
 
 
 def _bar(value: float, row: pd.Series, name: str, *, relative: bool) -> list[list[float]] | None:
     """Carry the paired interval of a change against the baseline over to the value itself: [[below], [above]]."""
-    change, low, high = (row[column] for column in (name, f"{name}_low", f"{name}_high"))
+    change, low, high = (row.get(column, np.nan) for column in (name, f"{name}_low", f"{name}_high"))
     if pd.isna(low) or max(map(abs, (change, low, high))) > DRAWN[1] or (relative and not change):
         return None
     scale = value / change if relative else 1.0
@@ -156,13 +178,13 @@ def _bar(value: float, row: pd.Series, name: str, *, relative: bool) -> list[lis
 
 def _name(panel: Panel | None, row: pd.Series) -> str:
     """Return a row's label; in a panel, its range of ranks before and the sign of its verdict: ``3-6 rtn-4-g64 ▲``."""
-    label, perplexity = _plain(words.short_label(row)), row["perplexity"]
+    label, value = _plain(words.short_label(row)), row["quality"]
     if panel is not None:
         place = words.rank(row).strip(words.DASH)
         label = " ".join(part for part in (place, label, words.mark(row, panel.verdict)) if part)
     if not row["beyond"]:
         return label
-    return f"{label} ↑ " + (f"{perplexity:.3g}" if perplexity < 1000 else f"{perplexity:.0e}".replace("e+0", "e"))
+    return f"{label} ↑ " + (f"{value:.3g}" if value < 1000 else f"{value:.0e}".replace("e+0", "e"))
 
 
 def _plain(text: str) -> str:
@@ -204,7 +226,7 @@ def _caption(shown: Sequence[pd.DataFrame], boards_left_out: int) -> str:
     parts = [
         "Bars: 95 % intervals of the change against the baseline.",
         f"In boards of at most {MOST_ROWS} rows, before a name: its ranks, as far as tests tell. Behind, against the "
-        "baseline in perplexity (left) and decoding speed (right): ▲ better, ▼ worse, "
+        "baseline in perplexity or accuracy (left) and speed (right): ▲ better, ▼ worse, "
         "= equal within the margin, ~ undecided, ? failed.",
         "Hollow: left, not small on disk in fact; right, no low-bit arithmetic.",
         f"↑ beyond {HEADROOM:g} times the best perplexity, drawn on the edge.",

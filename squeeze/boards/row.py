@@ -8,15 +8,17 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from squeeze.boards import flags
-from squeeze.boards.glossary import GROUPS, WHOLE, group_of, term
+from squeeze.boards import flags, summary
+from squeeze.boards.glossary import GROUPS, OF_CLASSIFIERS, WHOLE, Term, group_of, term
 from squeeze.boards.table import table
 from squeeze.boards.words import mark, short_label, size
 from squeeze.records.answers import UNDECIDED, amount, kind
 from squeeze.records.record import Estimate, Record, Status
 from squeeze.records.sanitize import line
 
-SPREAD = re.compile(r"(ttft_ms|itl_p\d+_ms|decode_tokens_per_s|load_seconds|energy_\w+|cost_\w+|\w+_bytes)(_b\d+)?")
+SPREAD = re.compile(
+    r"(ttft_ms|encode_ms|itl_p\d+_ms|(decode_token|item)s_per_s|load_seconds|energy_\w+|cost_\w+|\w+_bytes)(_b\d+)?"
+)
 LARGE = 1e4  # from where a figure of four digits would hide part of a whole number
 SHARES = re.compile(r"acc_\w+|top1_\w+|retained_accuracy|\w*divergent_\w+|\w*repetition|mbu|mfu|compressed_share")
 
@@ -30,10 +32,11 @@ def figures(record: Record, records: Sequence[Record]) -> Iterator[str]:
         told[group_of(name)].append(_figure(name, record.estimates[name], row))
     if record.status is Status.OK and pd.notna(row["rank_low"]):
         place = f"{row['rank_low']} to {row['rank_high']}" if row["rank_low"] != row["rank_high"] else row["rank_low"]
-        told["place on the board"].append(f"rank {place}, by perplexity: group {row['group']}")
+        by = "accuracy" if _is_classifier(row) else "perplexity"
+        told["place on the board"].append(f"rank {place}, by {by}: group {row['group']}")
     for name, value in record.realised.items():
         if name not in record.estimates and (said := _plain(value)):
-            known = term(name)
+            known = _term(name, row)
             told[group_of(name)].append(f"{name}: {said}" + (f" ({known.words})" if known else ""))
     told["quality"] += _step_by_step(record)
     for group in GROUPS:
@@ -57,7 +60,7 @@ def _step_by_step(record: Record) -> Iterator[str]:
 
 def _figure(name: str, estimate: Estimate, row: pd.Series) -> str:
     """Say an estimate: ``decode_speedup: 1.42 times [1.38 to 1.46, 95 %], faster ▲ (how many times as fast ...)``."""
-    known = term(name)
+    known = _term(name, row)
     unit = "" if known is None or known.unit == WHOLE else known.unit
     shown = _valued(name, estimate.value, unit)
     ends = [_valued(name, end, unit) for end in (estimate.low, estimate.high) if end is not None]
@@ -65,6 +68,15 @@ def _figure(name: str, estimate: Estimate, row: pd.Series) -> str:
         bounds = f"{ends[0].removesuffix(unit).rstrip()} to {ends[1]}"
         shown += f", {bounds} over the rounds" if SPREAD.fullmatch(name) else f" [{bounds}, 95 %]"
     return f"{name}: {shown}{_verdict(name, row)}" + (f" ({known.words})" if known else "")
+
+
+def _is_classifier(row: pd.Series) -> bool:
+    return summary.classified(pd.DataFrame([row]))
+
+
+def _term(name: str, row: pd.Series) -> Term | None:
+    """Return what a figure of the row is: of a classifier in its own words."""
+    return (OF_CLASSIFIERS.get(name) if _is_classifier(row) else None) or term(name)
 
 
 def _verdict(name: str, row: pd.Series) -> str:

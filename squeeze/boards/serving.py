@@ -20,12 +20,13 @@ LEGEND = (
     "saw, empty where it has none."
 )
 BATCHED = re.compile(
-    r"((?:decode_tokens_per_s|decode_speedup|ttft_ms|ttft_speedup|itl_p50_ms|itl_p95_ms|energy_j_per_token"
-    r"|cost_per_mtok|cost_per_mtok_prefill)(?:_low|_high|_verdict)?)(?:_b(\d+))?"
+    r"((?:decode_tokens_per_s|decode_speedup|ttft_ms|ttft_speedup|encode_ms|items_per_s|encode_speedup|itl_p50_ms"
+    r"|itl_p95_ms|energy_j_per_token|cost_per_mtok|cost_per_mtok_prefill)(?:_low|_high|_verdict)?)(?:_b(\d+))?"
 )
 ONCE = ("load_seconds", LONGEST)  # of a row, whatever the batch
 PEAKS = ("load_peak_bytes", "prefill_peak_bytes", "decode_peak_bytes")
-NEWER = ("itl_p50_ms", "cost_per_mtok", "cost_per_mtok_prefill", LONGEST)  # boards of old records lack all of these
+# Boards of old records lack all of these.
+NEWER = ("itl_p50_ms", "encode_ms", "cost_per_mtok", "cost_per_mtok_prefill", LONGEST)
 
 
 def _number(name: str, digits: str, scale: float = 1.0) -> Callable[[pd.Series], str]:
@@ -45,6 +46,9 @@ COLUMNS = (
     Column("TTFT speed-up", _ratio("ttft_speedup"), where="ttft_speedup"),
     Column("tok/s", _number("decode_tokens_per_s", ".1f"), where="decode_tokens_per_s"),
     Column("decode speed-up", _ratio("decode_speedup"), where="decode_speedup"),
+    Column("encode ms", _number("encode_ms", ".4g"), where="encode_ms"),
+    Column("texts/s", _number("items_per_s", ".1f"), where="items_per_s"),
+    Column("encode speed-up", _ratio("encode_speedup"), where="encode_speedup"),
     Column("next ms", _number("itl_p50_ms", ".4g"), where="itl_p50_ms"),
     Column("p95 ms", _number("itl_p95_ms", ".4g"), where="itl_p95_ms"),
     Column("J/token", _number("energy_j_per_token", ".3g"), where="energy_j_per_token"),

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 import pandas as pd
 
 from squeeze.boards import flags
-from squeeze.boards.controls import NONE, OVER
+from squeeze.boards.controls import NONE, OVER, OVER_ANSWERS
 from squeeze.boards.words import DAGGER, DASH, interval, short_label
 from squeeze.records.record import Status
 from squeeze.records.sanitize import line
@@ -31,6 +31,11 @@ def title(board: pd.DataFrame) -> str:
     return line(
         f"{first['model']}, protocol {first['protocol']}, {first['device']}, machine {first['fingerprint'][:8]}"
     )
+
+
+def classified(rows: pd.DataFrame) -> bool:
+    """Tell whether rows of one board are classifiers, ranked by accuracy: they have answers, and predict no text."""
+    return "acc_pooled" in rows and bool(rows["acc_pooled"].notna().any()) and not rows["perplexity"].notna().any()
 
 
 def parted(board: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -87,17 +92,21 @@ def controls(board: pd.DataFrame) -> list[str]:
 
 
 def _control(row: pd.Series) -> str:
+    answers = classified(pd.DataFrame([row]))
     if row["control"] == NONE:
-        return line(f"{short_label(row)}: control: none; measure technique=finetune with the same training settings")
+        technique = "finetune_classifier" if answers else "finetune"
+        return line(f"{short_label(row)}: control: none; measure technique={technique} with the same training settings")
     ratio = interval(row, OVER, ".3g")
     parts = (
         _pair(row, "perplexity", "perplexity"),
         "" if ratio == DASH else f"ratio {ratio}",
         _pair(row, "perplexity_ood", "on other text"),
+        _pair(row, "acc_pooled", "accuracy") if answers else "",
+        "" if pd.isna(row.get(OVER_ANSWERS)) else f"difference {interval(row, OVER_ANSWERS, '+.3f')}",
     )
     return line(f"{short_label(row)}: {'; '.join(part for part in parts if part)}")
 
 
 def _pair(row: pd.Series, name: str, words: str) -> str:
-    own, control = row.get(name), row[f"control_{name}"]
+    own, control = row.get(name), row.get(f"control_{name}")
     return "" if pd.isna(own) or pd.isna(control) else f"{words} {own:.4g}, its control's {control:.4g}"

@@ -7,7 +7,7 @@ is ranked, tested or counted across boards.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from squeeze.boards import controls, terms
 from squeeze.boards.terms import Terms
 from squeeze.core.hashing import digest
 from squeeze.records.answers import ACCURACY, FAILED, PERPLEXITY, SPEED, Estimates, Kind, Margins, answers, kind
+from squeeze.records.items import unpacked
 from squeeze.records.plausibility import implausible
-from squeeze.records.ranking import ranking
+from squeeze.records.ranking import Ranking, ranking, ranking_by_answers
 from squeeze.records.record import (
     DECODES_OTHERWISE,
+    ENCODES_OTHERWISE,
     IMPLAUSIBLE,
     NOT_CAUSAL,
     UNRANKED,
@@ -64,7 +66,7 @@ LAST_COLUMNS = (
 WARMED_UP_NEVER = "every process moved the same way by over 10 %"
 # Flags that leave a kind of figure without a verdict.
 VETOES: Mapping[Kind, tuple[str, ...]] = {
-    SPEED: (WARMING, DECODES_OTHERWISE),
+    SPEED: (WARMING, DECODES_OTHERWISE, ENCODES_OTHERWISE),
     PERPLEXITY: (IMPLAUSIBLE, NOT_CAUSAL),
     ACCURACY: (IMPLAUSIBLE, NOT_CAUSAL),
 }
@@ -96,8 +98,10 @@ def table(records: Iterable[Record], margins: Margins | None = None) -> pd.DataF
     frame = controls.joined(_newest(pd.concat(frames, ignore_index=True)))
     frame["label"] = distinct(list(frame.pop("labelled")))
     found = {**_ranks(frame), "coverage": _coverage(frame), **_verdicts(frame, margins or Margins())}
-    frame = _arranged(frame.assign(**found).drop(columns=["block_nll", "training", "doubt"]))
-    return frame.sort_values(READING_ORDER, na_position="last", ignore_index=True)
+    frame = _arranged(frame.assign(**found).drop(columns=["block_nll", "item_correct", "training", "doubt"]))
+    wrong = 1 - frame["acc_pooled"] if "acc_pooled" in frame else np.nan  # what orders classifiers of one rank
+    order = frame.assign(perplexity=frame["perplexity"].fillna(wrong)).sort_values(READING_ORDER, na_position="last")
+    return frame.loc[order.index].reset_index(drop=True)
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -131,6 +135,7 @@ def _row(record: Record) -> dict[str, Any]:
         "finished": record.finished,
         "precedence": record.precedence,
         "block_nll": np.array(record.block_nll, dtype=np.float32),
+        "item_correct": record.item_correct,
     }
 
 
@@ -173,18 +178,31 @@ def _newest(frame: pd.DataFrame) -> pd.DataFrame:
 def _ranks(frame: pd.DataFrame) -> dict[str, pd.Series]:
     """Return each row's range of ranks on its board, and its group.
 
-    Missing where one failed, has no losses, or has some that are not believed.
+    Missing where one failed, has neither losses nor, of a classifier, answers, or has some that are not believed.
     """
     places = {name: pd.Series(pd.NA, index=frame.index, dtype="Int64") for name in ("rank_low", "rank_high")}
     group = pd.Series(None, index=frame.index, dtype=object)
-    lengths = frame["block_nll"].map(len)
-    scored = frame[(frame["status"] == Status.OK) & (lengths > 0) & ~flagged(frame, *UNRANKED)]
-    for _, board in scored.groupby("board"):
-        board = board[lengths[board.index] == lengths[board.index].mode()[0]]
-        found = ranking(np.stack(list(board["block_nll"])))
-        places["rank_low"][board.index], places["rank_high"][board.index] = found.low, found.high
-        group[board.index] = found.group
+    believed = frame[(frame["status"] == Status.OK) & ~flagged(frame, *UNRANKED)]
+    for rows, found in (*_by_losses(believed), *_by_answers(believed)):
+        places["rank_low"][rows], places["rank_high"][rows] = found.low, found.high
+        group[rows] = found.group
     return {"rank": places["rank_low"], **places, "group": group}
+
+
+def _by_losses(frame: pd.DataFrame) -> Iterator[tuple[pd.Index, Ranking]]:
+    """Yield the rows of each board that have losses of the same text, and their ranking."""
+    lengths = frame["block_nll"].map(len)
+    for _, board in frame[lengths > 0].groupby("board"):
+        board = board[lengths[board.index] == lengths[board.index].mode()[0]]
+        yield board.index, ranking(np.stack(list(board["block_nll"])))
+
+
+def _by_answers(frame: pd.DataFrame) -> Iterator[tuple[pd.Index, Ranking]]:
+    """Yield the classifiers of each board that answered as many items, and their ranking."""
+    counts = frame["item_correct"].map(lambda text: text.partition(":")[0])
+    for _, board in frame[(counts != "") & (frame["block_nll"].map(len) == 0)].groupby("board"):
+        board = board[counts[board.index] == counts[board.index].mode()[0]]
+        yield board.index, ranking_by_answers(np.stack(list(board["item_correct"].map(unpacked))))
 
 
 def _coverage(frame: pd.DataFrame) -> pd.Series:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from squeeze.boards import columns, literature, serving, summary, terms
+from squeeze.boards import columns, literature, narrow, serving, summary, terms
 from squeeze.boards.columns import Column
 from squeeze.boards.drift import Drift, drifts
 from squeeze.boards.literature import Comparison
@@ -44,9 +44,7 @@ def show(results: Path, costs: bool = False, asked: Terms = terms.NONE) -> None:
         return
     frame = read(results, asked)
     shown = [column for board in summary.boards(frame) for column in _print(out, board)]
-    headings = {column.heading for column in shown}
-    told = [column for column in columns.COLUMNS if column.heading in headings]
-    out.print(Text(columns.legend(frame, told), style="dim"))
+    out.print(Text(columns.legend(frame, shown), style="dim"))
 
 
 def show_rows(frame: pd.DataFrame, keys: Collection[str], most: int = MOST_ROWS) -> None:
@@ -109,7 +107,7 @@ def _print(
         failed = failed[failed["key"].isin(list(keys))]
     every = summary.shown(ok, keys)
     rows = every if most is None else every.head(most)
-    shown = columns.fitting(rows, out.width) if len(rows) else []
+    shown = narrow.fitting(rows, out.width) if len(rows) else []
     if shown:
         out.print(_table(summary.title(board), shown, rows))
     else:

@@ -75,11 +75,13 @@ def compare(first: str, second: str, results: Path, allow_mixed: bool, margins: 
 @results_option
 @click.option("--max", "most", multiple=True, metavar="COLUMN=VALUE", help="At most, such as bytes=80M; repeatable.")
 @click.option("--min", "least", multiple=True, metavar="COLUMN=VALUE", help="At least, such as top1_agreement=0.9.")
-@click.option("--by", default="perplexity", show_default=True, metavar="COLUMN", help="What the best is best in.")
+@click.option(
+    "--by", metavar="COLUMN", help="What the best is best in (default: perplexity; of classifiers, acc_pooled)."
+)
 @terms_options
 @click.pass_context
 def pick(
-    context: click.Context, results: Path, most: tuple[str, ...], least: tuple[str, ...], by: str, asked: Terms
+    context: click.Context, results: Path, most: tuple[str, ...], least: tuple[str, ...], by: str | None, asked: Terms
 ) -> None:
     """Print the rows that keep all bounds, best first; the exit code is 1 when there is none.
 

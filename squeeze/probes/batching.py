@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from squeeze.probes.scoring import Row, predict
+
+Answer = Callable[[nn.Module, list[list[int]]], Tensor]  # (model, token ids of texts) -> what it makes of the first
 
 TEXT = 32  # tokens whose hidden states are watched
 CONTEXTS = 3  # different texts that stand beside them
@@ -25,15 +29,16 @@ def batch_dependent(model: nn.Module) -> bool:
     return not all(torch.allclose(first, states, rtol=0, atol=0, equal_nan=True) for states in rest)
 
 
-def row_dependent(model: nn.Module) -> bool:
-    """Tell whether other texts of a batch move the hidden states of one, of a model that is ``batch_dependent``.
+def row_dependent(model: nn.Module, answer: Answer | None = None) -> bool:
+    """Tell whether other texts of a batch move what a model makes of one: its hidden states.
 
-    What is computed over all tokens of a call does not care whose they are. Where only tokens that come later in the
-    same text matter, the model looks ahead.
+    Of a model that is ``batch_dependent``: what is computed over all tokens of a call does not care whose they are.
+    Where only tokens that come later in the same text matter, the model looks ahead. answer: takes the place of the
+    hidden states, for models that see a text as a whole.
     """
     text, *others = _texts(model, 1 + CONTEXTS * BESIDE)
     groups = [others[start : start + BESIDE] for start in range(0, len(others), BESIDE)]
-    first, *rest = [_hidden(model, text, *group)[: TEXT - 1] for group in groups]
+    first, *rest = [(answer or _first_hidden)(model, [text, *group]) for group in groups]
     return not all(torch.allclose(first, states, rtol=0, atol=0, equal_nan=True) for states in rest)
 
 
@@ -59,6 +64,10 @@ def _distance(states: Tensor, others: Tensor) -> float:
 def _hidden(model: nn.Module, *texts: list[int]) -> Tensor:
     """Return the hidden states (texts * (tokens - 1), hidden) of a batch of texts, scored from the second token on."""
     return predict(model, [Row((token_ids[0],), (tuple(token_ids[1:]),), (0,)) for token_ids in texts]).hidden
+
+
+def _first_hidden(model: nn.Module, texts: list[list[int]]) -> Tensor:
+    return _hidden(model, *texts)[: TEXT - 1]
 
 
 def _texts(model: nn.Module, count: int) -> list[list[int]]:

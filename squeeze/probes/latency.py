@@ -90,6 +90,12 @@ def positions(protocol: Mapping[str, Any]) -> int:
     return int(protocol["prompt_tokens"] + spread(protocol) + decoded)
 
 
+def calls(protocol: Mapping[str, Any]) -> int:
+    """Return how often a process runs a whole forward at most, by a protocol's `latency` part, until all is timed."""
+    each = MOST_WINDOWS * protocol["warmup_rounds"] + protocol["prefill_repeats"]
+    return int(len(protocol["batch_sizes"]) * each)
+
+
 def warm_up(call: Callable[[], object], window: int, clock: Clock = time.perf_counter) -> bool:
     """Repeat a call until its times agree over two windows of that many calls; return whether they came to."""
     times: list[float] = []

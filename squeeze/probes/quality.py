@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
@@ -28,6 +27,7 @@ from squeeze.probes.held_out import held_out_nll
 from squeeze.probes.lm_eval_model import SubjectLM, TokenScores, Windows
 from squeeze.probes.samples import Samples
 from squeeze.probes.scoring import Row, log_probabilities, predict
+from squeeze.records.statistics import standard_error
 from squeeze.runtimes.contract import TorchEngine
 from squeeze.sources import corpora, own_questions, own_text, questions, tasks
 
@@ -142,12 +142,6 @@ def scored_difference(engine: TorchEngine, token_ids: Tensor) -> float:
     model = engine.subject.model
     scored, _ = log_probabilities(model, predict(model, [Row((first,), (tuple(rest),), (0,))], engine.states))
     return float((engine.log_probabilities(token_ids)[0].cpu() - scored).abs().max())
-
-
-def standard_error(correct: Sequence[float] | npt.NDArray[Any]) -> float | None:
-    """Return the standard error of an accuracy p over n items: sqrt(p (1 - p) / (n - 1)); None for fewer than two."""
-    accuracy, items = float(np.mean(correct)), len(correct)
-    return math.sqrt(accuracy * (1 - accuracy) / (items - 1)) if items > 1 else None
 
 
 def _windows(text: Mapping[str, Any], subject: Subject) -> Windows:

@@ -38,14 +38,14 @@ KNOWN = tuple(
         (rf"({'|'.join(TIMINGS)})_b[1-9]\d*", 2, "f"),
         (rf"turns_({'|'.join(TIMINGS)})_b[1-9]\d*", 3, "f"),
         (r"interleaved", 1, TRUTHS),
-        (r"(token_nll|kl)(_ood)?|confidence|floor_kl", 1, "f"),
-        (r"top1|floor_top1|.+_correct", 1, "b"),
+        (r"(token_nll|kl)(_ood)?|confidence|floor_kl|item_kl", 1, "f"),
+        (r"top1|floor_top1|item_top1|.+_correct", 1, "b"),
         (r"window", 1, WHOLE),
         (r"generated(_alone)?", 2, WHOLE),
     )
 )
 PAIRED = re.compile(r"token_nll(_ood)?|generated(_alone)?|.+_correct")  # with the baseline's of the same name
-ALIKE = (("kl", "top1"), ("kl", "confidence"), ("baseline_floor_kl", "baseline_floor_top1"))
+ALIKE = (("kl", "top1"), ("kl", "confidence"), ("item_kl", "item_top1"), ("baseline_floor_kl", "baseline_floor_top1"))
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]

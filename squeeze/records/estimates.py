@@ -83,7 +83,10 @@ def loading(rounds: Sequence[Values]) -> Estimates:
 
 
 def speeds(rounds: Sequence[Values], baseline: Sequence[Values]) -> Estimates:
-    """Return ttft_ms, decode_tokens_per_s, their ratios to the baseline's; of batch sizes above 1 with suffix _b8."""
+    """Return ttft_ms, decode_tokens_per_s, of a classifier encode_ms and items_per_s, and ratios to the baseline's.
+
+    Of batch sizes above 1 with suffix _b8.
+    """
     found = {}
     for batch in rounds[0].get("ttft_s", {}):
         own = medians(rounds, "ttft_s", batch)
@@ -93,6 +96,11 @@ def speeds(rounds: Sequence[Values], baseline: Sequence[Values]) -> Estimates:
         own = medians(rounds, "token_s", batch)
         found[f"decode_tokens_per_s{suffix(batch)}"] = _spread([int(batch) / seconds for seconds in own])
         found[f"decode_speedup{suffix(batch)}"] = _speed_up(rounds, baseline, "token_s", batch)
+    for batch in rounds[0].get("encode_s", {}):
+        own = medians(rounds, "encode_s", batch)
+        found[f"encode_ms{suffix(batch)}"] = _spread([1000 * seconds for seconds in own])
+        found[f"items_per_s{suffix(batch)}"] = _spread([int(batch) / seconds for seconds in own])
+        found[f"encode_speedup{suffix(batch)}"] = _speed_up(rounds, baseline, "encode_s", batch)
     return found
 
 
@@ -151,8 +159,9 @@ def utilisation(rounds: Sequence[Values], machine: Machine) -> Estimates:
         rate = 1 / median(medians(rounds, "token_s", "1"))
         found["mbu"] = Estimate(mbu(rate, rounds[0]["bytes_per_token"], machine.read_bandwidth))
     arithmetic = str(rounds[0].get("arithmetic"))
-    if "1" in rounds[0].get("ttft_s", {}) and arithmetic in machine.matmul:
-        seconds = median(medians(rounds, "ttft_s", "1"))
+    whole = next((name for name in ("ttft_s", "encode_s") if "1" in rounds[0].get(name, {})), None)
+    if whole is not None and arithmetic in machine.matmul:
+        seconds = median(medians(rounds, whole, "1"))
         found["mfu"] = Estimate(mfu(seconds, rounds[0]["prefill_operations"]["1"], machine.matmul[arithmetic]))
     return found
 

@@ -12,7 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from squeeze.records.record import Estimate
-from squeeze.records.statistics import accuracy_change, block_mean, retained_accuracy, student_mean, token_blocks
+from squeeze.records.statistics import (
+    FEWEST_ITEMS,
+    accuracy_change,
+    block_mean,
+    retained_accuracy,
+    student_mean,
+    token_blocks,
+)
 
 PERCENTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
 BANDS = {"unsure": (0.0, 0.5), "likely": (0.5, 0.9), "confident": (0.9, np.inf)}  # of the baseline's likeliest token
@@ -31,7 +38,8 @@ def fidelity(arrays: Arrays, baseline: Arrays) -> Estimates:
     kl_floor, kl_floor_median, kl_floor_p99, top1_floor;
     divergent_share, divergent_floor, first_divergence, repetition, baseline_repetition.
     """
-    return {**distances(arrays), **noise_floor(baseline), **generations(arrays, baseline)}
+    near = {**distances(arrays), **class_distances(arrays)}
+    return {**near, **noise_floor(baseline), **generations(arrays, baseline)}
 
 
 def distances(arrays: Arrays) -> Estimates:
@@ -51,6 +59,21 @@ def distances(arrays: Arrays) -> Estimates:
             if within.size:
                 found[f"kl_{name}"] = Estimate(float(within.mean(dtype=np.float64)), n=within.size)
     return found
+
+
+def class_distances(arrays: Arrays) -> Estimates:
+    """Return the distances of item_kl, nats, and item_top1, (items,): of the classes that the same texts are put into.
+
+    Means have Student's 95 % interval over the items, which ``n`` counts.
+    """
+    if "item_kl" not in arrays:
+        return {}
+    kl = arrays["item_kl"]
+    return {
+        "kl_divergence": student_mean(kl, 0.0),
+        "top1_agreement": student_mean(arrays["item_top1"], 0.0, 1.0),
+        **{f"kl_{name}": _quantile(kl, share) for name, share in PERCENTILES.items()},
+    }
 
 
 def noise_floor(baseline: Arrays) -> Estimates:
@@ -96,19 +119,19 @@ def generations(arrays: Arrays, baseline: Arrays) -> Estimates:
     return found
 
 
-def pooled(arrays: Arrays, baseline: Arrays) -> Estimates:
+def pooled(arrays: Arrays, baseline: Arrays, fewest: int = FEWEST_ITEMS) -> Estimates:
     """Return the accuracy over the items of all tasks together, and what it lost: more items show smaller losses.
 
     arrays, baseline: TASK_correct, (items,) bool, of the same items. acc_pooled_delta has the interval and the p-value
-    of ``statistics.accuracy_change``. retained_accuracy is a one-sided 95 % bound, from 5,000 items on. Nothing without
-    tasks. Raises ValueError where items are not paired.
+    of ``statistics.accuracy_change``. retained_accuracy is a one-sided 95 % bound, from ``fewest`` items on. Nothing
+    without tasks. Raises ValueError where items are not paired.
     """
     names = sorted(name for name in arrays if name.endswith(ANSWERS))
     if not names:
         return {}
     own, other = (np.concatenate([each[name] for name in names]).astype(bool) for each in (arrays, baseline))
     found = {"acc_pooled": Estimate(float(own.mean()), n=own.size), "acc_pooled_delta": accuracy_change(own, other)}
-    if (kept := retained_accuracy(own, other)) is not None:
+    if (kept := retained_accuracy(own, other, fewest)) is not None:
         found["retained_accuracy"] = Estimate(kept, n=own.size)
     return found
 

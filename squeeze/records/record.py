@@ -12,7 +12,7 @@ import msgspec
 from squeeze.core.errors import IntegrityError
 from squeeze.records import schema
 from squeeze.records.sanitize import STEERS, line
-from squeeze.records.schema import Amount, Count, Key, Loss, Moment, Name, Seconds, Share, Word
+from squeeze.records.schema import Amount, Answers, Count, Key, Loss, Moment, Name, Seconds, Share, Word
 from squeeze.request.cell import Cell
 
 SCHEMA = 2
@@ -20,6 +20,7 @@ READABLE = (1, 2)  # 1 had fewer columns, and intervals from shorter token block
 NEEDED = ("cell", "key", "environment", "estimates", "block_nll", "flags")  # of a record, whatever its age
 PROCESS = "process"  # the isolation of official records: each measurement in a process of its own
 RECORD_BLOCKS = 128  # of mean token losses in a record, at most: what ranking needs of them, in a kilobyte
+MOST_ITEMS = 8192  # answers of a classifier in a record, at most: two kilobytes
 CONTENDED = "contended"  # flag: other work competed for the processor, which slows some kernels more than others
 UNSTEADY = "unsteady"  # flag: half the processes or more did not settle; it informs, intervals hold what it costs
 WARMING = "warming"  # flag: every process moved the same way from start to end, so a time supports no verdict
@@ -28,8 +29,9 @@ IMPLAUSIBLE = "implausible"  # flag: better on the text than its distance from t
 NOT_REALISED = "claimed != realised"  # flag: a recount found other than what the technique claims
 DECODES_OTHERWISE = "decode != score"  # flag: the tokens that were timed are not those that the scored model chooses
 NOT_CAUSAL = "not causal"  # flag: later tokens move the scores of earlier ones, so perplexity says nothing
+ENCODES_OTHERWISE = "encode != score"  # flag: a classifier that was timed answers otherwise than the scored one
 # Flags of rows whose quality is not believed, or not that of the model whose speed they show.
-UNRANKED = (IMPLAUSIBLE, DECODES_OTHERWISE, NOT_CAUSAL)
+UNRANKED = (IMPLAUSIBLE, DECODES_OTHERWISE, NOT_CAUSAL, ENCODES_OTHERWISE)
 
 
 class Status(StrEnum):
@@ -98,6 +100,7 @@ class Record:
     realised: Mapping[str, Any] = field(default_factory=dict)
     stages: Mapping[Name, Seconds] = field(default_factory=dict)
     block_nll: tuple[Loss, ...] = ()
+    item_correct: Answers = ""
     flags: tuple[Word, ...] = ()
     samples: Mapping[str, str] = field(default_factory=dict)
     isolation: Word = PROCESS
@@ -117,6 +120,8 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data, from which ``from_json`` makes an equal record."""
         shallow = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        if not self.item_correct:  # as records of language models have always been
+            del shallow["item_correct"]
         return {
             **shallow,
             "status": str(self.status),

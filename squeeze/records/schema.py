@@ -30,6 +30,7 @@ Count = Annotated[int, Meta(ge=0, le=EXACT)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Loss = Annotated[float, Meta(ge=-1e4, le=1e4)]  # nats; of a model that has not diverged, 128 blocks together have less
 Seconds = Annotated[float, Meta(ge=-1e9, le=1e9)]
+Answers = Annotated[str, Meta(pattern=r"\A([1-9]\d{0,3}:[0-9a-f]+)?\Z", max_length=2100)]  # see `records.items`
 Word = Annotated[str, Meta(pattern=rf"\A[^{STEERING}]*\Z", max_length=300)]
 Name = Annotated[str, Meta(pattern=r"\A[\w.+-]+\Z", max_length=100)]
 Family = Annotated[str, Meta(pattern=rf"\A[^{STEERING}]*\Z", max_length=60)]  # it names a leaderboard's file
@@ -42,7 +43,7 @@ ESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\\[bfnrtu]")
 
 # Columns that boards compute of all rows, or of what a reader asks for: no record brings its own.
 COMPUTED = re.compile(
-    r"rank(_low|_high)?|group|coverage|margins|verdict_reason|control|control_.*|perplexity_over_control.*"
+    r"rank(_low|_high)?|group|coverage|margins|verdict_reason|control|control_.*|(perplexity|acc)_over_control.*"
     r"|cost_per_.*|max_context_estimated|price_per_hour|memory_budget_bytes|.+_(low|high|p_value|verdict|within|detectable)"
 )
 # Columns that boards compute with: neither words nor booleans.
@@ -50,7 +51,7 @@ FIGURES = re.compile(
     r"bits|sparsity|group_size|effective_bits|block_effective_bits|compression_ratio|bits_per_byte|mbu|mfu|.*bytes"
     r"|(kl|top1|acc)_.+|perplexity.*|.+_seconds|training_tokens|training_joules|trainable_parameters"
     r"|(decode_tokens_per_s|(decode|ttft)_speedup|ttft_ms|itl_p\d+_ms"
-    r"|energy_j_per_token)(_b\d+)?"
+    r"|items_per_s|encode_(ms|speedup)|energy_j_per_token)(_b\d+)?"
 )
 
 
@@ -142,6 +143,7 @@ def check(record: Record) -> None:
     if record.samples and record.samples.keys() != {"file", "sha256"}:
         raise ValueError("samples without file or sha256")
     _check_steps(record.cell["technique"]["steps"])
+    _check_answers(record.item_correct)
     for name, estimate in record.estimates.items():
         _check_column("estimates", name, estimate.value)
         if (estimate.low is None) != (estimate.high is None):
@@ -181,6 +183,12 @@ def _check_steps(steps: list[dict[str, Any]]) -> None:
         for name in axes.of_steps() & step.keys():
             if isinstance(step[name], dict | list):
                 raise ValueError(f"cell.technique.steps: {name} is {type(step[name]).__name__}, expected a scalar")  # noqa: TRY004
+
+
+def _check_answers(text: str) -> None:
+    count, _, digits = text.partition(":")
+    if text and len(digits) != 2 * -(-int(count) // 8):
+        raise ValueError(f"item_correct has {len(digits)} digits for {count} items, expected {2 * -(-int(count) // 8)}")
 
 
 def _check_column(where: str, name: str, value: Any) -> None:

@@ -22,6 +22,7 @@ FEWEST_ROUNDS = 5  # below, a process-level interval is wider than any differenc
 FEWEST_BLOCKS = 16  # below, neither the bootstrap nor the t approximation keeps its 5 %
 TOKEN_BLOCK = 512  # tokens: blocks of 64 or 128 depend on their neighbours, which makes 8 % false alarms of 5
 FEWEST_ITEMS = 5_000  # below, "keeps 97 % of accuracy" cannot be shown at accuracies near 0.5
+FEWEST_TEXTS = 500  # of classifiers, whose accuracies are near 0.9: the bound keeps its 5 % there
 RESAMPLES = 5_000
 
 FEWEST_VALUES = 5
@@ -162,18 +163,30 @@ def accuracy_change(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> Estima
     return Estimate(value, float(won - lost - half), float(won - lost + half), flips["p_value"], n)
 
 
-def retained_accuracy(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> float | None:
+def standard_error(correct: npt.ArrayLike) -> float | None:
+    """Return the standard error of an accuracy p over n items: sqrt(p (1 - p) / (n - 1)); None for fewer than two."""
+    right = np.asarray(correct, dtype=np.float64)
+    accuracy, items = float(right.mean()), right.size
+    return float(np.sqrt(accuracy * (1 - accuracy) / (items - 1))) if items > 1 else None
+
+
+def retained_accuracy(candidate: npt.ArrayLike, baseline: npt.ArrayLike, fewest: int = FEWEST_ITEMS) -> float | None:
     """Return the share of the baseline's accuracy that the candidate keeps at least: a one-sided 95 % lower bound.
 
     "Keeps 97 % of accuracy" may be said when this is above 0.97. The bound is Wald's on the log ratio of two paired
-    proportions (Nam & Blackwelder 2002, eq. 2); it needs 5,000 paired items, with fewer it is None.
+    proportions (Nam & Blackwelder 2002, eq. 2); with fewer than ``fewest`` paired items it is None.
     """
     right, was_right = _paired(candidate, baseline, "items").astype(bool)
     kept, had = int(right.sum()), int(was_right.sum())
-    if right.size < FEWEST_ITEMS or kept == 0 or had == 0:
+    if right.size < fewest or kept == 0 or had == 0:
         return None
     error = np.sqrt((right != was_right).sum() / (kept * had))
     return float(kept / had * np.exp(-scipy.stats.norm.isf(ALPHA) * error))
+
+
+def fewest_items(classifier: bool) -> int:
+    """Return how many items a bound on the accuracy that is kept takes."""
+    return FEWEST_TEXTS if classifier else FEWEST_ITEMS
 
 
 def holm(p_values: npt.ArrayLike) -> Array:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-TIMINGS = ("ttft_s", "token_s")  # kinds of calls that are timed
+TIMINGS = ("ttft_s", "token_s", "encode_s")  # kinds of calls that are timed
 HAND_OVERS = 0.020  # seconds a turn: what members wait while they hand over, alone (up to 17 ms)
 
 Values = Mapping[str, Any]

@@ -95,6 +95,11 @@ class Cell:
         return digest(_without_labels(shared))
 
     @property
+    def is_classifier(self) -> bool:
+        """Tell whether the model puts texts into classes: it has accuracy where others have perplexity."""
+        return bool(self.model.get("kind") == "classifier")
+
+    @property
     def is_control(self) -> bool:
         """Tell whether this is what trained cells are compared with."""
         return bool(self.technique["family"] == CONTROL)

@@ -18,7 +18,7 @@ from squeeze.request.cell import CALIBRATED_ONLY, Cell
 from squeeze.request.choices import GROUPS, SWEEP, Choices
 from squeeze.request.overrides import Setting, edited, is_addition
 from squeeze.request.plain_yaml import INTERPOLATION
-from squeeze.request.schema import check_axis, check_group
+from squeeze.request.schema import check_axis, check_group, check_suits
 from squeeze.request.steps import Target, check_family, check_step
 from squeeze.sources import checkpoint, own_questions, own_text
 
@@ -76,6 +76,7 @@ class Resolver:
         for name, value in scalars.items():
             check_axis(name, value)
         groups = {group: self._group(group, settings, point, scalars) for group in GROUPS}
+        check_suits(groups["model"], groups["protocol"])
         technique = {**groups["technique"]}
         calibrated, protocol = technique.pop("calibrated", False), groups["protocol"]
         uncalibrated = {name: value for name, value in protocol.items() if name not in CALIBRATED_ONLY}

@@ -25,10 +25,11 @@ from squeeze.request.rules import (
     or_null,
     several,
 )
-from squeeze.sources import corpora, own_questions, sentiment, tasks, trained
+from squeeze.sources import classification, corpora, own_questions, sentiment, tasks, trained
 
 MOST_STEPS = 64  # of a technique
-RANKED_BY = ("perplexity", "bits_per_byte")  # a record keeps the token losses that comparing these needs
+ACCURACY, CLASSIFIER = "accuracy", "classifier"  # how its rows are ranked, and the kind of model
+RANKED_BY = ("perplexity", "bits_per_byte", ACCURACY)  # a record keeps the losses or answers that comparing these needs
 
 
 Schema = Mapping[str, "Rule | Schema"]
@@ -98,8 +99,45 @@ def _check_protocol(protocol: Mapping[str, Any]) -> None:
     for task in protocol["tasks"]:
         if task.startswith("file:") or own_questions.is_own(task):
             continue
-        _check_known("protocol.tasks", task, known_tasks())
+        _check_known("protocol.tasks", task, [*known_tasks(), *classification.SETS])
     _check_known("protocol.ranked_by", protocol["ranked_by"], RANKED_BY)
+    _check_one_kind(protocol)
+
+
+def check_suits(model: Mapping[str, Any], protocol: Mapping[str, Any]) -> None:
+    """Check that a protocol asks of a model what its kind can answer: sets of labelled texts of classifiers alone."""
+    name, kind, asks_classes = protocol["name"], model["kind"], bool(_sets(protocol))
+    if kind == CLASSIFIER and not asks_classes:
+        raise SqueezeError(
+            f"protocol.tasks: {shown(protocol['tasks'])} of protocol {name!r} ask nothing of {model['name']}, a"
+            f" classifier; expected one of {', '.join(classification.SETS)}: choose protocol=classify"
+        )
+    if asks_classes and kind != CLASSIFIER:
+        raise SqueezeError(
+            f"protocol.tasks: {', '.join(_sets(protocol))} of protocol {name!r} is for models of kind {CLASSIFIER}, and"
+            f" {model['name']} is of kind {kind}: choose another protocol, such as protocol=smoke"
+        )
+
+
+def _sets(protocol: Mapping[str, Any]) -> list[str]:
+    """Return those of a protocol's tasks that are sets of labelled texts."""
+    return [task for task in protocol["tasks"] if task in classification.SETS]
+
+
+def _check_one_kind(protocol: Mapping[str, Any]) -> None:
+    """Check that classifiers' tasks stand alone, and that they and no others are ranked by accuracy."""
+    tasks_asked, sets = protocol["tasks"], _sets(protocol)
+    if sets and len(sets) < len(tasks_asked):
+        other = next(task for task in tasks_asked if task not in sets)
+        raise SqueezeError(
+            f"protocol.tasks: {sets[0]} is for classifiers and {other} for language models; expected one kind of tasks"
+            " in a protocol"
+        )
+    if bool(sets) is not (protocol["ranked_by"] == ACCURACY):
+        raise SqueezeError(
+            f"protocol.ranked_by: {protocol['ranked_by']!r} is not allowed for the tasks {shown(tasks_asked)}; expected"
+            f" {ACCURACY} for {', '.join(classification.SETS)}, and for nothing else"
+        )
 
 
 def _check_not_scored(corpus: str) -> None:

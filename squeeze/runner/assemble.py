@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from zipfile import BadZipFile
@@ -13,28 +13,17 @@ import numpy.typing as npt
 
 from squeeze.core import environment
 from squeeze.probes import samples
-from squeeze.records import decoded, serving
+from squeeze.records import decoded, encoded, items, serving
 from squeeze.records import estimates as figures
 from squeeze.records.fidelity import GENERATED, fidelity, pooled
 from squeeze.records.plausibility import implausible
-from squeeze.records.record import (
-    CONTENDED,
-    DECODES_OTHERWISE,
-    GRID_FLATTERED,
-    IMPLAUSIBLE,
-    NOT_CAUSAL,
-    NOT_REALISED,
-    UNSTEADY,
-    WARMING,
-    Estimate,
-    Record,
-    Status,
-)
+from squeeze.records.record import IMPLAUSIBLE, Estimate, Record, Status
 from squeeze.records.sanitize import public
-from squeeze.records.statistics import trend
-from squeeze.records.turns import contention, how_timed
+from squeeze.records.statistics import fewest_items
+from squeeze.records.turns import TIMINGS, how_timed
 from squeeze.runner.alike import unlike
 from squeeze.runner.attempt import Attempt, now
+from squeeze.runner.flagging import flags
 from squeeze.runner.jobs.outcome import Failure
 from squeeze.runner.results import Measured, Process
 
@@ -45,8 +34,6 @@ REALISED = (
 )
 NOT_AVAILABLE = "not available"
 FLOOR = "floor_"  # arrays of a baseline that say how far it is from itself; in its own record they stand once, too
-MOST_CONTENTION = 0.05  # of the timed seconds, in which some task waited for a processor
-MOST_TREND = 0.10  # of the time of a token within a process; one way in all rounds, it is no noise
 
 Values = dict[str, Any]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -102,9 +89,9 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
     diverged = str(scored["reason"]) if scored.get("diverged") else ""
     if not diverged:
         estimates |= figures.changes(arrays, baseline_arrays, attempt.cell.protocol["seed"])
-        estimates |= pooled(arrays, baseline_arrays)
+        estimates |= pooled(arrays, baseline_arrays, fewest_items(attempt.cell.is_classifier))
     found = {name: values[name] for values in (scored, weighed) for name in REALISED if values.get(name) is not None}
-    found |= _decoded(attempt, scored, of_baseline)
+    found |= _decoded(attempt, scored, of_baseline) | _encoded(attempt, scored)
     record = replace(
         _frame(attempt, Status.DIVERGED if diverged else Status.OK),
         reason=diverged,
@@ -122,7 +109,8 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
             **candidate.artifact.step_by_step,
         },
         block_nll=() if diverged else _block_nll(arrays),
-        flags=tuple(_flags(attempt, {**scored, **weighed, **found})),
+        item_correct=items.kept(arrays) if attempt.cell.is_classifier and not diverged else "",
+        flags=tuple(flags(attempt, {**scored, **weighed, **found})),
     )
     if implausible(record):
         record = replace(record, flags=(*record.flags, IMPLAUSIBLE))
@@ -212,38 +200,13 @@ def _decoded(attempt: Attempt, scored: Values, of_baseline: Values) -> Values:
     return {"decode_gap": round(gap, 6), "decode_gap_allowed": round(decoded.allowed(coarse, worse), 6)}
 
 
-def _flags(attempt: Attempt, found: Values) -> Iterator[str]:
-    """Yield the flags of a row, from what was found of it: its samples that no round changes, and conclusions."""
-    assert attempt.speed_baseline is not None
-    if any(_unsteady(member.rounds) for member in (attempt.built, attempt.speed_baseline)):
-        yield UNSTEADY
-    if any(contention(member.rounds) > MOST_CONTENTION for member in (attempt.built, attempt.speed_baseline)):
-        yield CONTENDED
-    if any(_warming(member.rounds) for member in (attempt.built, attempt.speed_baseline)):
-        yield WARMING
-    if attempt.built.artifact.info.get(GRID_FLATTERED):
-        yield GRID_FLATTERED
-    if found.get("mismatches"):
-        yield NOT_REALISED
-    by_layer = any(str(each).startswith(DECODES_OTHERWISE) for each in found.get("mismatches", ()))
-    if by_layer or found.get("decode_gap", 0.0) > found.get("decode_gap_allowed", 0.0):
-        yield DECODES_OTHERWISE
-    if found.get("causal") is False:
-        yield NOT_CAUSAL
-
-
-def _unsteady(rounds: Sequence[Values]) -> bool:
-    """Tell whether half the processes or more did not settle; a single one moves no median of rounds."""
-    return 2 * sum(bool(values["unsteady"]) for values in rounds) >= len(rounds)
-
-
-def _warming(rounds: Sequence[Values]) -> bool:
-    """Tell whether, at some batch size, the times of a token moved the same way by over 10 % in every process."""
-    for batch in rounds[0].get("token_s", {}):
-        moved = [trend(values["token_s"][batch]) for values in rounds]
-        if min(moved) > MOST_TREND or max(moved) < -MOST_TREND:
-            return True
-    return False
+def _encoded(attempt: Attempt, scored: Values) -> Values:
+    """Return how far the logits that were timed are from the scored ones, and how far they may be; of classifiers."""
+    gap = encoded.gap(attempt.built.rounds)
+    if gap is None:
+        return {}
+    allowed = encoded.allowed(bool(scored.get("batch_dependent")))
+    return {"encode_gap": round(gap, 6), "encode_gap_allowed": round(allowed, 6)}
 
 
 def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, baseline_arrays: Arrays) -> Arrays:
@@ -255,7 +218,7 @@ def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, b
     raw = {name: _compact(array) for name, array in arrays.items() if not name.startswith(FLOOR)}
     raw |= {f"baseline_{name}": _compact(array) for name, array in baseline_arrays.items() if _is_kept(name)}
     for prefix, timings in (("", rounds), ("baseline_", baseline)):
-        for kind in ("ttft_s", "token_s"):
+        for kind in TIMINGS:
             for batch in timings[0].get(kind, {}):
                 raw[f"{prefix}{kind}_b{batch}"] = np.array([values[kind][batch] for values in timings])
                 raw[f"{prefix}turns_{kind}_b{batch}"] = np.array(

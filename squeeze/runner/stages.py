@@ -31,6 +31,7 @@ from squeeze.sources import fetch as assets
 # Of the protocol, what the quality stage reads.
 ASKED = ("perplexity", "perplexity_ood", "tasks", "items", "generations", "token_budget", "seed")
 SCORING = ("squeeze.probes.quality", "squeeze.probes.divergence", "squeeze.sources.questions")
+CLASSIFYING = ("squeeze.probes.classification", "squeeze.probes.metrics.accuracy.accuracy")
 
 
 def build(shop: Executor, cell: Cell, log: Path) -> Artifact:
@@ -81,6 +82,7 @@ def quality_key(subject: Measured, baseline: Measured | None) -> str:
     Of questions and texts the content counts, as it lies here now.
     """
     protocol, bench = subject.cell.protocol, benches() / "test_quality.py"
+    scoring = CLASSIFYING if subject.cell.is_classifier else SCORING
     return digest(
         {
             "artifacts": [[each.artifact.key, each.artifact.hash] for each in (subject, baseline) if each],
@@ -88,8 +90,8 @@ def quality_key(subject: Measured, baseline: Measured | None) -> str:
             "tasks": tasks.content_hash(),
             "data": task_data.hashes(_tasks(subject.cell), _texts(subject.cell)),
             "runtime": subject.cell.runtime_identity,
-            "code": [keys.code_version((*SCORING, runtimes.module(subject.cell.runtime))), sha256(bench)],
-            "libraries": keys.library_versions(SCORING),
+            "code": [keys.code_version((*scoring, runtimes.module(subject.cell.runtime))), sha256(bench)],
+            "libraries": keys.library_versions(scoring),
         }
     )
 
@@ -143,4 +145,4 @@ def _texts(cell: Cell) -> list[str]:
 
 def _tasks(cell: Cell) -> list[str]:
     """Return the tasks that a cell's model is asked."""
-    return list(cell.protocol["tasks"]) if cell.model["kind"] == "causal_lm" else []
+    return [] if cell.model["kind"] == "encoder" else list(cell.protocol["tasks"])

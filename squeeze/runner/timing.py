@@ -55,7 +55,7 @@ def time_rounds(shop: Executor, members: Sequence[Measured]) -> Iterator[tuple[i
 def speed_up(own: Sequence[Process], baseline: Sequence[Process]) -> Estimate:
     """Return how many times as fast a member steps as the baseline, at its smallest batch size.
 
-    A step is a decoded token, or an encoder's forward.
+    A step is a decoded token, or the forward of an encoder or a classifier.
     """
     found = estimates.speeds([one.values for one in own], [one.values for one in baseline])
     return next(found[name] for name in found if name.startswith(_step(own[0])))
@@ -135,4 +135,5 @@ def _job(shop: Executor, member: Measured, number: int) -> Job:
 
 
 def _step(process: Process) -> str:
-    return "decode_speedup" if process.values.get("token_s") else "ttft_speedup"
+    steps = {"token_s": "decode_speedup", "encode_s": "encode_speedup"}
+    return next((speedup for name, speedup in steps.items() if process.values.get(name)), "ttft_speedup")

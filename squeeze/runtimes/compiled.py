@@ -23,7 +23,14 @@ from squeeze.layers.contract import live_bytes
 from squeeze.models.architecture import last_hidden_state
 from squeeze.models.subject import Subject
 from squeeze.runtimes.contract import States
-from squeeze.runtimes.generation import Forward, GreedyGeneration, check_length, log_probability, synchronizer
+from squeeze.runtimes.generation import (
+    Forward,
+    GreedyGeneration,
+    check_length,
+    encoding,
+    log_probability,
+    synchronizer,
+)
 
 
 @dataclass(frozen=True)
@@ -75,11 +82,14 @@ class CompiledEngine:
 
     @torch.inference_mode()
     def encode(self, token_ids: Tensor) -> Tensor:
-        """Run an encoder: (rows, tokens) int64 -> (rows, tokens, hidden). Raises Unsupported as ``begin`` does."""
+        """Run an encoder, (rows, tokens) int64 -> (rows, tokens, hidden), or a classifier, -> (rows, classes).
+
+        Raises Unsupported as ``begin`` does.
+        """
         check_length(self.subject.model, token_ids.shape[1])
-        hidden: Tensor = self._encode(input_ids=token_ids).last_hidden_state
+        found = encoding(self._encode(input_ids=token_ids))
         self.synchronize()
-        return hidden
+        return found
 
     @torch.inference_mode()
     def log_probabilities(self, token_ids: Tensor) -> Tensor:

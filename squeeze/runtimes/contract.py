@@ -65,9 +65,9 @@ class Engine(Protocol):
         """
 
     def encode(self, token_ids: Tensor) -> Tensor:
-        """Run an encoder: (rows, tokens) int64 -> (rows, tokens, hidden), when the device is done.
+        """Run an encoder, (rows, tokens) int64 -> (rows, tokens, hidden), or a classifier, -> (rows, classes).
 
-        Raises Unsupported when the model has fewer positions.
+        It returns when the device is done. Raises Unsupported when the model has fewer positions.
         """
 
     def log_probabilities(self, token_ids: Tensor) -> Tensor:

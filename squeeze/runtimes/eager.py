@@ -15,7 +15,7 @@ from squeeze.artifacts import format as artifact
 from squeeze.layers.contract import live_bytes
 from squeeze.models.subject import Subject
 from squeeze.runtimes.contract import States
-from squeeze.runtimes.generation import GreedyGeneration, check_length, log_probability, synchronizer
+from squeeze.runtimes.generation import GreedyGeneration, check_length, encoding, log_probability, synchronizer
 from squeeze.runtimes.kv_cache import cache_of, logits_of, states_of
 
 
@@ -66,11 +66,14 @@ class EagerEngine:
 
     @torch.inference_mode()
     def encode(self, token_ids: Tensor) -> Tensor:
-        """Run an encoder: (rows, tokens) int64 -> (rows, tokens, hidden). Raises Unsupported as ``begin`` does."""
+        """Run an encoder, (rows, tokens) int64 -> (rows, tokens, hidden), or a classifier, -> (rows, classes).
+
+        Raises Unsupported as ``begin`` does.
+        """
         check_length(self.subject.model, token_ids.shape[1])
-        hidden: Tensor = self.subject.model(input_ids=token_ids).last_hidden_state
+        found = encoding(self.subject.model(input_ids=token_ids))
         self.synchronize()
-        return hidden
+        return found
 
     @torch.inference_mode()
     def log_probabilities(self, token_ids: Tensor) -> Tensor:

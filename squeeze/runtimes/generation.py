@@ -69,6 +69,11 @@ def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
     return logits.float().log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
+def encoding(outputs: Any) -> Tensor:
+    """Return what a model of whole texts gives: a classifier's logits, (rows, classes), or an encoder's last states."""
+    return outputs.logits if "logits" in outputs else outputs.last_hidden_state  # type: ignore[no-any-return]
+
+
 def check_length(model: nn.Module, positions: int) -> None:
     """Raise Unsupported when the model has fewer positions than are asked for."""
     most = getattr(model.config, "max_position_embeddings", None)

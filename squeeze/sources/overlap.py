@@ -27,7 +27,7 @@ import numpy.typing as npt
 from squeeze.core import cache
 from squeeze.core.errors import IntegrityError
 from squeeze.core.hashing import digest, sha256
-from squeeze.sources import corpora, own_questions, tasks, wheels
+from squeeze.sources import classification, corpora, own_questions, tasks, wheels
 
 WORDS = 8  # in a row
 MOST_SHARED = 0.01  # a hundred times what honest texts share
@@ -130,14 +130,19 @@ def _kept(text: Known, amount: int | None, pieces: Callable[[], Iterable[str]]) 
 
 
 def _identity(name: str) -> str:
-    """Hash (sha256) a text or the questions of a task, as they lie here now."""
+    """Hash (sha256) a text, labelled texts or the questions of a task, as they lie here now."""
+    if name in classification.SETS:
+        return classification.content_hash(name)
     if _is_task(name):
         return sha256(_questions(name))
     return hashlib.sha256(corpora.text_or_file(name).encode()).hexdigest()
 
 
 def _pieces(scored: str, amount: int | None) -> Iterator[str]:
-    """Yield what is scored: the beginning of a text, or questions with each of their choices."""
+    """Yield what is scored: the beginning of a text, labelled texts, or questions with each of their choices."""
+    if scored in classification.SETS:
+        yield from classification.items(scored, amount)[0]
+        return
     if not _is_task(scored):
         yield corpora.text_or_file(scored)[: None if amount is None else CHARACTERS_A_TOKEN * amount]
         return
@@ -148,7 +153,7 @@ def _pieces(scored: str, amount: int | None) -> Iterator[str]:
 
 
 def _is_task(name: str) -> bool:
-    return name in tasks.pins() or own_questions.is_own(name)
+    return name in tasks.pins() or name in classification.SETS or own_questions.is_own(name)
 
 
 def _questions(task: str) -> Path:

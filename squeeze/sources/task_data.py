@@ -11,7 +11,7 @@ import yaml
 
 from squeeze.core.errors import SqueezeError
 from squeeze.core.hashing import digest, sha256
-from squeeze.sources import corpora, own_questions, tasks, wheels
+from squeeze.sources import classification, corpora, own_questions, tasks, wheels
 
 SOURCES = ("dataset_path", "dataset_name", "dataset_kwargs")  # keys of a task that may name files
 
@@ -24,7 +24,7 @@ _Loader.add_constructor("!function", lambda _, node: str(node.value))
 
 
 def hashes(names: Iterable[str], texts: Iterable[str]) -> dict[str, str]:
-    """Return the sha256 of the questions of each task, and of each text (corpus), by name.
+    """Return the sha256 of the questions or labelled texts of each task, and of each text (corpus), by name.
 
     What is not here yet is fetched. Raises SqueezeError and IntegrityError as fetching does.
     """
@@ -34,6 +34,8 @@ def hashes(names: Iterable[str], texts: Iterable[str]) -> dict[str, str]:
 
 
 def _of_task(name: str) -> str:
+    if name in classification.SETS:
+        return classification.content_hash(name)
     if own_questions.is_own(name):
         return sha256(own_questions.path(name))
     settings = _settings(tasks.FOLDER / f"{name}.yaml")

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from rich.cells import cell_len
 
-from squeeze.boards import columns, summary
+from squeeze.boards import columns, narrow, summary
 from squeeze.boards.table import read, table
 from squeeze.records.answers import Margins
 from squeeze.records.record import Estimate
@@ -124,17 +124,17 @@ def test_what_the_baseline_has_of_itself_is_no_result():
 def test_published_boards_fit_any_width_with_what_matters_most(run, room):
     for board in summary.boards(read(PUBLISHED / run)):
         rows = summary.shown(summary.parted(board)[0])
-        chosen = columns.fitting(rows, room)
+        chosen = narrow.fitting(rows, room)
         assert width(chosen, rows) <= room
         assert {"rank", "technique", "size", "speed-up", "perplexity", "KL"} <= {*headings(chosen)}
 
 
 def test_where_the_change_finds_no_room_its_verdict_stands_beside_the_perplexity(rows):
     rows = summary.shown(summary.parted(rows)[0])
-    chosen = {column.heading: column for column in columns.fitting(rows, 80)}
+    chosen = {column.heading: column for column in narrow.fitting(rows, 80)}
     assert "change" not in chosen
     assert chosen["perplexity"].text(rows[rows["name"] == "rtn-4-g64"].iloc[0]) == "20.00 ▼"
-    assert headings(columns.fitting(rows, 500)) == headings(columns.columns(rows))
+    assert headings(narrow.fitting(rows, 500)) == headings(columns.columns(rows))
 
 
 def test_flags_and_missing_verdicts_are_marked():

@@ -43,6 +43,22 @@ def test_a_batch_is_named_and_counted() -> None:
     assert "decode_tokens_per_s" not in found
 
 
+def test_a_classifier_has_times_of_its_own() -> None:
+    own, other = (
+        [{"encode_s": {"1": [each] * 3, "8": [4 * each] * 3}} for each in times] for times in ((0.01,), (0.03,))
+    )
+    found = figures.speeds(own, other)
+    assert found.keys() == {
+        f"{name}{end}" for name in ("encode_ms", "items_per_s", "encode_speedup") for end in ("", "_b8")
+    }
+    assert found["encode_ms"].value == pytest.approx(10)
+    assert found["items_per_s_b8"].value == pytest.approx(200)
+    assert found["encode_speedup"].value == found["encode_speedup_b8"].value == pytest.approx(3)
+    machine = Machine(threads=1, read_bandwidth=1e10, matmul={"float32": 1e12})
+    rounds = [{**own[0], "arithmetic": "float32", "prefill_operations": {"1": 1e9}}]
+    assert figures.utilisation(rounds, machine)["mfu"].value == pytest.approx(0.1)
+
+
 def test_tokens_come_after_one_another_by_the_percentiles_of_each_process() -> None:
     """Three processes of 1 to 21 ms, and ten and a hundred times as slow: the 95th percentile is their 20th token.
 

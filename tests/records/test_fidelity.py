@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy import stats
 
 from squeeze.records.fidelity import distances, fidelity, generations, noise_floor, pooled
 from squeeze.records.record import Estimate
@@ -152,3 +153,16 @@ def test_a_share_that_is_kept_is_claimed_from_five_thousand_items_on() -> None:
 def test_answers_to_other_items_are_refused() -> None:
     with pytest.raises(ValueError, match="items must be paired"):
         pooled({"sciq_correct": np.ones(4, bool)}, {"sciq_correct": np.ones(5, bool)})
+
+
+def test_distances_of_classes_have_texts_as_units() -> None:
+    kl = np.random.default_rng(0).gamma(0.3, 0.1, size=300).astype(np.float32)
+    found = fidelity({"item_kl": kl, "item_top1": np.arange(300) % 10 > 0}, {})
+    mean, agreement = found["kl_divergence"], found["top1_agreement"]
+    assert mean.value == pytest.approx(kl.mean(dtype=np.float64))
+    assert mean.n == agreement.n == 300
+    half = stats.t.isf(0.025, 299) * kl.std(ddof=1, dtype=np.float64) / np.sqrt(300)
+    assert (mean.low, mean.high) == pytest.approx((mean.value - half, mean.value + half))
+    assert agreement.value == pytest.approx(0.9)
+    assert found["kl_p90"].value == pytest.approx(np.quantile(kl, 0.9))
+    assert fidelity({}, {}) == {}

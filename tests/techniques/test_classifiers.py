@@ -14,7 +14,7 @@ from squeeze.core import paths
 from squeeze.core.errors import Unsupported
 from squeeze.models.subject import Subject
 from squeeze.techniques.calibration import CalibrationText
-from tests.snippets import CLASSIFIERS_ONLY, labelled
+from tests.snippets import CHAINS, CLASSIFIERS_ONLY, labelled
 from tests.techniques.test_contract import DENSE, NAMES, NEED_A_HEAD, apply, cell_of, outputs
 from tests.tiny import tiny_subject
 
@@ -28,6 +28,7 @@ def family(technique: str) -> str:
 
 UNTRAINED = sorted(name for name in NAMES if name not in NEED_A_HEAD and family(name) in FAMILIES)
 KEPT = ("bert.pooler.dense", "classifier")
+TRAINERS = sorted(CLASSIFIERS_ONLY - CHAINS)
 
 
 def trained(technique: str, dtype: str = "float32") -> Subject:
@@ -71,7 +72,7 @@ def test_what_looks_at_predicted_tokens_refuses_a_classifier(technique: str) -> 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("technique", sorted(CLASSIFIERS_ONLY))
+@pytest.mark.parametrize("technique", TRAINERS)
 def test_what_trains_a_classifier_is_saved_and_loaded(technique: str, dtype: str, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         artifact.save(trained(technique, dtype), tmp_path / folder)
@@ -83,7 +84,7 @@ def test_what_trains_a_classifier_is_saved_and_loaded(technique: str, dtype: str
     assert running.claims["training_tokens"] > 0
 
 
-@pytest.mark.parametrize("technique", sorted(CLASSIFIERS_ONLY))
+@pytest.mark.parametrize("technique", TRAINERS)
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
 def test_what_trains_a_classifier_refuses_other_models(technique: str, architecture: str) -> None:
     subject = tiny_subject(architecture)
@@ -92,9 +93,22 @@ def test_what_trains_a_classifier_refuses_other_models(technique: str, architect
         resolve_step(step).apply(subject, CalibrationText.empty())
 
 
-@pytest.mark.parametrize("technique", sorted(CLASSIFIERS_ONLY))
+@pytest.mark.parametrize("technique", TRAINERS)
 def test_it_asks_for_sentences_with_classes(technique: str) -> None:
     step = cell_of(technique).technique["steps"][-1]
     text = CalibrationText(torch.arange(64).reshape(2, 32))
     with pytest.raises(Unsupported, match="has no classes, expected labelled sentences; take calibration=snippets"):
         resolve_step(step).apply(tiny_subject(CLASSIFIER), text)
+
+
+@pytest.mark.parametrize("technique", sorted(CHAINS))
+def test_a_student_that_is_rounded_is_smaller_still_and_answers_as_before(technique: str, tmp_path: Path) -> None:
+    subject, student = trained(technique), trained("distil_classifier")
+    artifact.save(subject, tmp_path / "rounded")
+    artifact.save(student, tmp_path / "student")
+    sizes = [(tmp_path / name / artifact.WEIGHTS).stat().st_size for name in ("rounded", "student")]
+    assert sizes[0] < sizes[1] / 2
+    expected = outputs(student)
+    assert torch.allclose(
+        outputs(artifact.load(tmp_path / "rounded")), expected, atol=0.1 * float(expected.abs().max())
+    )
