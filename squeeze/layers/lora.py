@@ -30,7 +30,8 @@ class LoraLinear(nn.Module):
     outputs ("bfloat16"). The product with A and B is made in float32, as peft makes it.
 
     Stored: what the base stores; ``lora_A`` (rank, in_features), ``lora_B`` (out_features, rank) and, if dora,
-    ``magnitude`` (out_features,). An artifact keeps these three in a folder of their own (``artifacts/adapter.py``).
+    ``magnitude`` (out_features,) float32: rounded, it would scale whole rows. An artifact keeps these three in a folder
+    of their own (``artifacts/adapter.py``).
 
     ``memory_real`` and ``compute_real``: the base's. ``running_bits``: the base's and those of A and B: they too are
     read for every token.
@@ -56,7 +57,7 @@ class LoraLinear(nn.Module):
         self.lora_A = _frozen(torch.empty((rank, in_features), dtype=self.dtype))
         self.lora_B = _frozen(torch.empty((out_features, rank), dtype=self.dtype))
         self.magnitude: nn.Parameter | None
-        self.register_parameter("magnitude", _frozen(torch.empty(out_features, dtype=self.dtype)) if dora else None)
+        self.register_parameter("magnitude", _frozen(torch.empty(out_features)) if dora else None)
         self.gain: torch.Tensor | None
         self.register_buffer("gain", None, persistent=False)
 
@@ -74,8 +75,8 @@ class LoraLinear(nn.Module):
     ) -> LoraLinear:
         """Return the layer of a base and of tensors (rank, in_features), (out_features, rank) and (out_features,).
 
-        None of them is copied. dtype: of the base's inputs and outputs. Raises ValueError for shapes that do not fit, and for a base that is no
-        linear layer.
+        None of them is copied. dtype: of the base's inputs and outputs. Raises ValueError for shapes that do not fit,
+        and for a base that is no linear layer.
         """
         out_features, in_features = features(base)
         found = [tuple(tensor.shape) for tensor in (lora_a, lora_b, magnitude) if tensor is not None]
