@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import click
 
 from squeeze import __version__
-from squeeze.commands import check, export, measure, read, show
+from squeeze.commands import build, check, export, measure, read, show
 from squeeze.core.errors import PENDING, SqueezeError, TransientError
 
 USAGE, INTERRUPTED = 2, 130
 COMMANDS = (
-    *(measure.run, measure.resume, measure.list_cells, measure.show_axes),
+    *(measure.run, measure.resume, build.build, measure.list_cells, measure.show_axes),
     *(read.board, show.show, read.collate, read.compare, read.pick),
     *(check.verify, check.rerun, check.kld, export.export),
 )

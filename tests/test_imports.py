@@ -35,7 +35,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "commands": ("request", "records", "boards", "artifacts", "probes", "runner", "audit"),
 }
 # Functions of these do a job, in a process that is made for it; they may import what the job needs.
-DO_JOBS = {"squeeze.runner.jobs.worker", "squeeze.runner.in_process"}
+DO_JOBS = {"squeeze.runner.jobs.worker", "squeeze.runner.jobs.together", "squeeze.runner.in_process"}
 JOBS_NEED = ("artifacts", "probes", "runtimes")
 
 # What papers share, beside the families; the machinery around it is handed in by the build.

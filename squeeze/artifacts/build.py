@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts.keys import BUILD_INFO, WITHHELD, artifact_key
+from squeeze.artifacts.step_by_step import perplexity, qualities, training
 from squeeze.core import plugins
 from squeeze.core.cache import cache_root
 from squeeze.core.errors import SqueezeError
@@ -23,9 +24,10 @@ from squeeze.models.prequantized import Grid, find_grid, flattered
 from squeeze.models.subject import Subject
 from squeeze.request.cell import Cell
 from squeeze.request.steps import check_step
-from squeeze.sources.corpora import calibration_tokens
+from squeeze.sources.corpora import calibration_windows
 from squeeze.techniques.calibration import CalibrationText
-from squeeze.techniques.contract import Technique, Workplace
+from squeeze.techniques.contract import EnergyMeter, Technique, Workplace
+from squeeze.techniques.processes import Processes
 from squeeze.techniques.statistics_cache import StatisticsCache
 
 Meter = Callable[[Callable[[], Grid | None], str], tuple[Grid | None, "Usage"]]
@@ -41,38 +43,57 @@ class Usage(Protocol):
     def cuda(self) -> Mapping[str, int]: ...  # noqa: D102
 
 
-def build(cell: Cell, folder: Path, measured: Meter, *, withheld: bool = False) -> None:
+def build(
+    cell: Cell,
+    folder: Path,
+    measured: Meter,
+    *,
+    counted: Callable[[str], EnergyMeter] | None = None,
+    withheld: bool = False,
+) -> None:
     """Write the cell's artifact to ``folder``, and what is known of its making to ``build.json`` there.
 
     measured: calls the work that it is given for a device, and returns its result and the memory that it used
-    (``probes.memory.measured``). withheld: whether what rows are scored on is withheld from this process
-    (``sources.withheld``).
+    (``probes.memory.measured``). counted: makes a meter of a device's energy (``probes.energy.Meter``); None: nobody
+    counts. withheld: whether what rows are scored on is withheld from this process (``sources.withheld``).
 
     build.json, which is no part of the artifact's content: content_hash; stages, the seconds of each; seconds_marginal,
     their sum; seconds, the same as if no earlier build had left its shared pass or a training to go on with; peak_bytes
     of the process, loading included; grid of the baseline's weights, and whether it flatters this artifact; dtype,
-    parameters and claims; withheld.
+    parameters and claims; withheld. Where a step trains: training, a list of what each such step took, its loss curve
+    included. Where there are several steps, or one that trains: steps, the perplexity on held-out windows of the
+    calibration text before the first and after each (``step_by_step``).
     Raises SqueezeError for a step that may not be made, Unsupported when a technique refuses the model, and whatever
     loading the baseline raises.
     """
     techniques = [resolve_step(step) for step in cell.technique["steps"]]
+    names = [str(step.get("_target_", "")) for step in cell.technique["steps"]]
     device = str(cell.runtime["device"])
     settle(cell.runtime, int(cell.calibration.get("seed", 0)))
     shared = StatisticsCache(cache_root() / "calibration")
-    workplaces = _workplaces(cell)
-    stages: dict[str, float] = {}
+    workplaces = _workplaces(cell, None if cell.training is None else counted)
+    stages = dict.fromkeys(("load", "calibration", "compress", "save"), 0.0)
+    trainings: list[dict[str, Any]] = []
+    perplexities: list[float | None] = []
 
     def make() -> Grid | None:
         with _timed(stages, "load"):
             subject = load_baseline(cell.model, device)
         grid = find_grid(subject.model)
         with _timed(stages, "calibration"):
-            data = calibration(cell.calibration, subject, device, shared)
-        with _timed(stages, "compress"):
-            for technique, workplace in zip(techniques, workplaces, strict=True):
+            data = calibration(cell, subject, device, shared)
+        held_out = data.held_out if _is_followed(cell) else data.held_out[:0]
+        for name, technique, workplace in zip(names, techniques, workplaces, strict=True):
+            if len(held_out):
+                perplexities.append(perplexity(subject.model, held_out))
+            with _timed(stages, "compress"):
                 subject = technique.apply(subject, replace(data, workplace=workplace))
+            if workplace.trainings:
+                trainings.append(training(name, subject.claims, workplace))
         with _timed(stages, "save"):
             artifact.save(subject, folder)
+        if len(held_out):  # now that it is saved: no forward can have changed what is
+            perplexities.append(perplexity(subject.model, held_out))
         return grid
 
     grid, usage = measured(make, device)
@@ -86,34 +107,53 @@ def build(cell: Cell, folder: Path, measured: Meter, *, withheld: bool = False) 
         "grid": grid and asdict(grid),
         "grid_flattered": flattered(grid, description["claims"]),
         **{name: description[name] for name in ("dtype", "parameters", "claims")},
+        **({"training": trainings} if trainings else {}),
+        **({"steps": qualities(names, perplexities)} if perplexities else {}),
         WITHHELD: withheld,
     }
     write_atomically(folder / BUILD_INFO, json.dumps(info, indent=1).encode())
-    for workplace in workplaces:
-        workplace.clear()
+    if Processes.now().is_first:  # of several that train together, the others read what it writes
+        for workplace in workplaces:
+            workplace.clear()
 
 
-def calibration(request: Mapping[str, Any], subject: Subject, device: str, shared: StatisticsCache) -> CalibrationText:
+def calibration(cell: Cell, subject: Subject, device: str, shared: StatisticsCache) -> CalibrationText:
     """Return the windows of text that a cell's calibration names; none when its technique reads no data."""
-    if not request:
-        return CalibrationText.empty()
-    tokens = calibration_tokens(request, subject.tokenizer)
-    return CalibrationText(tokens.to(device), int(request["seed"]), shared)
-
-
-def _workplaces(cell: Cell) -> list[Workplace]:
-    """Return where each step's training keeps its checkpoints: whoever comes to build the same artifact finds them."""
     if not cell.calibration:
-        return [Workplace(None) for _ in cell.technique["steps"]]
-    folder = cache_root() / "training" / artifact_key(cell)
-    return [Workplace(folder / str(number)) for number in range(len(cell.technique["steps"]))]
+        return CalibrationText.empty()
+    tokens, held_out = calibration_windows(cell.calibration, subject.tokenizer)
+    return CalibrationText(
+        tokens.to(device),
+        int(cell.calibration["seed"]),
+        shared,
+        held_out=held_out.to(device),
+        load_baseline=lambda: load_baseline(cell.model, device).model,
+    )
+
+
+def _is_followed(cell: Cell) -> bool:
+    """Tell whether the quality is looked at after each step: of a causal model, where that says more than its row."""
+    several = len(cell.technique["steps"]) > 1 or cell.training is not None
+    return several and cell.model["kind"] == "causal_lm"
+
+
+def _workplaces(cell: Cell, counted: Callable[[str], EnergyMeter] | None) -> list[Workplace]:
+    """Return where each step's training keeps its checkpoints: whoever comes to build the same artifact finds them."""
+    folder = cache_root() / "training" / artifact_key(cell) if cell.calibration else None
+    return [
+        Workplace(
+            None if folder is None else folder / str(number),
+            None if counted is None else counted(str(cell.runtime["device"])),
+        )
+        for number in range(len(cell.technique["steps"]))
+    ]
 
 
 @contextmanager
 def _timed(stages: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    stages[name] = time.perf_counter() - start
+    stages[name] += time.perf_counter() - start
 
 
 def resolve_step(step: Mapping[str, Any]) -> Technique:

@@ -118,6 +118,10 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
         "build_seconds": Term("of building it, calibration included", "s"),
         "build_seconds_marginal": Term("the same with the shared passes over the calibration text in the cache", "s"),
         "build_peak_bytes": Term("peak memory of the building process", "bytes"),
+        "training_tokens": Term("of text that its steps were trained on, counted each time that they were read", WHOLE),
+        "trainable_parameters": Term("that training changes, the most of any step", WHOLE),
+        "training_seconds": Term("of the steps of its optimizers, those of killed builds included", "s"),
+        "training_joules": Term("of the same, by the machine's own counters, whoever used it", "J"),
         "process_overhead_seconds": Term("of a process's start, imports and collecting", "s"),
     },
     "what was asked": {
@@ -145,6 +149,7 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
         "noise_floor": Term("against what the floors were taken"),
         "decode_difference": Term("largest relative difference of a layer's outputs between decoding and scoring"),
         "energy": Term("whether the machine counts its energy"),
+        "training_energy": Term("whether the machine that trained it counts its energy"),
         "gomp_spincount": Term("how long OpenMP's threads spun, waiting"),
     },
     "identity": {

@@ -17,6 +17,7 @@ from squeeze.records.record import Estimate, Record, Status
 from squeeze.records.sanitize import line
 
 SPREAD = re.compile(r"(ttft_ms|itl_p\d+_ms|decode_tokens_per_s|load_seconds|energy_\w+|cost_\w+|\w+_bytes)(_b\d+)?")
+LARGE = 1e4  # from where a figure of four digits would hide part of a whole number
 SHARES = re.compile(r"acc_\w+|top1_\w+|retained_accuracy|\w*divergent_\w+|\w*repetition|mbu|mfu|compressed_share")
 
 
@@ -34,12 +35,24 @@ def figures(record: Record, records: Sequence[Record]) -> Iterator[str]:
         if name not in record.estimates and (said := _plain(value)):
             known = term(name)
             told[group_of(name)].append(f"{name}: {said}" + (f" ({known.words})" if known else ""))
+    told["quality"] += _step_by_step(record)
     for group in GROUPS:
         if told[group]:
             yield f"{group}:"
             yield from (f"  {line(text)}" for text in told[group])
     named = pd.DataFrame([row]).assign(name=short_label(row))
     yield from flags.explained(named)
+
+
+def _step_by_step(record: Record) -> Iterator[str]:
+    """Yield the perplexity after each step of the recipe, on calibration text that no step has seen."""
+    before = None
+    for step in record.realised.get("steps", ()):
+        now = step["perplexity_held_out"]
+        shown = "no finite number" if now is None else f"{now:,.4g}"
+        change = f", {now / before - 1:+.1%}" if before and now is not None else ""
+        yield f"after step {step['step']}: {shown}{change} (perplexity of calibration text that was held out)"
+        before = now
 
 
 def _figure(name: str, estimate: Estimate, row: pd.Series) -> str:
@@ -68,7 +81,8 @@ def _valued(name: str, value: float, unit: str) -> str:
     if SHARES.fullmatch(name):
         return f"{100 * value:+.2f} points" if name.endswith("_delta") else f"{value:.2%}"
     signed = "+" if name.endswith("_delta") else ""
-    return f"{value:{signed},.4g} {unit}".rstrip()
+    digits = ".0f" if abs(value) >= LARGE and value == int(value) else ".4g"  # a count, whole
+    return f"{value:{signed},{digits}} {unit}".rstrip()
 
 
 def _plain(value: object) -> str:

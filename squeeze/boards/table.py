@@ -69,6 +69,7 @@ VETOES: Mapping[Kind, tuple[str, ...]] = {
     ACCURACY: (IMPLAUSIBLE, NOT_CAUSAL),
 }
 READING_ORDER = ["model", "protocol", "device", "fingerprint", "board", "rank", "perplexity", "label", "key", "attempt"]
+COUNTS = ("bytes", "training_tokens", "trainable_parameters")  # beside all sizes: whole numbers
 ROWS_AT_ONCE = 5_000  # dicts turned into columns together: bounds the memory of 100,000 records
 
 
@@ -245,11 +246,11 @@ def flagged(frame: pd.DataFrame, *flags: str) -> pd.Series:
 
 
 def _arranged(frame: pd.DataFrame) -> pd.DataFrame:
-    """Put the named columns first and last, tasks and other figures between; make counts of bytes integers."""
+    """Put the named columns first and last, tasks and other figures between; make counts integers."""
     others = sorted(set(frame.columns) - {*COLUMNS, *LAST_COLUMNS})
     tasks = [name for name in others if name.startswith("acc_")]
     further = [name for name in others if not name.startswith("acc_")]
     frame = frame.reindex(columns=[*COLUMNS, *tasks, *further, *LAST_COLUMNS])
-    counts = [name for name in frame.columns if name == "bytes" or name.endswith("_bytes")]
+    counts = [name for name in frame.columns if name in COUNTS or name.endswith("_bytes")]
     whole = {name: frame[name].astype(float).round().astype("Int64") for name in counts}
     return frame.assign(**whole, **{name: pd.to_numeric(frame[name], errors="coerce") for name in REQUESTED})

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 @click.argument("row")
 @results_option
 @config_option
-def show(row: str, results: Path, config_dir: Path | None) -> None:
+@click.option(
+    "--curve",
+    "picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.png",
+    help="Draw the loss curve of its training into a file, and print nothing else.",
+)
+def show(row: str, results: Path, config_dir: Path | None, picture: Path | None) -> None:
     """Show all of one ROW: its figures in words, how to make it again, its files, how to load it.
 
     ROW is a label, or the beginning of a key or an attempt, as `squeeze board` and `squeeze list` show them.
@@ -34,6 +41,9 @@ def show(row: str, results: Path, config_dir: Path | None) -> None:
 
     store = RecordStore(results)
     record = find(store, {row})[row]
+    if picture is not None:
+        _draw(record, row, picture)
+        return
     records = list(store.records(lambda *_: None))
     names = dict(zip((each.attempt for each in records), called(records), strict=True))
     lines = [f"{names[record.attempt]}: {record.status}, attempt {record.attempt[:12]}, finished {record.finished}"]
@@ -84,3 +94,25 @@ def _loading(record: Record) -> Iterator[str]:
         yield "  from pathlib import Path"
         yield "  from squeeze.artifacts.loading import load"
         yield f"  subject = load(Path({str(folder)!r}))   # subject.model, subject.tokenizer"
+
+
+def _draw(record: Record, row: str, picture: Path) -> None:
+    """Draw the loss curve that lies beside a record's artifact. Raises SqueezeError where there is none."""
+    import json
+
+    from squeeze.artifacts import keys
+    from squeeze.core.errors import SqueezeError
+    from squeeze.core.files import write_atomically
+
+    known = keys.folder(record.artifact_key) / keys.BUILD_INFO
+    if not known.is_file():
+        raise SqueezeError(
+            f"{row}: its artifact is not in the cache, where its loss curve lies; `squeeze show {row}` says how to make"
+            " it again"
+        )
+    if not (trainings := json.loads(known.read_bytes()).get("training")):
+        raise SqueezeError(f"{row}: nothing was trained, expected a row of a technique that trains")
+    from squeeze.boards.curve import curve  # matplotlib: a second
+
+    write_atomically(picture, curve(trainings))
+    click.echo(f"loss curve: {picture}")

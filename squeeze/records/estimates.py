@@ -8,7 +8,7 @@ token and by item.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -118,6 +118,26 @@ def energy(rounds: Sequence[Values]) -> Estimates:
         joules = [values["energy_j_per_token"][batch] for values in rounds]
         if None not in joules:
             found[f"energy_j_per_token{suffix(batch)}"] = _spread(joules)
+    return found
+
+
+def training(trained: Sequence[Values]) -> Estimates:
+    """Return what training took, over all steps of a recipe that trained; nothing of one that did not.
+
+    trained: as build.json has them. Tokens, seconds and joules are added up; of parameters, the most that one of the
+    steps trained. What is not known of every step has no figure.
+    """
+    columns: dict[str, tuple[str, Callable[[list[float]], float]]] = {
+        "training_tokens": ("tokens", sum),
+        "trainable_parameters": ("parameters", max),
+        "training_seconds": ("seconds", sum),
+        "training_joules": ("joules", sum),
+    }
+    found = {}
+    for column, (name, together) in columns.items():
+        values = [each[name] for each in trained if each.get(name) is not None]
+        if values and len(values) == len(trained):
+            found[column] = Estimate(together(values))
     return found
 
 

@@ -48,7 +48,8 @@ COMPUTED = re.compile(
 # Columns that boards compute with: neither words nor booleans.
 FIGURES = re.compile(
     r"bits|sparsity|group_size|effective_bits|block_effective_bits|compression_ratio|bits_per_byte|mbu|mfu|.*bytes"
-    r"|(kl|top1|acc)_.+|perplexity.*|.+_seconds|(decode_tokens_per_s|(decode|ttft)_speedup|ttft_ms|itl_p\d+_ms"
+    r"|(kl|top1|acc)_.+|perplexity.*|.+_seconds|training_tokens|training_joules|trainable_parameters"
+    r"|(decode_tokens_per_s|(decode|ttft)_speedup|ttft_ms|itl_p\d+_ms"
     r"|energy_j_per_token)(_b\d+)?"
 )
 
@@ -112,9 +113,15 @@ class _Claimed(TypedDict):
     sparsity: NotRequired[Figure]
 
 
+class _Step(TypedDict):
+    step: Word
+    perplexity_held_out: Figure
+
+
 class _Realised(TypedDict):
     noise_floor: NotRequired[Word]
     speed_baseline: NotRequired[Word]
+    steps: NotRequired[list[_Step]]
 
 
 # What readers take for granted in the parts of free form, which may hold more.

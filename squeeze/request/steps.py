@@ -16,6 +16,7 @@ from squeeze.core.plugins import Named
 KIND = "techniques"
 BEFORE_NAMES = f"squeeze.{KIND}."  # how records written before techniques had names begin theirs
 NO_FOLDER = ("baseline", "control", "combined")  # families of choices that are none of the techniques' own
+TRAINING = "training"  # the folder whose name a choice may have that takes steps of others, too
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,18 @@ def check_step(step: Any, where: str = "step") -> Target:
 def check_family(family: str, targets: Iterable[Target]) -> None:
     """Check that a choice's family is the folder of all its techniques, or says why there is no such folder.
 
+    One of several folders is ``combined`` or, where something lies there, ``training``.
+
     Raises SqueezeError.
     """
     if family in NO_FOLDER:
         return
     if family not in families():
         raise SqueezeError(f"technique.family: {family!r} is not allowed; {hint(family, [*families(), *NO_FOLDER])}")
-    for target in targets:
+    known = list(targets)
+    if family == TRAINING and any(target.family == TRAINING for target in known):
+        return
+    for target in known:
         if target.family not in ("", family):
             raise SqueezeError(
                 f"technique.family: {family!r} is not allowed; expected {target.family!r}, where"

@@ -119,6 +119,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
             **({"rounds_ended": attempt.rounds_ended} if attempt.rounds_ended else {}),
             "energy": "counted" if "energy_j_per_token" in estimates else NOT_AVAILABLE,
             **_floor(of_baseline),
+            **candidate.artifact.step_by_step,
         },
         block_nll=() if diverged else _block_nll(arrays),
         flags=tuple(_flags(attempt, {**scored, **weighed, **found})),
@@ -177,6 +178,7 @@ def _building(attempt: Attempt) -> dict[str, Estimate]:
         "build_seconds": Estimate(info["seconds"]),
         "build_seconds_marginal": Estimate(info["seconds_marginal"]),
         "build_peak_bytes": Estimate(info["peak_bytes"]),
+        **figures.training(info.get("training", ())),
         **overheads,
     }
 

@@ -126,9 +126,10 @@ def artifact_of(cell: Cell) -> Path:
     Raises Unsupported when a technique refuses the model, and whatever else building raises.
     """
     from squeeze.artifacts.build import build  # torch: seconds
+    from squeeze.probes.energy import Meter
     from squeeze.probes.memory import measured
 
-    return keys.made(keys.artifact_key(cell), lambda folder: build(cell, folder, measured))
+    return keys.made(keys.artifact_key(cell), lambda folder: build(cell, folder, measured, counted=Meter))
 
 
 def _baseline(cell: Cell) -> Cell:

@@ -46,6 +46,15 @@ class Artifact:
         """Return the dtype it computes in."""
         return str(self.info["dtype"])
 
+    @property
+    def step_by_step(self) -> Values:
+        """Return what a record keeps of its steps: the quality after each, whether training's energy was counted."""
+        found: Values = {"steps": self.info["steps"]} if "steps" in self.info else {}
+        if trainings := self.info.get("training"):
+            counted = all(each["joules"] is not None for each in trainings)
+            found["training_energy"] = "counted" if counted else "not available"
+        return found
+
 
 @dataclass(frozen=True)
 class Process:

@@ -38,7 +38,7 @@ def build(shop: Executor, cell: Cell, log: Path) -> Artifact:
     One that was built in the open, by ``pytest benches``, is built anew: nothing was withheld from it.
     Raises StageError when the model cannot be fetched, or the build does not end well.
     """
-    _fetch(cell)
+    fetch(cell)
     seconds = 0.0
 
     def make(folder: Path) -> None:
@@ -46,7 +46,7 @@ def build(shop: Executor, cell: Cell, log: Path) -> Artifact:
         seconds = shop.run(Job(cell, folder, "build", folder.parent), log, "build")
 
     key = keys.artifact_key(cell)
-    _forget_if_built_in_the_open(keys.folder(key))
+    forget_if_built_in_the_open(keys.folder(key))
     keys.made(key, make)
     return Artifact.read(cell, seconds)
 
@@ -92,7 +92,7 @@ def quality_key(subject: Measured, baseline: Measured | None) -> str:
     )
 
 
-def _fetch(cell: Cell) -> None:
+def fetch(cell: Cell) -> None:
     """Fetch model, texts and questions here, where progress shows, no limit runs and no device is held.
 
     Raises StageError, as invalid for a cell that is calibrated on what it is scored on; TransientError when the disk is
@@ -114,7 +114,8 @@ def _fetch(cell: Cell) -> None:
         raise StageError(Failure(status, public(str(error)), "fetch")) from error
 
 
-def _forget_if_built_in_the_open(artifact: Path) -> None:
+def forget_if_built_in_the_open(artifact: Path) -> None:
+    """Remove an artifact from the cache from whose build nothing was withheld: an official run builds it anew."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # there is none, or it is damaged and made anew
         if json.loads((artifact / keys.BUILD_INFO).read_bytes()).get(keys.WITHHELD) is False:
             shutil.rmtree(artifact.parent)

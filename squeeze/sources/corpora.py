@@ -35,6 +35,7 @@ TAG = re.compile(r"</?[a-z][^>\n]*>")
 BLANK_LINES = re.compile(r"\n\s*\n")
 PIECE = 4000  # characters, about 900 tokens
 MARGIN = 16  # tokens: more than the end of a piece of text can move
+HELD_OUT = 8  # windows beside those that are calibrated on
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,14 @@ def whole_windows(name: str, tokenizer: PreTrainedTokenizerBase, window: int) ->
     return count // window * window
 
 
-def calibration_tokens(calibration: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """Draw windows of the corpus at random places, the same for the same seed: (samples, window) int64.
+def calibration_windows(
+    calibration: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw windows of the corpus at random places, the same for the same seed; return them, and further ones.
 
-    calibration: corpus, samples, window, seed. No two windows overlap.
-    Raises SqueezeError where the corpus has too few tokens for so many windows.
+    calibration: corpus, samples, window, seed. The first (samples, window) int64 are to calibrate and train on; those
+    drawn after them, at most (HELD_OUT, window), are held out: they show what a step does to text that it has not
+    seen. No two windows overlap. Raises SqueezeError where the corpus has too few tokens for the samples.
     """
     import torch
 
@@ -151,7 +155,13 @@ def calibration_tokens(calibration: Mapping[str, Any], tokenizer: PreTrainedToke
             " lower calibration.samples or calibration.window"
         )
     generator = torch.Generator().manual_seed(int(calibration["seed"]))
-    return windows[torch.randperm(len(windows), generator=generator)[:samples]].clone()
+    places = torch.randperm(len(windows), generator=generator)
+    return windows[places[:samples]].clone(), windows[places[samples : samples + HELD_OUT]].clone()
+
+
+def calibration_tokens(calibration: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Return the windows to calibrate on, the first of ``calibration_windows``: (samples, window) int64."""
+    return calibration_windows(calibration, tokenizer)[0]
 
 
 def _cached(name: str) -> str:

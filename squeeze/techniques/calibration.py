@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from squeeze.core.errors import SqueezeError
 from squeeze.techniques.block_walk import walk
 from squeeze.techniques.contract import Stop, Workplace
 from squeeze.techniques.statistics_cache import StatisticsCache
+
+
+def _no_windows() -> torch.Tensor:
+    return torch.empty((0, 0), dtype=torch.int64)
+
+
+def _no_baseline() -> nn.Module:
+    raise SqueezeError("there is no uncompressed model to load, expected that of a cell; give load_baseline")
 
 
 @dataclass(frozen=True)
@@ -21,17 +30,25 @@ class CalibrationText:
 
     shared: where statistics of a float model's layer inputs are kept for every technique and bit-width; None: nowhere.
     workplace: where a training keeps what a killed build goes on from.
+    held_out: (windows, window) int64, further windows of the corpus, which nothing is trained on.
+    load_baseline: loads the cell's uncompressed model.
     """
 
     token_ids: torch.Tensor
     seed: int = 0
     shared: StatisticsCache | None = None
     workplace: Workplace = field(default_factory=Workplace)
+    held_out: torch.Tensor = field(default_factory=_no_windows)
+    load_baseline: Callable[[], nn.Module] = _no_baseline
 
     @classmethod
     def empty(cls) -> CalibrationText:
         """Return a calibration text without tokens, for techniques that read no data."""
-        return cls(torch.empty((0, 0), dtype=torch.int64))
+        return cls(_no_windows())
+
+    def baseline(self) -> nn.Module:
+        """Load the cell's uncompressed model once more. Raises SqueezeError where this text belongs to no cell."""
+        return self.load_baseline()
 
     def input_statistics(self, model: nn.Module, *, sequential: bool = False) -> Iterator[Stop]:
         """Yield (full name, block, statistics of its linear layers' inputs by relative name) for each block, in order.

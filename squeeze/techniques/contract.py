@@ -7,10 +7,10 @@ file alone keeps its key when a progress bar is reworded.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -57,23 +57,59 @@ def same_inputs(statistics: Mapping[str, InputStatistics]) -> list[tuple[list[st
     return list(groups.values())
 
 
-CHECKPOINT = "training.safetensors"
+class Point(NamedTuple):
+    """Hold a point of a loss curve: after ``step`` steps, the loss of that step and that of the held-out windows.
+
+    None: there was no step yet; nobody looked at the held-out windows.
+    """
+
+    step: int
+    loss: float | None
+    held_out: float | None = None
+
+
+class EnergyMeter(Protocol):
+    """Count the energy between each ``start`` and the ``stop`` after it; joules: None where nothing counts."""
+
+    joules: float | None
+
+    def start(self) -> None:
+        """Begin to count."""
+
+    def stop(self) -> None:
+        """Add the joules since ``start``."""
 
 
 @dataclass
 class Workplace:
-    """Hold where one training keeps its checkpoints. folder: for it alone; None: nothing is kept.
+    """Hold where a step's trainings keep their checkpoints, and what has come of them.
 
+    folder: for this step alone; None: nothing is kept. meter: counts the energy of training; None: nobody does.
     reused_seconds: what the steps had cost that a killed training did, and this one goes on from.
+    seconds: of all trainings that ended, those reused included; joules: likewise, None where some were not counted.
+    curve: their losses; the steps of each are counted on from those of the one before. trainings: how many ended.
     """
 
     folder: Path | None = None
+    meter: EnergyMeter | None = None
     reused_seconds: float = 0.0
+    seconds: float = 0.0
+    joules: float | None = 0.0
+    curve: list[Point] = field(default_factory=list)
+    trainings: int = 0
 
     @property
     def checkpoint(self) -> Path | None:
-        """Return the path of the last checkpoint; None where nothing is kept."""
-        return None if self.folder is None else self.folder / CHECKPOINT
+        """Return the path of the last checkpoint of the training that goes on; None where nothing is kept."""
+        return None if self.folder is None else self.folder / f"training_{self.trainings}.safetensors"
+
+    def ended(self, curve: Sequence[Point], seconds: float, joules: float | None) -> None:
+        """Keep what has come of a training; the next one has a checkpoint of its own."""
+        before = self.curve[-1].step if self.curve else 0
+        self.curve += [point._replace(step=before + point.step) for point in curve]
+        self.seconds += seconds
+        self.joules = None if self.joules is None or joules is None else self.joules + joules
+        self.trainings += 1
 
     def clear(self) -> None:
         """Delete all checkpoints: what was trained is safe elsewhere."""
@@ -89,12 +125,22 @@ class Calibration(Protocol):
         """Return (samples, window) int64, windows of the calibration corpus; (0, 0) where a cell names none."""
 
     @property
+    def held_out(self) -> torch.Tensor:
+        """Return (windows, window) int64, further windows of it that no step trains on; (0, 0) where there are none."""
+
+    @property
     def seed(self) -> int:
         """Return the seed of any choice that is made from the text."""
 
     @property
     def workplace(self) -> Workplace:
         """Return where a training keeps what a killed build goes on from."""
+
+    def baseline(self) -> nn.Module:
+        """Load the cell's uncompressed model once more: in eval mode, without gradients, of its dtype, on its device.
+
+        It is the teacher of a subject that was compressed. Raises SqueezeError where no cell is built.
+        """
 
     def input_statistics(self, model: nn.Module, *, sequential: bool = False) -> Iterator[Stop]:
         """Yield (full name, block, statistics of its linear layers' inputs by relative name), block after block.

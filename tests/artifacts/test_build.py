@@ -12,6 +12,7 @@ import torch
 
 from squeeze.artifacts import build as building
 from squeeze.artifacts import format as artifact
+from squeeze.artifacts import step_by_step
 from squeeze.artifacts.build import build
 from squeeze.artifacts.keys import BUILD_INFO
 from squeeze.core.errors import SqueezeError, Unsupported
@@ -19,6 +20,7 @@ from squeeze.models.subject import Subject
 from squeeze.probes.memory import measured
 from squeeze.request.cell import Cell
 from squeeze.techniques import training_loop
+from squeeze.techniques.statistics_cache import StatisticsCache
 from squeeze.techniques.training import finetune
 from tests.faults.sweeps import MODEL, RUNTIME
 from tests.tiny import tiny_subject
@@ -92,7 +94,7 @@ def test_a_killed_training_goes_on_and_its_cost_is_counted_whole(
     monkeypatch.setenv("SQUEEZE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(training_loop, "SAVE_EVERY", 0.0)
     windows = torch.arange(128).reshape(4, 32)
-    monkeypatch.setattr(building, "calibration_tokens", lambda *_: windows)
+    monkeypatch.setattr(building, "calibration_windows", lambda *_: (windows, windows[:0]))
     calibration = {"corpus": "c4", "samples": 4, "window": 32, "seed": 0}
     step = {
         "_target_": "finetune.Finetune",
@@ -125,3 +127,103 @@ def test_a_killed_training_goes_on_and_its_cost_is_counted_whole(
 def test_a_refusal_is_passed_on(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="48"):
         build(cell({**RTN, "group_size": 48}), tmp_path, measured)
+
+
+TRAINED = {"_target_": "finetune.Finetune", "training_steps": 4, "windows": 1, "learning_rate": 0.01}
+CALIBRATION = {"corpus": "c4", "samples": 4, "window": 32, "seed": 0}
+
+
+@pytest.fixture
+def windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The windows of the calibration text, and those that are held out."""
+    monkeypatch.setenv("SQUEEZE_CACHE", str(tmp_path / "cache"))
+    drawn = torch.randint(256, (6, 32), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(building, "calibration_windows", lambda *_: (drawn[:4], drawn[4:]))
+    return drawn[:4], drawn[4:]
+
+
+def calibrated(*steps: dict[str, Any]) -> Cell:
+    return replace(cell(*steps), calibration=CALIBRATION)
+
+
+@torch.no_grad()
+def perplexity_of(model: torch.nn.Module, rows: torch.Tensor) -> float:
+    logits = model(rows).logits[:, :-1].flatten(0, 1)
+    return float(torch.nn.functional.cross_entropy(logits, rows[:, 1:].flatten()).exp())
+
+
+def test_the_quality_after_each_step_is_told(tmp_path: Path, windows: tuple[torch.Tensor, torch.Tensor]) -> None:
+    chain, alone, plain = (tmp_path / name for name in ("chain", "alone", "plain"))
+    build(calibrated(TRAINED, {**RTN, "bits": 2}), chain, measured)
+    build(calibrated(TRAINED), alone, measured)
+    build(calibrated(RTN), plain, measured)
+    found = info(chain)["steps"]
+    assert [step["step"] for step in found] == ["none", "finetune.Finetune", "rtn.RoundToNearest"]
+    models = [tiny_subject("llama").model, artifact.load(alone).model, artifact.load(chain).model]
+    expected = [perplexity_of(model, windows[1]) for model in models]
+    assert [step["perplexity_held_out"] for step in found] == pytest.approx(expected, rel=1e-3)
+    assert len({*expected}) == 3
+    assert info(alone)["steps"] == found[:2]
+    assert info(plain).keys().isdisjoint({"steps", "training"}), "of one step that does not train, the row says it"
+
+
+class Meter:
+    """Counts two joules each time that it is stopped."""
+
+    def __init__(self, device: str) -> None:
+        assert device == "cpu"
+        self.joules: float | None = 0.0
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None:
+        assert self.joules is not None
+        self.joules += 2.0
+
+
+def test_what_training_took_is_told(tmp_path: Path, windows: tuple[torch.Tensor, torch.Tensor]) -> None:
+    build(calibrated(TRAINED, RTN), tmp_path, measured, counted=Meter)
+    [found] = info(tmp_path)["training"]
+    seconds, curve = found.pop("seconds"), found.pop("curve")
+    assert 0 < seconds < info(tmp_path)["stages"]["compress"]
+    assert [step for step, _, _ in curve] == [1, 2, 3, 4]
+    assert found == {
+        "step": "finetune.Finetune",
+        "steps": 4,
+        "tokens": 4 * 32,
+        "parameters": info(tmp_path)["claims"]["trainable_parameters"],
+        "joules": 2.0,
+        "processes": 1,
+    }
+    names = [step["step"] for step in info(tmp_path)["steps"]]
+    assert names == ["none", "finetune.Finetune", "rtn.RoundToNearest"]
+
+
+def test_a_machine_that_counts_no_energy_says_so(
+    tmp_path: Path, windows: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    build(calibrated(TRAINED), tmp_path, measured)
+    assert info(tmp_path)["training"][0]["joules"] is None
+
+
+def test_a_model_that_predicts_nothing_any_more_has_no_perplexity(
+    tmp_path: Path, windows: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_by_step, "next_token", lambda *_: torch.tensor(1e4))
+    build(calibrated(TRAINED, RTN), tmp_path, measured)
+    assert [step["perplexity_held_out"] for step in info(tmp_path)["steps"]] == [None] * 3
+
+
+def test_steps_are_given_held_out_windows_and_the_uncompressed_model(
+    windows: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    subject = tiny_subject("llama")
+    given = building.calibration(calibrated(TRAINED), subject, "cpu", StatisticsCache(tmp_path))
+    assert torch.equal(given.token_ids, windows[0])
+    assert torch.equal(given.held_out, windows[1])
+    teacher = given.baseline()
+    assert teacher is not subject.model
+    assert not teacher.training
+    state = subject.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in teacher.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from squeeze.boards import glossary
 from squeeze.boards.row import figures
-from squeeze.boards.table import read
+from squeeze.boards.table import read, table
 from squeeze.records.record import Estimate, Status
 from squeeze.request.cell import Cell
 from tests.fabricated import cell, record, smoke_records
@@ -56,3 +56,32 @@ def test_columns_of_batches_and_tasks_are_explained_by_their_kin():
     assert glossary.term("acc_piqa_delta") == ("change of the share of right answers in piqa", "")
     assert glossary.term("xyz") is None
     assert (glossary.group_of("ttft_ms_b8"), glossary.group_of("acc_piqa")) == ("speed", "quality")
+
+
+def test_the_loss_of_quality_is_said_step_by_step():
+    steps = [
+        {"step": "none", "perplexity_held_out": 20.0},
+        {"step": "wanda.Wanda", "perplexity_held_out": 25.0},
+        {"step": "recover.Recover", "perplexity_held_out": 21.0},
+        {"step": "rtn.RoundToNearest", "perplexity_held_out": None},
+    ]
+    figures_of_training = {"training_tokens": Estimate(134_217_728), "training_seconds": Estimate(12.5)}
+    own = record(cell("rtn", "training", {"bits": 4}), figures_of_training, realised={"steps": steps})
+    told = list(figures(own, [own]))
+    words = "(perplexity of calibration text that was held out)"
+    assert [text for text in told if "after step" in text] == [
+        f"  after step none: 20 {words}",
+        f"  after step wanda.Wanda: 25, +25.0% {words}",
+        f"  after step recover.Recover: 21, -16.0% {words}",
+        f"  after step rtn.RoundToNearest: no finite number {words}",
+    ]
+    assert any(text.startswith("  training_tokens: 134,217,728 (of text") for text in told)
+    assert any(text.startswith("  training_seconds: 12.5 s (") for text in told)
+
+
+def test_tokens_and_parameters_of_training_are_whole_numbers_in_the_table():
+    figures_of_training = {"training_tokens": Estimate(2048), "trainable_parameters": Estimate(900)}
+    own = record(cell("rtn", "training", {"bits": 4}), figures_of_training)
+    row = table([own, record(cell("rtn", "training", {"bits": 3}))]).set_index("label")
+    assert row.loc["smollm2_135m-rtn-4", ["training_tokens", "trainable_parameters"]].tolist() == [2048, 900]
+    assert (row["training_tokens"].dtype, row["trainable_parameters"].dtype) == ("Int64", "Int64")

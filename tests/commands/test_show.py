@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 from squeeze.artifacts import keys
 from squeeze.cli import main
@@ -87,3 +89,28 @@ def test_one_row_of_several_machines_is_named_by_its_attempt(
     assert main(["show", "gptq-4-g64", "--results", str(tmp_path)]) == 2
     assert "stands for 2 rows" in capsys.readouterr().err
     assert shown(capsys, "bbbbbbb", "--results", tmp_path)[0].startswith("tiny-gptq-4-g64: ok, attempt bbbb")
+
+
+def test_the_loss_curve_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SQUEEZE_CACHE", str(tmp_path / "cache"))
+    kept(tmp_path, artifact_key="a" * 64)
+    picture = tmp_path / "curve.png"
+    asked = ["show", "gptq-4-g64", "--results", str(tmp_path), "--curve", str(picture)]
+    assert main(asked) == 2
+    assert "its artifact is not in the cache, where its loss curve lies" in capsys.readouterr().err
+    folder = keys.folder("a" * 64)
+    folder.mkdir(parents=True)
+    (folder / keys.BUILD_INFO).write_text("{}")
+    assert main(asked) == 2
+    assert "nothing was trained, expected a row of a technique that trains" in capsys.readouterr().err
+    curve = [[0, None, 3.0], [1, 4.0, None], [2, 2.0, 2.5]]
+    sizes = []
+    for count in (1, 2):
+        trainings = [{"step": "qat.QAT", "curve": curve}, {"step": "a$b.C", "curve": [[1, 4.0, None]]}][:count]
+        (folder / keys.BUILD_INFO).write_text(json.dumps({"training": trainings}))
+        assert main(asked) == 0
+        assert capsys.readouterr().out == f"loss curve: {picture}\n"
+        sizes.append(imread(picture).shape[:2])
+    assert sizes[1] == (sizes[0][0], 2 * sizes[0][1]), "a panel for each step that trained"

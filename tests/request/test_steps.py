@@ -123,7 +123,7 @@ def test_the_family_of_every_choice_is_a_folder_or_says_why_there_is_none():
         choice = yaml.safe_load(path.read_text())
         assert choice["family"] in folders | {*steps.NO_FOLDER}, path
         for each in choice["steps"]:
-            assert choice["family"] in (steps.find(each["_target_"]).family, *steps.NO_FOLDER), path
+            assert choice["family"] in (steps.find(each["_target_"]).family, steps.TRAINING, *steps.NO_FOLDER), path
 
 
 @pytest.mark.parametrize(
@@ -141,6 +141,21 @@ def test_another_family_is_refused(own, techniques, family, target, reason):
     assert reason in str(caught.value)
     place(own, "technique", "odd", f"family: combined\nsteps:\n- {{_target_: {target}}}")
     assert planned(own, "technique=odd")
+
+
+def test_a_recipe_of_several_folders_is_training_where_a_step_of_it_trains(own, techniques):
+    train = "{_target_: finetune.Finetune, training_steps: 2, windows: 1, learning_rate: 0.1}"
+    text = "family: training\ncalibrated: true\nsteps:\n- {_target_: 'mine:deep.Double'}\n- "
+    place(own, "technique", "chain", text + train)
+    (cell,) = planned(own, "technique=chain")
+    assert cell.technique["family"] == "training"
+    assert cell.training is not None
+    place(own, "technique", "chain", text + "{_target_: magnitude.Magnitude, sparsity: 0.5}")
+    with pytest.raises(SqueezeError, match="'training' is not allowed; expected 'pruning'"):
+        planned(own, "technique=chain")
+    place(own, "technique", "chain", text.replace("training", "pruning") + train)
+    with pytest.raises(SqueezeError, match="'pruning' is not allowed; expected 'training'"):
+        planned(own, "technique=chain")
 
 
 def test_a_step_becomes_the_technique_that_it_names(techniques):

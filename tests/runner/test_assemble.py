@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from squeeze.audit.recompute import disagreements
 from squeeze.probes.samples import Samples
 from squeeze.records.record import (
     Estimate,
+    Record,
     Status,
 )
 from squeeze.records.store import LARGEST_RECORD, RecordStore, encode
@@ -22,7 +24,7 @@ from squeeze.runner.attempt import Attempt
 from squeeze.runner.jobs.outcome import Failure
 from squeeze.runner.results import Scoring
 from tests.faults.sweeps import cell
-from tests.runner.attempts import HOW, PLACE, ROUNDS, TOKENS, assembled, quality
+from tests.runner.attempts import HOW, PLACE, ROUNDS, TOKENS, artifact, assembled, quality
 
 
 def test_a_complete_attempt_is_ok(attempt: Attempt) -> None:
@@ -186,3 +188,27 @@ def test_nothing_private_is_kept(attempt: Attempt, tmp_path: Path) -> None:
     text = encode(assembled(attempt)).decode()
     assert str(tmp_path) not in text
     assert str(Path.home()) + "/" not in text
+
+
+def test_what_the_build_says_of_its_steps_is_kept(attempt: Attempt, tmp_path: Path) -> None:
+    steps = [{"step": "none", "perplexity_held_out": 20.5}, {"step": "a.A", "perplexity_held_out": None}]
+    trained = {"step": "a.A", "tokens": 2048, "parameters": 900, "seconds": 3.5, "joules": 20.0, "curve": []}
+    made = artifact(tmp_path / "trained", steps=steps, training=[trained])
+    attempt.candidate = replace(attempt.built, artifact=made)
+    record = assembled(attempt)
+    assert record.realised["steps"] == steps
+    assert record.realised["training_energy"] == "counted"
+    assert record.estimates["training_tokens"].value == 2048
+    assert record.estimates["training_joules"].value == 20
+    assert Record.from_json(json.loads(encode(record))).realised == record.realised
+    made = artifact(tmp_path / "trained", training=[{**trained, "joules": None}])
+    attempt.candidate = replace(attempt.built, artifact=made)
+    record = assembled(attempt)
+    assert record.realised["training_energy"] == "not available"
+    assert "training_joules" not in record.estimates
+    assert "steps" not in record.realised
+
+
+def test_a_row_that_was_not_trained_says_nothing_of_training(attempt: Attempt) -> None:
+    record = assembled(attempt)
+    assert not [name for name in (*record.estimates, *record.realised) if "train" in name or name == "steps"]

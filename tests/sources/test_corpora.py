@@ -13,7 +13,15 @@ from squeeze.core.errors import IntegrityError, SqueezeError
 from squeeze.models.tiny import byte_tokenizer
 from squeeze.sources import corpora, hub
 from squeeze.sources import fetch as assets
-from squeeze.sources.corpora import Corpus, calibration_tokens, corpus_hash, text, tokens, whole_windows
+from squeeze.sources.corpora import (
+    Corpus,
+    calibration_tokens,
+    calibration_windows,
+    corpus_hash,
+    text,
+    tokens,
+    whole_windows,
+)
 from tests.wheelhouse import sha256_of
 
 LINES = "".join(f"Line {number} of a short text, naïvely told.\n" for number in range(400))
@@ -134,6 +142,20 @@ def test_calibration_windows_are_of_the_text_and_do_not_overlap(short: str) -> N
 def test_the_seed_alone_decides_the_windows(short: str) -> None:
     assert torch.equal(windows(short), windows(short))
     assert not torch.equal(windows(short), windows(short, seed=1))
+
+
+def test_further_windows_are_held_out_as_many_as_there_are(short: str) -> None:
+    request = {"corpus": short, "samples": 20, "window": 50, "seed": 0}
+    drawn, held_out = calibration_windows(request, byte_tokenizer())
+    assert torch.equal(drawn, windows(short))
+    assert held_out.shape == (8, 50)
+    more = windows(short, samples=28)
+    assert torch.equal(more[20:], held_out), "those that would be drawn next"
+    total = len(LINES.encode()) // 50
+    _, rest = calibration_windows({**request, "samples": total - 3}, byte_tokenizer())
+    assert rest.shape == (3, 50)
+    _, none = calibration_windows({**request, "samples": total}, byte_tokenizer())
+    assert none.shape == (0, 50)
 
 
 def test_too_many_windows_name_both_numbers(short: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -43,8 +44,15 @@ def compressed(technique: str, architecture: str, dtype: str = "float32") -> Sub
     return apply(technique, tiny_subject(architecture, dtype))
 
 
+def calibration_of(subject: Subject) -> CalibrationText:
+    """Made-up text, and the subject's model as it is now for a baseline."""
+    model = copy.deepcopy(subject.model)
+    text, held_out = (torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    return CalibrationText(text, held_out=held_out, load_baseline=lambda: copy.deepcopy(model))
+
+
 def apply(technique: str, subject: Subject) -> Subject:
-    calibration = CalibrationText(torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0)))
+    calibration = calibration_of(subject)
     for step in cell_of(technique).technique["steps"]:
         subject = resolve_step(step).apply(subject, calibration)
     return subject
@@ -132,7 +140,7 @@ def test_layers_tell_what_they_are(technique: str) -> None:
 @pytest.mark.parametrize("technique", NAMES)
 def test_what_its_fields_are_declared_to_allow_is_what_it_has_code_for(technique: str) -> None:
     """A request is refused by the declaration, without torch; here it is held against what the code does."""
-    calibration = CalibrationText(torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0)))
+    calibration = calibration_of(tiny_subject("llama"))
     for step in cell_of(technique).technique["steps"]:
         made, allowed = resolve_step(step), find(step["_target_"]).allowed
         assert {"bits", "high_bits", "embed_bits", "grid"} & step.keys() <= allowed.keys()

@@ -60,13 +60,14 @@ def perform(path: Path, gate: int | None) -> int:
     job = Job.read(path)
     if job.stage == "build":
         from squeeze.artifacts.build import build
+        from squeeze.probes.energy import Meter
         from squeeze.probes.memory import measured
         from squeeze.sources.withheld import withhold
 
         _keep_temporary_files(path.parent)
         withheld = withhold(job.cell.model, job.cell.calibration)
         try:
-            build(job.cell, job.artifact, measured, withheld=True)
+            build(job.cell, job.artifact, measured, counted=Meter, withheld=True)
         finally:
             withheld.check()  # however it ended: what it tried is what its row says
         return 0

@@ -66,15 +66,17 @@ class QAT:
         for name in names:
             layer = model.get_submodule(name)
             architecture.replace(model, name, MasterLinear(layer, self._rounding(layer)))
+        parameters = [parameter for name in names for parameter in model.get_submodule(name).parameters()]
         train(
-            [parameter for name in names for parameter in model.get_submodule(name).parameters()],
+            parameters,
             partial(divergence, model, teacher, temperature=self.temperature),
             calibration.token_ids,
             Plan(self.training_steps, self.windows, self.learning_rate),
             title=f"qat, {self.bits} bits",
             workplace=calibration.workplace,
         )
-        del teacher
+        trainable = sum(parameter.numel() for parameter in parameters)
+        del teacher, parameters
         for name in names:
             weight, grid = trained(model.get_submodule(name))
             put(model, name, grid.quantize(weight), grid, dtype)
@@ -84,6 +86,7 @@ class QAT:
             group_size=self.group_size,
             symmetric=self.symmetric,
             training_tokens=self.training_steps * self.windows * calibration.token_ids.shape[1],
+            trainable_parameters=trainable,
             **claims,
         )
 

@@ -50,7 +50,11 @@ class Finetune:
             title="fine-tuning the control",
             workplace=calibration.workplace,
         )
+        trainable = sum(master.weight.numel() for master in masters.values())
         for name, layer in layers.items():
             architecture.weight(layer).copy_(masters.pop(name).weight.detach())
             architecture.replace(model, name, layer)
-        return subject.claiming(training_tokens=self.training_steps * self.windows * calibration.token_ids.shape[1])
+        return subject.claiming(
+            training_tokens=self.training_steps * self.windows * calibration.token_ids.shape[1],
+            trainable_parameters=trainable,
+        )

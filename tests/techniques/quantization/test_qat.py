@@ -101,7 +101,11 @@ def test_it_comes_nearer_to_its_teacher_than_rounding_to_nearest(bits: int, lear
         for token_ids, share in ((TOKEN_IDS, 0.6), (HELD_OUT, 1.0)):
             found, rounded = (distance(subject.model, token_ids=token_ids) for subject in (trained, nearest))
             assert found < share * rounded
+    trainable = trained.claims.pop("trainable_parameters")
     assert trained.claims == {"bits": bits, "group_size": 16, "symmetric": True, "training_tokens": 30 * 2 * 32}
+    layers = architecture.block_linears(tiny_model("llama")).values()
+    weights = sum(architecture.weight(layer).numel() for layer in layers)
+    assert trainable == weights + (weights // 16 if learned else 0), "the learned steps of groups are trained, too"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -218,7 +222,8 @@ def test_the_control_learns_the_text_and_stays_uncompressed(name: str) -> None:
         name: type(layer) for name, layer in originals.items()
     }
     assert all(not torch.equal(architecture.weight(layers[key]), architecture.weight(originals[key])) for key in layers)
-    assert after.claims == {"training_tokens": 20 * 2 * 32}
+    trainable = sum(architecture.weight(layer).numel() for layer in layers.values())
+    assert after.claims == {"training_tokens": 20 * 2 * 32, "trainable_parameters": trainable}
 
 
 def test_the_control_sees_the_tokens_of_the_trained_row_at_its_rates(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,53 @@
+"""Say what each step of a recipe did, for build.json: what it lost of the quality, and what its training took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from squeeze.techniques.contract import Workplace
+from squeeze.techniques.losses import next_token
+from squeeze.techniques.processes import Processes
+
+UNCOMPRESSED = "none"  # the step before the first one
+
+
+@torch.no_grad()
+def perplexity(model: nn.Module, windows: torch.Tensor) -> float | None:
+    """Return the perplexity of a causal model on windows (n, window) int64 of text, one at a time.
+
+    None where it is no finite number: such a model predicts nothing.
+    """
+    loss = sum(float(next_token(model, window[None])) for window in windows) / len(windows)
+    try:
+        found = math.exp(loss)
+    except OverflowError:
+        return None
+    return float(f"{found:.6g}") if math.isfinite(found) else None
+
+
+def qualities(names: list[str], perplexities: list[float | None]) -> list[dict[str, Any]]:
+    """Return the perplexity after each step, and before the first one: one more than there are names."""
+    pairs = zip([UNCOMPRESSED, *names], perplexities, strict=True)
+    return [{"step": name, "perplexity_held_out": value} for name, value in pairs]
+
+
+def training(name: str, claims: Mapping[str, Any], workplace: Workplace) -> dict[str, Any]:
+    """Return what the training of a step took: tokens and parameters as it claims them, the rest as it was counted.
+
+    joules: None where the machine does not count them. curve: (step, loss, loss of the held-out windows).
+    """
+    return {
+        "step": name,
+        "steps": workplace.curve[-1].step if workplace.curve else 0,
+        "tokens": claims.get("training_tokens"),
+        "parameters": claims.get("trainable_parameters"),
+        "seconds": workplace.seconds,
+        "joules": workplace.joules,
+        "processes": Processes.now().count,
+        "curve": [list(point) for point in workplace.curve],
+    }

@@ -1,0 +1,115 @@
+"""Held-out text is looked at and changes nothing, unless patience says so: then training ends where it was best."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from squeeze.core.errors import SqueezeError, Unsupported
+from squeeze.techniques import training_loop
+from squeeze.techniques.contract import Workplace
+from squeeze.techniques.training_loop import Plan, train
+
+PATIENT = Plan(steps=40, windows=2, learning_rate=0.05, at_once=1, schedule="constant", patience=2)
+NONE = torch.empty((0, 0), dtype=torch.int64)
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def overfitted(
+    plan: Plan, workplace: Workplace, kill_at: int | None = None, held_out: torch.Tensor | None = None
+) -> tuple[float, int]:
+    """A parameter that training draws from 0 to 1, while held-out rows want it at a half; how many steps it took."""
+    parameter, calls = nn.Parameter(torch.zeros(1)), count()
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        if next(calls) == kill_at:
+            raise Killed
+        return ((parameter - rows.float().mean() / 2) ** 2).sum()
+
+    looked_at = torch.ones((3, 1), dtype=torch.int64) if held_out is None else held_out
+    rows = torch.full((4, 1), 2)
+    steps = train([parameter], loss, rows, plan, title="it", workplace=workplace, held_out=looked_at)
+    return parameter.item(), steps
+
+
+def test_it_stops_when_held_out_text_gains_nothing_more_and_goes_back_to_the_best() -> None:
+    workplace = Workplace()
+    parameter, steps = overfitted(PATIENT, workplace)
+    looks = {point.step: point.held_out for point in workplace.curve if point.held_out is not None}
+    best = min(looks, key=lambda step: looks[step])
+    assert list(looks) == list(range(0, steps + 1, 4)), "before the first step, and after every tenth of the plan's"
+    assert 0 < best
+    assert best + 2 * 4 == steps < PATIENT.steps
+    assert (parameter - 0.5) ** 2 == pytest.approx(looks[best])
+    assert looks[0] == pytest.approx(0.25)
+    assert [point.step for point in workplace.curve] == [*range(steps + 1)]
+    assert [point.loss for point in workplace.curve[:2]] == [None, 1.0]
+
+
+def test_a_training_that_only_harms_is_undone() -> None:
+    workplace = Workplace()
+    parameter, steps = overfitted(PATIENT, workplace, held_out=torch.zeros((3, 1), dtype=torch.int64))
+    assert (parameter, steps) == (0.0, 8)
+
+
+def test_without_patience_it_looks_and_goes_on() -> None:
+    workplace, plain = Workplace(), Workplace()
+    plan = Plan(steps=40, windows=2, learning_rate=0.05, at_once=1, schedule="constant")
+    found = overfitted(plan, workplace)
+    assert found == overfitted(plan, plain, held_out=NONE), "who looks changes nothing"
+    assert found[1] == 40
+    assert workplace.curve[-1].held_out is not None
+    assert len(plain.curve) == 40
+    assert all(point.held_out is None for point in plain.curve)
+
+
+@pytest.mark.parametrize("kill_at", [1, 20, 50])
+def test_a_patient_training_that_was_killed_ends_as_it_would_have(
+    kill_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_loop, "SAVE_EVERY", 0.0)
+    undisturbed, workplace = Workplace(), Workplace(tmp_path)
+    whole = overfitted(PATIENT, undisturbed)
+    with pytest.raises(Killed):
+        overfitted(PATIENT, Workplace(tmp_path), kill_at=kill_at)
+    assert overfitted(PATIENT, workplace) == whole
+    assert workplace.curve == undisturbed.curve
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"schedule": "cosin"}, "schedule='cosin' is not known; choose from: linear, cosine, constant"),
+        ({"at_once": 0}, "at_once=0 is not allowed, expected at least 1"),
+        ({"patience": 0}, "patience=0 is not allowed, expected at least 1"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        Plan(4, 1, 0.1, **fields)
+
+
+def test_patience_takes_text_to_look_at() -> None:
+    with pytest.raises(SqueezeError, match=r"it: patience=2 looks at held-out windows and there are 0, expected"):
+        overfitted(PATIENT, Workplace(), held_out=NONE)
+
+
+def test_a_loss_of_held_out_text_that_is_not_finite_ends_it() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        return parameter.sum() / rows.sum()
+
+    with pytest.raises(SqueezeError, match="it: the loss of the held-out windows is nan in step 0 of 40"):
+        train(
+            [parameter], loss, torch.ones((2, 1), dtype=torch.int64), PATIENT, title="it", workplace=Workplace(),
+            held_out=torch.zeros((1, 1), dtype=torch.int64),
+        )  # fmt: skip
