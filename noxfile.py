@@ -90,6 +90,13 @@ def crosscheck(session: nox.Session) -> None:
 
 
 @nox.session
+def agreement(session: nox.Session) -> None:
+    """Hold losses against other libraries' code on the same tensors; the test suite leaves out what is not installed."""
+    install(session, "test", "agreement")
+    session.run("pytest", "tests/techniques/test_trl.py", *session.posargs)
+
+
+@nox.session
 def peers(session: nox.Session) -> None:
     """Compare what a row costs with what lm-eval and plain timing take for the same figures, on a quiet machine.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 from transformers.utils import logging
 
 
@@ -47,3 +48,16 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def eager_attention(*models: nn.Module) -> Iterator[None]:
+    """Let models compute their attention maps, which fused attention never has, within the body."""
+    before = [model.config._attn_implementation for model in models]  # type: ignore[union-attr]
+    try:
+        for model in models:
+            model.set_attn_implementation("eager")  # type: ignore[operator]
+        yield
+    finally:
+        for model, implementation in zip(models, before, strict=True):
+            model.set_attn_implementation(implementation)  # type: ignore[operator]

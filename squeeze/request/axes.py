@@ -45,9 +45,15 @@ def _group_label(group_size: Any, values: Values) -> str | None:
     return f"g{group_size}" if group_size else "row"
 
 
+def _alpha_label(alpha: Any, values: Values) -> str | None:
+    """Label the teacher's share of a loss; None where nobody is taught: other techniques have an alpha, too."""
+    return None if alpha == 1 or "divergence" not in values else f"a{alpha:g}"
+
+
 DTYPE = one_of("float32", "bfloat16", "float16")
 DEVICE = text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:\d+)?")
 THREADS = or_null(POSITIVE)
+NUMBER = Rule("a number", is_number)
 
 # In the order in which they stand in labels and columns.
 AXES: tuple[Axis, ...] = (
@@ -119,6 +125,19 @@ AXES: tuple[Axis, ...] = (
         label=lambda value, _: value if value == "mean" else None,
     ),
     Axis("double_quant", BOOLEAN, "quantize the scales too", label=lambda value, _: "dq" if value else None),
+    Axis(
+        "divergence",
+        one_of("forward", "reverse", "jsd"),
+        "of distillation: KL of teacher to student (forward), of student to teacher (reverse), or between (jsd)",
+        label=lambda value, _: None if value == "forward" else value,
+    ),
+    Axis(
+        "temperature",
+        ABOVE_ZERO,
+        "of distillation: at which a student's predictions are compared with its teacher's",
+        label=lambda value, _: None if value == 1 else f"t{value:g}",
+    ),
+    Axis("alpha", NUMBER, "of distillation: the teacher's share of the loss, not the text's", label=_alpha_label),
     Axis("training_steps", POSITIVE, "of the optimizer, where a technique trains"),
     Axis("learning_rate", ABOVE_ZERO, "of the optimizer, where a technique trains"),
     Axis("device", DEVICE, "where everything runs; auto: cuda when there is one, else cpu", RUNTIME),

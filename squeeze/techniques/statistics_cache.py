@@ -6,7 +6,6 @@ model that asks. pass.json, and BLOCK.safetensors with a Hessian per distinct in
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from torch import nn
 
 from squeeze.core import cache
 from squeeze.models.architecture import named_blocks
+from squeeze.models.digest import digest
 from squeeze.techniques.block_walk import walk
 from squeeze.techniques.contract import InputStatistics, Stop
 
@@ -50,21 +50,12 @@ class StatisticsCache:
                 _write(folder / f"{name}.safetensors", statistics)
             (folder / INFO).write_text(json.dumps({"seconds": time.perf_counter() - start}))
 
-        folder = cache.sealed(str(self.folder.absolute() / _key(model, token_ids)), make)
+        key = digest(model, str(FORMAT), token_ids=token_ids)
+        folder = cache.sealed(str(self.folder.absolute() / key), make)
         if not made_now:
             self.reused_seconds += float(json.loads((folder / INFO).read_text())["seconds"])
         for name, block in named_blocks(model):
             yield name, block, _read(folder / f"{name}.safetensors", str(token_ids.device))
-
-
-def _key(model: nn.Module, token_ids: torch.Tensor) -> str:
-    """Hash all that the statistics depend on."""
-    configuration = model.config.to_json_string()  # type: ignore[union-attr,operator]
-    total = hashlib.sha256(f"{FORMAT} {torch.__version__} {configuration}".encode())
-    for name, tensor in [*model.state_dict().items(), ("token_ids", token_ids)]:
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device.type}".encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return total.hexdigest()[:32]
 
 
 def _write(path: Path, statistics: Mapping[str, InputStatistics]) -> None:

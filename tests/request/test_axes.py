@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,7 @@ class Factors:
 NEW_AXIS = """
 import sys
 from pathlib import Path
+from typing import Any
 from squeeze.request import axes
 
 width = axes.Axis(
@@ -107,6 +109,26 @@ def test_a_field_of_a_step_that_has_another_axiss_name_is_not_taken_for_it() -> 
     step = {"_target_": "rtn.RoundToNearest", "bits": 4, "dtype": "float16", "replicate": 3}
     cell = Cell({"name": "m", "dtype": "float32"}, {"name": "t", "family": "f", "steps": [step]})
     assert cell.label == "m-t-4"
+
+
+@pytest.mark.parametrize(
+    ("fields", "label"),
+    [
+        ({}, "m-distil"),
+        ({"alpha": 0.0}, "m-distil-a0"),
+        ({"divergence": "reverse", "temperature": 2.5}, "m-distil-reverse-t2.5"),
+        ({"divergence": "jsd", "alpha": 0.9}, "m-distil-jsd-a0.9"),
+    ],
+)
+def test_students_are_told_apart_by_what_they_learn_from(fields: dict[str, Any], label: str) -> None:
+    step = {"_target_": "distillation.Distillation", "divergence": "forward", "temperature": 1.0, "alpha": 1.0, **fields}
+    cell = Cell({"name": "m", "dtype": "float32"}, {"name": "distil", "family": "training", "steps": [step]})
+    assert cell.label == label
+
+
+def test_an_alpha_that_is_no_teachers_share_is_in_no_label() -> None:
+    (cell,) = cells(["model=tiny_llama", "technique=smoothquant", "technique.steps.0.alpha=0.7"])
+    assert cell.label == "tiny_llama-smoothquant"
 
 
 def test_every_axis_says_what_it_means() -> None:

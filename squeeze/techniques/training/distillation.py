@@ -1,0 +1,188 @@
+"""Train a student, made small by the steps before, to predict what the uncompressed model predicts.
+
+Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network" (arXiv:1503.02531); a student of every other
+block is that of DistilBERT (Sanh et al. 2019, arXiv:1910.01108). docs/distillation.md has the equations of all options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from squeeze.core.errors import Unsupported
+from squeeze.layers.contract import compressed_layers
+from squeeze.layers.master_weights import mastered
+from squeeze.layers.whole_model import in_float32
+from squeeze.models import architecture
+from squeeze.models.subject import Subject
+from squeeze.techniques.contract import Calibration
+from squeeze.techniques.losses import Objective, said, towards
+from squeeze.techniques.training.tinybert import Matching, read
+from squeeze.techniques.training.top_k import TopK
+from squeeze.techniques.training_loop import Plan, train
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Minimise alpha T^2 D_T(teacher, student) + (1 - alpha) CE, and what is matched, on the calibration text.
+
+    The teacher is the uncompressed model, which reads in the same step. Where ``alpha`` is 0 and nothing is matched,
+    there is none, and the student learns the text alone: the ablation.
+
+    training_steps: of AdamW. windows: of calibration text in each. learning_rate: its highest.
+    temperature, alpha, divergence, beta: T, alpha, D and its beta, as ``losses.Objective`` has them.
+    match: what else is compared, layer by layer (``tinybert``): "none", "hidden" states, or "attention" scores, for
+        which both models run in eager attention while they train. match_weight: by which it is added to the rest.
+    top_k: how many of the teacher's likeliest tokens are kept for all students (``top_k``); None: it says all, anew.
+    scope: what is trained: "linear", the linear layers of the blocks, or "all", embeddings, norms and head, too.
+    at_once: windows whose activations are held together; None: all of a step.
+    """
+
+    training_steps: int
+    windows: int
+    learning_rate: float
+    temperature: float = 1.0
+    alpha: float = 1.0
+    divergence: Literal["forward", "reverse", "jsd"] = "forward"
+    beta: float = 0.5
+    match: Literal["none", "hidden", "attention"] = "none"
+    match_weight: float = 1.0
+    top_k: int | None = None
+    scope: Literal["linear", "all"] = "all"
+    at_once: int | None = None
+
+    def apply(self, subject: Subject, calibration: Calibration) -> Subject:
+        """Return the trained student. Claims ``top_k_mass``, the share that is kept of the teacher's probability.
+
+        Raises Unsupported for layers that are packed, a student of another vocabulary, a model without a head, and
+        values of fields that mean nothing.
+        """
+        model, workplace = subject.model, calibration.workplace
+        objective = Objective(self.divergence, self.temperature, self.alpha, self.beta)
+        self._check(model)
+        token_ids, numbers, held_out = _numbered(calibration, self.training_steps * self.windows)
+        lesson = self._lesson(model, calibration, token_ids, objective)
+        with _trained(model, self.scope) as parameters, lesson.shown():
+            steps = train(
+                [*parameters, *lesson.matching.projections],
+                partial(lesson.loss, token_ids),
+                numbers,
+                Plan(self.training_steps, self.windows, self.learning_rate, at_once=self.at_once),
+                title="distillation",
+                workplace=workplace,
+                held_out=held_out,
+            )
+        kept = {}
+        if lesson.kept is not None:
+            kept["top_k_mass"] = lesson.kept.mass
+            workplace.reused_seconds += lesson.kept.reused_seconds
+        return subject.claiming(
+            training_tokens=steps * self.windows * token_ids.shape[1],
+            trainable_parameters=sum(parameter.numel() for parameter in parameters),
+            **kept,
+        )
+
+    def _check(self, model: nn.Module) -> None:
+        architecture.head(model)
+        if self.scope not in ("linear", "all"):
+            raise Unsupported(f"distillation has no scope {self.scope!r}; expected linear or all")
+        packed = [type(layer).__name__ for layer in compressed_layers(model)]
+        packed += [str(each.dtype) for each in model.parameters() if not each.is_floating_point()]
+        if packed:
+            raise Unsupported(
+                f"distillation trains plain layers, found {len(packed)} that are packed ({packed[0]}); follow with"
+                " recover, which trains what is compressed, or put this step before the one that packs"
+            )
+
+    def _lesson(self, model: nn.Module, calibration: Calibration, token_ids: Tensor, objective: Objective) -> Lesson:
+        """Return what the student learns, and from whom. A teacher that nobody asks is not kept in memory."""
+        matched = self.match != "none"
+        half = self.scope == "all" and architecture.dtype(model) is torch.bfloat16
+        lesson = partial(Lesson, model, objective=objective, match_weight=self.match_weight, half=half)
+        if objective.alpha == 0 and not matched:
+            return lesson(None, None, Matching("none"))
+        teacher = calibration.baseline()
+        _check_vocabulary(model, teacher)
+        matching = Matching.between(model, teacher, self.match, token_ids, calibration.seed)
+        if self.top_k is None or objective.alpha == 0:
+            return lesson(teacher, None, matching)
+        return lesson(teacher if matched else None, TopK.of(teacher, token_ids, self.top_k), matching)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Hold what a student learns, and from whom.
+
+    teacher: reads beside the student; None where nobody asks it. kept: what it has said of its likeliest tokens, which
+    then is enough. half: whether to multiply in bfloat16, as the finished student will, though parameters are float32
+    (Micikevicius et al. 2017, arXiv:1710.03740).
+    """
+
+    student: nn.Module
+    teacher: nn.Module | None
+    kept: TopK | None
+    matching: Matching
+    match_weight: float
+    objective: Objective
+    half: bool
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Let both models show what is matched within the body."""
+        models = [model for model in (self.student, self.teacher) if model is not None]
+        with self.matching.shown(*models):
+            yield
+
+    def loss(self, token_ids: Tensor, numbers: Tensor) -> Tensor:
+        """Return the loss of the windows of these numbers, (n, 1) int64, among all, (windows, window) int64."""
+        chosen, match = numbers[:, 0], self.matching.match
+        windows = token_ids[chosen]
+        target = None if self.kept is None else self.kept.said(chosen)
+        of_teacher = None
+        with torch.autocast(windows.device.type, torch.bfloat16, enabled=self.half):
+            if self.teacher is not None:
+                with torch.no_grad():
+                    of_teacher = read(self.teacher, windows, match)
+                target = target or said(self.teacher, of_teacher.last_hidden_state)
+            outputs = read(self.student, windows, match)
+            loss = towards(self.student, outputs.last_hidden_state, target, windows, self.objective)
+            if match == "none":
+                return loss
+            return loss + self.match_weight * self.matching.loss(outputs, of_teacher)
+
+
+def _numbered(calibration: Calibration, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return all windows that ``count`` places in a training take, and the numbers of those learned from and held out.
+
+    A window's number, (n, 1) int64, says where what a teacher has said of it is kept.
+    """
+    learned, held_out = calibration.token_ids[:count], calibration.held_out
+    token_ids = torch.cat([learned, held_out]) if held_out.numel() else learned
+    numbers = torch.arange(len(token_ids), device=token_ids.device)[:, None]
+    return token_ids, numbers[: len(learned)], numbers[len(learned) :]
+
+
+def _check_vocabulary(student: nn.Module, teacher: nn.Module) -> None:
+    own, wanted = (int(model.config.vocab_size) for model in (student, teacher))  # type: ignore[union-attr,arg-type]
+    if own != wanted:
+        raise Unsupported(
+            f"the student's vocabulary has {own:,} tokens, its teacher's {wanted:,}, expected as many: distil into a"
+            " student that keeps the tokenizer"
+        )
+
+
+@contextmanager
+def _trained(model: nn.Module, scope: str) -> Iterator[list[nn.Parameter]]:
+    """Hold what is trained in float32 within the body, and yield it."""
+    if scope == "all":
+        with in_float32(model) as parameters:
+            yield parameters
+    else:
+        with mastered(model) as masters:
+            yield [master.weight for master in masters.values()]
