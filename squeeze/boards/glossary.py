@@ -51,6 +51,10 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
         "memory_real": Term("whether it is small in memory while it runs"),
         "compute_real": Term("whether low-bit or skipped arithmetic runs, rather than dequantise-and-multiply"),
         "sparsity": Term("share of weights that are zero, recounted"),
+        "layers_kept": Term("share of the uncompressed model's blocks, counted; of rows that have fewer"),
+        "channels_kept": Term("share of the channels of its MLPs, counted"),
+        "heads_kept": Term("share of its heads, counted by their channels"),
+        "hidden_kept": Term("share of its hidden size, counted"),
     },
     "speed": {
         "decode_tokens_per_s": Term("tokens decoded, one request at a time", "a second"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from squeeze.artifacts import format as artifact
 from squeeze.layers.contract import count_parameters
-from squeeze.probes import decoding, products, realised, size
+from squeeze.probes import decoding, kept, products, realised, size
 from squeeze.probes.recount import recount
 from squeeze.runtimes.contract import TorchEngine
 
@@ -35,12 +35,14 @@ def inspect(folder: Path, baseline: Path, engine: TorchEngine, protocol: Mapping
     stored = artifact.load(folder, prepare=False)
     counted = recount(folder, stored, dense)
     model = engine.subject.model
+    shares = kept.shares(stored.model, dense)
     rows = decoding.inputs(model, realised.low_bit_layers(model), text)
     return Inspection(
-        {**weighed, **found, **counted.figures()},
+        {**weighed, **found, **counted.figures(), **shares},
         [
             *size.mismatches(folder, baseline, count_parameters(stored.model)),
             *counted.mismatches(stored.claims),
+            *kept.mismatches(shares, stored.claims),
             *products.mismatches(stored.model, model, rows),
             *running,
         ],

@@ -124,10 +124,12 @@ def recount(folder: Path, subject: Subject, baseline: nn.Module) -> Recount:
 def weights_by_layer(model: nn.Module, baseline: nn.Module) -> dict[str, int]:
     """Return how many weights each matrix within the blocks stands for, by full name.
 
-    It is what the baseline's layer of that name has; only a layer that the baseline does not have is asked.
+    It is what the layer has, and at most what the baseline's of that name has: a layer that says it is wider than the
+    one it stands for gains nothing by it.
     """
-    known = {name: logical_weights(layer) for name, layer in matrices(baseline)}
-    return {name: known.get(name) or logical_weights(layer) for name, layer in matrices(model)}
+    most = {name: logical_weights(layer) for name, layer in matrices(baseline)}
+    own = {name: logical_weights(layer) for name, layer in matrices(model)}
+    return {name: min(count, most.get(name, count)) for name, count in own.items()}
 
 
 def logical_weights(layer: nn.Module) -> int:

@@ -119,6 +119,12 @@ AXES: tuple[Axis, ...] = (
         "bits a weight on average, where layers differ in them",
     ),
     Axis(
+        "layers_kept",
+        Rule("a number above 0, at most 1", lambda value: is_number(value) and 0 < value <= 1),
+        "share of the blocks that stay, where a technique drops whole ones",
+        label=lambda value, _: None if value is None else f"layers{value:g}",
+    ),
+    Axis(
         "damping_of",
         one_of("own", "mean"),
         "of a Hessian's diagonal: own, each element's share of itself, or mean, of the diagonal's mean",

@@ -14,6 +14,7 @@ import pytest
 
 from squeeze.boards.table import COLUMNS
 from squeeze.core import paths
+from squeeze.core.errors import SqueezeError
 from squeeze.request import axes
 from squeeze.request.cell import Cell
 from squeeze.request.choices import Choices
@@ -136,6 +137,13 @@ def test_every_axis_says_what_it_means() -> None:
     assert rows["bits"][:2] == ["4", "an integer from 1 to 16"]
     assert (rows["replicate"][0], rows["symmetric"][0], rows["group_size"][0]) == ("0", "true", "null")
     assert all(meaning for *_, meaning in rows.values())
+
+
+def test_the_share_of_blocks_that_stay_is_in_the_label() -> None:
+    found = cells(["model=tiny_llama", "technique=layer_drop", "layers_kept=0.75,1"])
+    assert [cell.label for cell in found] == ["tiny_llama-layer_drop-layers0.75", "tiny_llama-layer_drop-layers1"]
+    with pytest.raises(SqueezeError, match="layers_kept: 0 is not allowed; expected a number above 0, at most 1"):
+        cells(["model=tiny_llama", "technique=layer_drop", "layers_kept=0"])
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)

@@ -34,8 +34,16 @@ TOKEN_IDS = torch.arange(24).reshape(2, 12)
 SMALL = 0.9  # of the dense bytes of the same parameters in the same dtype
 
 
+# Sizes of students that are smaller than the tiny models; those in the recipes are for real ones.
+SIZES = {
+    "student_narrow": {"channels": 0.125},
+    "student_scratch": {"layers": 1, "hidden": 64, "channels": 64, "heads": 4},
+}
+
+
 def cell_of(technique: str) -> Cell:
-    (cell,) = cells(["model=tiny_llama", f"technique={technique}", "group_size=32", "training_steps=2"])
+    sizes = [f"technique.steps.0.{name}={size}" for name, size in SIZES.get(technique, {}).items()]
+    (cell,) = cells(["model=tiny_llama", f"technique={technique}", "group_size=32", "training_steps=2", *sizes])
     return cell
 
 
