@@ -60,8 +60,8 @@ class Recover:
         model = subject.model
         architecture.head(model)
         self.check(model)
-        teacher = calibration.baseline()
         objective = Objective(kind=self.divergence, temperature=self.temperature, alpha=self.alpha)
+        teacher = calibration.baseline()
         trained = trainable.stand_in(model, self._maker(architecture.dtype(model), calibration.seed))
         each_once = {each.module: each for each in trained.values()}.values()
         with trainable.gradients_pass(model):
