@@ -7,11 +7,14 @@ A step of training is smaller than what bfloat16 can tell apart; in the master s
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from squeeze.layers.contract import float_linears, linear
 from squeeze.models import architecture
 
 
@@ -47,3 +50,38 @@ class Held(nn.Module):
 def same_tensors(model: nn.Module) -> nn.Module:
     """Return another model over the same parameters and buffers: layers replaced in one are kept in the other."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
+@contextmanager
+def mastered(model: nn.Module) -> Iterator[dict[str, MasterLinear]]:
+    """Hold every linear layer of the blocks as its master within the body; yield the masters by the layers' full names.
+
+    Afterwards the layers that were there are there again, with the weights that the masters have come to, in the
+    model's dtype. An exception leaves the masters where they are: nobody saves a training that failed.
+    Raises Unsupported, before anything has changed, for a model without such layers (``contract.float_linears``).
+    """
+    dtype = architecture.dtype(model)
+    layers = {name: model.get_submodule(name) for name in float_linears(model)}
+    masters = {name: MasterLinear(layer, Held(dtype)) for name, layer in layers.items()}
+    for name, master in masters.items():
+        architecture.replace(model, name, master)
+    yield masters
+    for name, layer in layers.items():
+        architecture.weight(layer).copy_(masters.pop(name).weight.detach())
+        architecture.replace(model, name, layer)
+
+
+@contextmanager
+def settled(model: nn.Module, masters: Mapping[str, MasterLinear]) -> Iterator[None]:
+    """Multiply with what the masters are now within the body, cast once and not again in each of many forwards.
+
+    masters: those of ``mastered``. The outputs are the same, bit for bit; no gradient reaches a master.
+    """
+    with torch.no_grad():
+        for name, master in masters.items():
+            architecture.replace(model, name, linear(master.view(master.weight).detach(), master.bias))
+    try:
+        yield
+    finally:
+        for name, master in masters.items():
+            architecture.replace(model, name, master)

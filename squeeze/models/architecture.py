@@ -12,6 +12,8 @@ from squeeze.core.errors import Unsupported
 
 # Where each architecture keeps its list of transformer blocks, below the base model.
 BLOCK_LISTS = ("layers", "h", "decoder.layers", "encoder.layer")
+# Where it keeps the norm between its last block and its head, likewise.
+FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "decoder.final_layer_norm")
 
 
 def base_model(model: nn.Module) -> nn.Module:
@@ -80,6 +82,19 @@ def head(model: nn.Module) -> nn.Module:
     if found is None:
         raise Unsupported(f"{type(model).__name__} has no language-modelling head")
     return found  # type: ignore[no-any-return]
+
+
+def final_norm(model: nn.Module) -> nn.Module:
+    """Return the norm between the last block and the head.
+
+    Raises Unsupported for a model that has none in any of the places of ``FINAL_NORMS``.
+    """
+    base = base_model(model)
+    for path in FINAL_NORMS:
+        found = _descend(base, path)
+        if isinstance(found, nn.Module):
+            return found
+    raise Unsupported(f"{type(model).__name__}: no final norm found under any of {', '.join(FINAL_NORMS)}")
 
 
 def dtype(model: nn.Module) -> torch.dtype:

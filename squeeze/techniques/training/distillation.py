@@ -6,8 +6,6 @@ block is that of DistilBERT (Sanh et al. 2019, arXiv:1910.01108). docs/distillat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -16,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from squeeze.core.errors import Unsupported
-from squeeze.layers.contract import compressed_layers
-from squeeze.layers.master_weights import mastered
-from squeeze.layers.whole_model import in_float32
-from squeeze.models import architecture
+from squeeze.layers import scopes
+from squeeze.layers.scopes import Held, held
+from squeeze.models.logits import logits_of
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
 from squeeze.techniques.losses import Objective, said, towards
@@ -65,13 +62,15 @@ class Distillation:
         """
         model, workplace = subject.model, calibration.workplace
         objective = Objective(self.divergence, self.temperature, self.alpha, self.beta)
-        self._check(model)
+        scopes.check("distillation", self.scope, model)
+        logits_of(model)
         token_ids, numbers, held_out = _numbered(calibration, self.training_steps * self.windows)
         lesson = self._lesson(model, calibration, token_ids, objective)
-        with _trained(model, self.scope) as parameters, lesson.shown():
+        models = [each for each in (model, lesson.teacher) if each is not None]
+        with held(model, self.scope) as student, lesson.matching.shown(*models):
             steps = train(
-                [*parameters, *lesson.matching.projections],
-                partial(lesson.loss, token_ids),
+                [*student.parameters, *lesson.matching.projections],
+                partial(lesson.loss, student, token_ids),
                 numbers,
                 Plan(self.training_steps, self.windows, self.learning_rate, at_once=self.at_once),
                 title="distillation",
@@ -84,35 +83,22 @@ class Distillation:
             workplace.reused_seconds += lesson.kept.reused_seconds
         return subject.claiming(
             training_tokens=steps * self.windows * token_ids.shape[1],
-            trainable_parameters=sum(parameter.numel() for parameter in parameters),
+            trainable_parameters=sum(parameter.numel() for parameter in student.parameters),
             **kept,
         )
-
-    def _check(self, model: nn.Module) -> None:
-        architecture.head(model)
-        if self.scope not in ("linear", "all"):
-            raise Unsupported(f"distillation has no scope {self.scope!r}; expected linear or all")
-        packed = [type(layer).__name__ for layer in compressed_layers(model)]
-        packed += [str(each.dtype) for each in model.parameters() if not each.is_floating_point()]
-        if packed:
-            raise Unsupported(
-                f"distillation trains plain layers, found {len(packed)} that are packed ({packed[0]}); follow with"
-                " recover, which trains what is compressed, or put this step before the one that packs"
-            )
 
     def _lesson(self, model: nn.Module, calibration: Calibration, token_ids: Tensor, objective: Objective) -> Lesson:
         """Return what the student learns, and from whom. A teacher that nobody asks is not kept in memory."""
         matched = self.match != "none"
-        half = self.scope == "all" and architecture.dtype(model) is torch.bfloat16
-        lesson = partial(Lesson, model, objective=objective, match_weight=self.match_weight, half=half)
         if objective.alpha == 0 and not matched:
-            return lesson(None, None, Matching("none"))
+            return Lesson(objective, None, None, Matching("none"), self.match_weight)
         teacher = calibration.baseline()
         _check_vocabulary(model, teacher)
         matching = Matching.between(model, teacher, self.match, token_ids, calibration.seed)
         if self.top_k is None or objective.alpha == 0:
-            return lesson(teacher, None, matching)
-        return lesson(teacher if matched else None, TopK.of(teacher, token_ids, self.top_k), matching)
+            return Lesson(objective, teacher, None, matching, self.match_weight)
+        kept = TopK.of(teacher, token_ids, self.top_k)
+        return Lesson(objective, teacher if matched else None, kept, matching, self.match_weight)
 
 
 @dataclass(frozen=True)
@@ -120,41 +106,31 @@ class Lesson:
     """Hold what a student learns, and from whom.
 
     teacher: reads beside the student; None where nobody asks it. kept: what it has said of its likeliest tokens, which
-    then is enough. half: whether to multiply in bfloat16, as the finished student will, though parameters are float32
-    (Micikevicius et al. 2017, arXiv:1710.03740).
+    then is enough. match_weight: by which ``matching`` is added.
     """
 
-    student: nn.Module
+    objective: Objective
     teacher: nn.Module | None
     kept: TopK | None
     matching: Matching
     match_weight: float
-    objective: Objective
-    half: bool
 
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Let both models show what is matched within the body."""
-        models = [model for model in (self.student, self.teacher) if model is not None]
-        with self.matching.shown(*models):
-            yield
-
-    def loss(self, token_ids: Tensor, numbers: Tensor) -> Tensor:
+    def loss(self, student: Held, token_ids: Tensor, numbers: Tensor) -> Tensor:
         """Return the loss of the windows of these numbers, (n, 1) int64, among all, (windows, window) int64."""
         chosen, match = numbers[:, 0], self.matching.match
         windows = token_ids[chosen]
         target = None if self.kept is None else self.kept.said(chosen)
         of_teacher = None
-        with torch.autocast(windows.device.type, torch.bfloat16, enabled=self.half):
-            if self.teacher is not None:
-                with torch.no_grad():
-                    of_teacher = read(self.teacher, windows, match)
-                target = target or said(self.teacher, of_teacher.last_hidden_state)
-            outputs = read(self.student, windows, match)
-            loss = towards(self.student, outputs.last_hidden_state, target, windows, self.objective)
-            if match == "none":
-                return loss
-            return loss + self.match_weight * self.matching.loss(outputs, of_teacher)
+        if self.teacher is not None:
+            with torch.no_grad():
+                of_teacher = read(self.teacher, windows, match)
+            target = target or said(self.teacher, of_teacher.last_hidden_state)
+        with student.multiplying():
+            outputs = read(student.model, windows, match)
+            loss = towards(student.model, outputs.last_hidden_state, target, windows, self.objective)
+        if match == "none":
+            return loss
+        return loss + self.match_weight * self.matching.loss(outputs, of_teacher)
 
 
 def _numbered(calibration: Calibration, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,14 +151,3 @@ def _check_vocabulary(student: nn.Module, teacher: nn.Module) -> None:
             f"the student's vocabulary has {own:,} tokens, its teacher's {wanted:,}, expected as many: distil into a"
             " student that keeps the tokenizer"
         )
-
-
-@contextmanager
-def _trained(model: nn.Module, scope: str) -> Iterator[list[nn.Parameter]]:
-    """Hold what is trained in float32 within the body, and yield it."""
-    if scope == "all":
-        with in_float32(model) as parameters:
-            yield parameters
-    else:
-        with mastered(model) as masters:
-            yield [master.weight for master in masters.values()]

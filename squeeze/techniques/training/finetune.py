@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from squeeze.layers.contract import float_linears
-from squeeze.layers.master_weights import Held, MasterLinear
+from squeeze.layers.master_weights import mastered
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
@@ -37,23 +36,16 @@ class Finetune:
         """Return the trained subject. Raises Unsupported for a model without a head."""
         model = subject.model
         architecture.head(model)
-        dtype = architecture.dtype(model)
-        layers = {name: model.get_submodule(name) for name in float_linears(model)}
-        masters = {name: MasterLinear(layer, Held(dtype)) for name, layer in layers.items()}
-        for name, master in masters.items():
-            architecture.replace(model, name, master)
-        train(
-            [master.weight for master in masters.values()],
-            partial(next_token, model),
-            calibration.token_ids,
-            Plan(self.training_steps, self.windows, self.learning_rate),
-            title="fine-tuning the control",
-            workplace=calibration.workplace,
-        )
-        trainable = sum(master.weight.numel() for master in masters.values())
-        for name, layer in layers.items():
-            architecture.weight(layer).copy_(masters.pop(name).weight.detach())
-            architecture.replace(model, name, layer)
+        with mastered(model) as masters:
+            train(
+                [master.weight for master in masters.values()],
+                partial(next_token, model),
+                calibration.token_ids,
+                Plan(self.training_steps, self.windows, self.learning_rate),
+                title="fine-tuning the control",
+                workplace=calibration.workplace,
+            )
+            trainable = sum(master.weight.numel() for master in masters.values())
         return subject.claiming(
             training_tokens=self.training_steps * self.windows * calibration.token_ids.shape[1],
             trainable_parameters=trainable,

@@ -222,7 +222,7 @@ def packed() -> Subject:
         (lambda: tiny_subject("bert"), {}, "no language-modelling head"),
         (lambda: tiny_subject("llama"), {"divergence": "sideways"}, "no divergence 'sideways'"),
         (lambda: tiny_subject("llama"), {"match": "both"}, "no matching of 'both'"),
-        (lambda: tiny_subject("llama"), {"scope": "head"}, "no scope 'head'; expected linear or all"),
+        (lambda: tiny_subject("llama"), {"scope": "head"}, "no scope 'head'; expected one of linear, all"),
         (lambda: tiny_subject("llama"), {"top_k": 260}, "top_k is 260, expected 1 to 259"),
     ],
 )
