@@ -174,7 +174,8 @@ class LoraLinear(nn.Module):
     def _gain(self, matrix: torch.Tensor) -> torch.Tensor:
         """Return m / ||W + s B A||, (out_features,) float32."""
         assert self.magnitude is not None
-        return self.magnitude.float() / torch.linalg.norm(matrix, dim=1)
+        gain: torch.Tensor = self.magnitude.float() / torch.linalg.norm(matrix, dim=1)
+        return gain
 
 
 def scaling(alpha: float, rank: int, *, rslora: bool) -> float:

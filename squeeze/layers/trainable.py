@@ -59,9 +59,7 @@ def full(layer: nn.Module, dtype: torch.dtype) -> Trainable:
     view = _view(layer, dtype)
     master = MasterLinear(linear(matrix_of(layer, dtype), bias_of(layer)), view)
     count = int(view.kept.sum()) if isinstance(view, Masked) else master.weight.numel()
-    return Trainable(
-        master, [master.weight], count, lambda: _with_weight(layer, master.view(master.weight).detach())
-    )
+    return Trainable(master, [master.weight], count, lambda: _with_weight(layer, master.view(master.weight).detach()))
 
 
 def low_rank(layer: nn.Module, rank: int, alpha: float, dtype: torch.dtype, generator: torch.Generator) -> Trainable:

@@ -153,7 +153,7 @@ class LoRA:
         if self.targets == "attention":
             layers = {name: layer for name, layer in layers.items() if ATTENTION.search(name)}
         elif self.targets == "peft":
-            from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN  # noqa: N811
+            from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
             kind: str = model.config.model_type  # type: ignore[union-attr,assignment]
             endings = tuple(f".{ending}" for ending in KNOWN.get(kind, ()))
