@@ -3,6 +3,7 @@
     model.safetensors   every stored tensor, packed as the layers hold it; tied tensors once
     artifact.json       format, architecture, dtype, parameter count, compressed layers, a cache of its own, claims
     config.json         the transformers configuration;  tokenizer files beside it
+    adapter/            low-rank adapters of the model, where it has any; see ``adapter.py``
 
 Where a library has a serialised format of its own (``claims["loader"] = "transformers"``: bitsandbytes, ...) the
 weights lie as that library writes them, and the library reads them. Layers may keep a library's format too (torchao):
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, initialization
 
+from squeeze.artifacts import adapter
 from squeeze.artifacts.safetensors_header import sort_metadata
 from squeeze.core import plugins
 from squeeze.core.errors import IntegrityError, SqueezeError
@@ -37,6 +39,7 @@ from squeeze.layers.contract import (
     prepare_layers,
     shared_layers,
 )
+from squeeze.layers.lora import set_aside
 from squeeze.models import architecture
 from squeeze.models.subject import CacheFactory, Subject
 
@@ -50,6 +53,19 @@ UNHASHED = frozenset({"build.json"})  # timings: two equal builds differ there
 def save(subject: Subject, folder: Path) -> None:
     """Write a subject to ``folder`` (made if absent); what is on disk is the honest size."""
     folder.mkdir(parents=True, exist_ok=True)
+    subject.tokenizer.save_pretrained(folder)
+    with set_aside(subject.model) as adapters:
+        description = _save_model(subject, folder)
+        if adapters:
+            adapter.write(subject.model, adapters, folder)
+            description["adapter"] = adapter.FOLDER
+    if subject.cache is not None:
+        description["cache"] = _cache_spec(subject.cache)
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
+
+
+def _save_model(subject: Subject, folder: Path) -> dict[str, Any]:
+    """Write a model without adapters and its configuration; return what loading must know of it."""
     loader = subject.claims.get("loader", "squeeze")
     tied: dict[str, str] = {}
     if loader == "transformers":
@@ -59,8 +75,7 @@ def save(subject: Subject, folder: Path) -> None:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", **_library_header(subject.model)})
         sort_metadata(folder / WEIGHTS)
         subject.model.config.save_pretrained(folder)  # type: ignore[union-attr,operator]
-    subject.tokenizer.save_pretrained(folder)
-    description = {
+    return {
         "format": FORMAT,
         "loader": loader,
         "architecture": type(subject.model).__name__,
@@ -71,9 +86,6 @@ def save(subject: Subject, folder: Path) -> None:
         "tied": tied,
         "claims": {key: value for key, value in subject.claims.items() if key not in {"loader", "parameters"}},
     }
-    if subject.cache is not None:
-        description["cache"] = _cache_spec(subject.cache)
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
 
 
 def load(folder: Path, device: str = "cpu", *, prepare: bool = True) -> Subject:
@@ -86,6 +98,8 @@ def load(folder: Path, device: str = "cpu", *, prepare: bool = True) -> Subject:
     try:
         model = _library_model(folder, description) if description["loader"] == "transformers" else None
         model = model or _own_model(folder, description)
+        if "adapter" in description:
+            adapter.attach(model, folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (SafetensorError, KeyError, OSError, ValueError) as error:
         raise IntegrityError(f"{folder.name}: not a readable artifact ({error}); delete it and build again") from error

@@ -34,7 +34,7 @@ DETERMINED = (
     *("perplexity", "perplexity_delta", "bits_per_byte", "kl_divergence", "top1_agreement"),
     *("top1_floor", "divergent_share", "divergent_floor", "first_divergence", "repetition", "baseline_repetition"),
     "retained_accuracy",
-    *("bytes", "bytes_on_disk", "effective_bits", "block_effective_bits", "compression_ratio"),
+    *("bytes", "bytes_on_disk", "effective_bits", "block_effective_bits", "compression_ratio", "adapter_bytes"),
 )
 SCORED = ("acc_", "kl_")
 TIMED = {

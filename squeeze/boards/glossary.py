@@ -45,6 +45,7 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
         "running_bits": Term("that the code of a weight takes in memory while it runs", "bits"),
         "compression_ratio": Term("how many times as small as float32"),
         "compressed_share": Term("share of the parameters that the technique compressed"),
+        "adapter_bytes": Term("of an adapter beside its base; more adapters need no other base", "bytes"),
         "cache_bytes_per_token": Term("that all layers keep of one token", "bytes"),
         "bytes_real": Term("whether it is small on disk"),
         "memory_real": Term("whether it is small in memory while it runs"),

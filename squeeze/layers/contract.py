@@ -6,7 +6,7 @@ Finding such layers in a model, describing and making them, laying them out to r
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeGuard
 
 import torch
@@ -65,10 +65,18 @@ def is_compressed(module: object) -> TypeGuard[CompressedLayer]:
 
 
 def compressed_layers(model: nn.Module) -> Iterator[CompressedLayer]:
-    """Yield the compressed layers of a model, each once."""
-    for module in model.modules():
-        if is_compressed(module):
-            yield module
+    """Yield the compressed layers of a model, each once; what lies within one (the base of an adapter) is its part."""
+    layers: dict[int, Any] = {id(layer): layer for _, layer in _topmost("", model, is_compressed)}
+    yield from layers.values()
+
+
+def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers within the blocks that stand for one matrix each, by full name, their own parts passed over.
+
+    A layer that stands in several places is yielded for each.
+    """
+    for name, block in architecture.named_blocks(model):
+        yield from _topmost(name, block, _is_matrix)
 
 
 def weight_numel(layer: CompressedLayer) -> int:
@@ -147,16 +155,16 @@ def float_linears(model: nn.Module) -> list[str]:
     Names, not layers: a float layer that a step replaces is then held by nobody, and its memory free for the next one.
     Layers that an earlier step compressed are replaced by their dense equals: their values stay (zeros, grid points),
     how they are stored is for this step to decide.
-    Raises Unsupported where a library's own layers have taken their place: those cannot be compressed further.
+    Raises Unsupported, before any of it, where a library's own layers have taken their place: those cannot be
+    compressed further.
     """
-    for block_name, block in architecture.named_blocks(model):
-        for name, module in list(block.named_modules()):
-            if is_compressed(module):
-                architecture.replace(model, f"{block_name}.{name}", linear(module.dequantize(), module.bias))
+    floats = (architecture.weight(layer).is_floating_point() for layer in architecture.block_linears(model).values())
+    if all(floats):
+        _make_dense(model)
     layers = architecture.block_linears(model)
-    foreign = [name for name, layer in layers.items() if not architecture.weight(layer).is_floating_point()]
+    foreign = [layer for layer in layers.values() if not architecture.weight(layer).is_floating_point()]
     if foreign or not layers:
-        found = type(model.get_submodule(foreign[0])).__name__ if foreign else "none"
+        found = type(foreign[0]).__name__ if foreign else "none"
         raise Unsupported(f"no float layers to compress in the blocks (found: {found}); put such a step first")
     return list(layers)
 
@@ -189,3 +197,26 @@ def _argument(name: str, value: Any) -> Any:
 def _module(layer: CompressedLayer) -> nn.Module:
     assert isinstance(layer, nn.Module)
     return layer
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    return is_compressed(module) or architecture.linears(module).get("") is module
+
+
+def _make_dense(model: nn.Module) -> None:
+    """Replace compressed layers within the blocks by their dense equals, one that stands in several places by one."""
+    dense: dict[int, nn.Linear] = {}
+    for name, layer in list(matrices(model)):
+        if is_compressed(layer):
+            if id(layer) not in dense:
+                dense[id(layer)] = linear(layer.dequantize(), layer.bias)
+            architecture.replace(model, name, dense[id(layer)])
+
+
+def _topmost(name: str, module: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that are wanted by full name, and nothing of what lies within those."""
+    if wanted(module):
+        yield name, module
+        return
+    for child_name, child in module.named_children():
+        yield from _topmost(f"{name}.{child_name}" if name else child_name, child, wanted)

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from squeeze.layers.contract import is_compressed
+from squeeze.layers.contract import is_compressed, matrices
 from squeeze.models import architecture
-from squeeze.probes.recount import matrices
 
 FEW = (1, 6)  # rows: of a decoding step, at batch sizes of one and of several
 MANY = 48  # rows, copies of those few: what depends on the range of a whole call is the same in both

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from squeeze.layers.contract import count_parameters, dtype_name, is_compressed, weight_numel
+from squeeze.layers.contract import count_parameters, dtype_name, is_compressed, matrices, weight_numel
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes import arithmetic, held
 from squeeze.probes.arithmetic import Profile
-from squeeze.probes.recount import logical_weights, matrices, weights_by_layer
+from squeeze.probes.recount import logical_weights, weights_by_layer
 from squeeze.records.roofline import prefill_operations
 from squeeze.runtimes.contract import TorchEngine
 

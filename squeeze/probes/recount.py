@@ -5,7 +5,7 @@ Bits come from bytes on disk, sparsity and levels from the weights that each sto
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from squeeze.layers.contract import is_compressed, weight_numel
+from squeeze.artifacts import adapter
+from squeeze.layers.contract import is_compressed, matrices, weight_numel
+from squeeze.layers.lora import LoraLinear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes.size import stored_tensors
@@ -36,7 +38,8 @@ class Recount:
     weights: their logical number. effective_bits: stored bits a weight. sparsity: share of the weights that are zero.
     levels: most distinct values found among 32 neighbours. compressed_share: share of the weights whose layer is stored
     in less than 90 % of the model dtype's bits. level_bits: log2 of each matrix's own levels, on average (5 at most, as
-    of 32 neighbours): codes of b bits have at most 2^b of them. dense_bits: of the model's dtype.
+    of 32 neighbours): codes of b bits have at most 2^b of them. dense_bits: of the model's dtype. adapter_bits: how
+    many of the stored bits a weight lie in an adapter beside its base; sparsity and levels are the base's.
     """
 
     weights: int
@@ -46,6 +49,7 @@ class Recount:
     compressed_share: float
     level_bits: float
     dense_bits: int = 16
+    adapter_bits: float = 0.0
 
     def figures(self) -> dict[str, float | int]:
         """Return the sample names and values."""
@@ -61,9 +65,10 @@ class Recount:
         """Return the claims that do not hold, with both numbers; none for an honest artifact."""
         found = []
         bits, sparsity = claims.get("bits"), claims.get("sparsity")
-        if bits is not None and self.effective_bits > bits + stored_beside(claims, self.dense_bits):
+        of_codes = self.effective_bits - self.adapter_bits
+        if bits is not None and of_codes > bits + stored_beside(claims, self.dense_bits):
             left = 1 - self.compressed_share
-            found.append(f"claimed {bits:g} bits, stored {self.effective_bits:.2f} a weight ({left:.0%} left dense)")
+            found.append(f"claimed {bits:g} bits, stored {of_codes:.2f} a weight ({left:.0%} left dense)")
         elif bits is not None and share_a_scale(claims) and self.level_bits > math.log2(most_values(claims)) + ROUNDED:
             values = f"{2**self.level_bits:.3g} values among {NEIGHBOURS} neighbours"
             found.append(f"claimed {bits:g} bits, found {values}, expected {most_values(claims):.3g} at the most")
@@ -98,13 +103,13 @@ def recount(folder: Path, subject: Subject, baseline: nn.Module) -> Recount:
     baseline: the uncompressed model, whose shapes alone are read.
     """
     layers, own = dict(matrices(subject.model)), weights_by_layer(subject.model, baseline)
-    stored = _bytes_by_layer(folder, layers)
+    stored, beside = _bytes_by_layer(folder, layers)
     dtype = architecture.dtype(subject.model)
     dense_bits = 8 * dtype.itemsize
     weights = compressed = levels = 0
     bits = zeros = level_bits = 0.0
     for name, layer in layers.items():
-        count, own_bits, values = own[name], 8 * stored[name], dense(layer)
+        count, own_bits, values = own[name], 8 * stored[name], dense(_base(layer))
         weights += count
         bits += own_bits
         zeros += count * (1 - int(values.count_nonzero()) / values.numel())
@@ -113,13 +118,7 @@ def recount(folder: Path, subject: Subject, baseline: nn.Module) -> Recount:
         level_bits += count * math.log2(max(found, 1))
         compressed += count if own_bits < DENSE * dense_bits * count else 0
     shares = (bits / weights, zeros / weights, levels, compressed / weights, level_bits / weights)
-    return Recount(weights, *shares, dense_bits)
-
-
-def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Return the layers within the blocks that stand for one matrix each, by full name, their own parts passed over."""
-    for name, block in architecture.named_blocks(model):
-        yield from _matrices(name, block)
+    return Recount(weights, *shares, dense_bits, 8 * beside / weights)
 
 
 def weights_by_layer(model: nn.Module, baseline: nn.Module) -> dict[str, int]:
@@ -165,21 +164,21 @@ def most_levels(values: Tensor) -> int:
     return int((ordered.diff(dim=1) != 0).sum(dim=1).max()) + 1 if len(blocks) else 0
 
 
-def _matrices(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    if is_compressed(module) or architecture.linears(module).get("") is module:
-        yield name, module
-        return
-    for child_name, child in module.named_children():
-        yield from _matrices(f"{name}.{child_name}", child)
+def _base(layer: nn.Module) -> nn.Module:
+    """Return the layer that holds the codes: of an adapter, and of none that only calls itself one, its base."""
+    return layer.base if type(layer) is LoraLinear else layer
 
 
-def _bytes_by_layer(folder: Path, layers: Collection[str]) -> Counter[str]:
-    """Return the stored bytes of each layer, its bias left out."""
+def _bytes_by_layer(folder: Path, layers: Collection[str]) -> tuple[Counter[str], int]:
+    """Return the stored bytes of each layer, its bias left out, and how many of all of them an adapter has."""
     found = Counter[str]()
+    beside = 0
     for tensor in stored_tensors(folder):
-        owner = tensor.name
+        name = tensor.name.removeprefix(adapter.PREFIX)
+        owner = name
         while owner and owner not in layers:
             owner = owner.rpartition(".")[0]
-        if owner and tensor.name != f"{owner}.bias":
+        if owner and name != f"{owner}.bias":
             found[owner] += tensor.bytes
-    return found
+            beside += tensor.bytes if name != tensor.name else 0
+    return found, beside

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from squeeze.artifacts import adapter, safetensors_header
 from squeeze.artifacts import format as artifact
-from squeeze.artifacts import safetensors_header
 from squeeze.core.errors import IntegrityError
 from squeeze.core.files import total_bytes
 
@@ -38,18 +38,23 @@ class Stored:
 
 
 def stored_tensors(folder: Path) -> list[Stored]:
-    """Return the tensors of all *.safetensors files in a folder, from their headers alone.
+    """Return the tensors of all weight files in a folder, from their headers alone.
 
     Raises IntegrityError when a file is shorter or longer than its header says.
     """
-    return [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _tensors(path)]
+    return [tensor for path in weight_files(folder) for tensor in _tensors(path)]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of an artifact that hold its tensors: of the model and, where it has one, of its adapter."""
+    return [*sorted(folder.glob("*.safetensors")), *folder.glob(f"{adapter.FOLDER}/{adapter.WEIGHTS}")]
 
 
 def bytes_by_kind(folder: Path) -> dict[str, int]:
     """Return bytes on disk by kind; their sum is what all files of the artifact take.
 
-    weights, metadata (scales, zeros, masks), embeddings, head, other (norms, biases), container (safetensors headers),
-    tokenizer, config.
+    weights, metadata (scales, zeros, masks), embeddings, head, adapter (low-rank, beside its base), other (norms,
+    biases), container (safetensors headers), tokenizer, config.
     """
     tensors = stored_tensors(folder)
     kinds = Counter[str]()
@@ -76,10 +81,12 @@ def figures(folder: Path, baseline: Path) -> dict[str, Any]:
 
     bytes: of the weight files, and of what other files hold beyond the baseline's; bytes_on_disk: of all files;
     parameters: of the baseline, counted; effective_bits: those bytes in bits per parameter, scales, masks and
-    embeddings included; compression_ratio: to float32.
+    embeddings included; compression_ratio: to float32. Where there is an adapter beside its base: adapter_bytes, of all
+    files of it, which are among the bytes.
     """
     parameters = stored_weights(baseline)
-    weights = total_bytes(folder.glob("*.safetensors")) + sum(growth(folder, baseline).values())
+    weights = total_bytes(weight_files(folder)) + sum(growth(folder, baseline).values())
+    beside = total_bytes(path for path in artifact_files(folder) if path.parent == folder / adapter.FOLDER)
     return {
         "bytes": weights,
         "bytes_on_disk": total_bytes(artifact_files(folder)),
@@ -87,15 +94,17 @@ def figures(folder: Path, baseline: Path) -> dict[str, Any]:
         "parameters": parameters,
         "effective_bits": 8 * weights / parameters,
         "compression_ratio": 4 * parameters / weights,
+        **({"adapter_bytes": beside} if beside else {}),
     }
 
 
 def growth(folder: Path, baseline: Path) -> dict[str, int]:
     """Return the bytes by which each file outgrows the baseline's of the same name; weight files are left out."""
+    weights = set(weight_files(folder))
     return {
         name: grown
         for path in artifact_files(folder)
-        if path.parent != folder or path.suffix != ".safetensors"
+        if path not in weights
         if (grown := path.stat().st_size - _size(baseline / (name := path.relative_to(folder).as_posix()))) > 0
     }
 
@@ -132,6 +141,8 @@ def _size(path: Path) -> int:
 
 def _kind(name: str) -> str:
     """Return the kind of a stored tensor."""
+    if name.startswith(adapter.PREFIX):
+        return "adapter"
     if EMBEDDING.search(name):
         return "embeddings"
     if HEAD.search(name):

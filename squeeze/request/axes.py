@@ -84,6 +84,12 @@ AXES: tuple[Axis, ...] = (
         column="group_size",
     ),
     Axis(
+        "rank",
+        POSITIVE,
+        "of low-rank adapters (LoRA)",
+        label=lambda value, _: None if value is None else f"rank{value}",
+    ),
+    Axis(
         "symmetric",
         BOOLEAN,
         "codes around zero, without a zero point",

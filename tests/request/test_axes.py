@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Factors:
-    rank: int
+    width: int
     def apply(self, subject, calibration): ...
 """
 
@@ -40,11 +40,11 @@ from pathlib import Path
 from typing import Any
 from squeeze.request import axes
 
-rank = axes.Axis(
-    "rank", axes.POSITIVE, "of the factors", label=lambda value, _: f"rank{value}", heading="rank",
-    column="factor_rank",
+width = axes.Axis(
+    "width", axes.POSITIVE, "of the factors", label=lambda value, _: f"width{value}", heading="width",
+    column="factor_width",
 )
-axes.AXES = (*axes.AXES, rank)
+axes.AXES = (*axes.AXES, width)
 
 import pytest
 from squeeze.boards.table import table
@@ -54,14 +54,14 @@ from squeeze.request.expand import cells
 from squeeze.runner import listing
 from tests.fabricated import record
 
-conf = Path(sys.argv[1])  # with a config.yaml that has the line `rank: 8`
-found = cells(["model=tiny_llama", "technique=factors", "rank=8,16"], conf)
-assert [cell.label for cell in found] == ["tiny_llama-factors-rank8", "tiny_llama-factors-rank16"], found
-with pytest.raises(SqueezeError, match="rank: 0 is not allowed; expected an integer of at least 1"):
-    cells(["model=tiny_llama", "technique=factors", "rank=0"], conf)
+conf = Path(sys.argv[1])  # with a config.yaml that has the line `width: 8`
+found = cells(["model=tiny_llama", "technique=factors", "width=8,16"], conf)
+assert [cell.label for cell in found] == ["tiny_llama-factors-width8", "tiny_llama-factors-width16"], found
+with pytest.raises(SqueezeError, match="width: 0 is not allowed; expected an integer of at least 1"):
+    cells(["model=tiny_llama", "technique=factors", "width=0"], conf)
 listing.show(found, {}, {cell.key: 1.0 for cell in found})
 frame = table([record(found[0], {"perplexity": Estimate(20.0)})])
-assert list(frame["factor_rank"]) == [8], frame
+assert list(frame["factor_width"]) == [8], frame
 assert list(frame["rank"].isna()) == [True]
 """
 
@@ -69,9 +69,9 @@ assert list(frame["rank"].isna()) == [True]
 def test_a_new_axis_is_one_entry_and_one_line(tmp_path: Path) -> None:
     shutil.copytree(paths.conf(), tmp_path / "conf")
     with (tmp_path / "conf" / "config.yaml").open("a") as config:
-        config.write("rank: 8\n")
+        config.write("width: 8\n")
     place(tmp_path / "conf", "technique", "factors",
-          "family: pruning\nsteps:\n- _target_: mine:factors.Factors\n  rank: ${rank}\n")  # fmt: skip
+          "family: pruning\nsteps:\n- _target_: mine:factors.Factors\n  width: ${width}\n")  # fmt: skip
     install(tmp_path / "site", "mine", {"techniques/factors.py": FACTORS})
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"}
     done = subprocess.run(
@@ -83,7 +83,7 @@ def test_a_new_axis_is_one_entry_and_one_line(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     header, *rows = [line.split("\t") for line in done.stdout.splitlines()]
-    assert header[:5] == ["cell", "bits", "sparsity", "group", "rank"]
+    assert header[:5] == ["cell", "bits", "sparsity", "group", "width"]
     assert [row[4] for row in rows] == ["8", "16"]
 
 

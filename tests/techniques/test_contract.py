@@ -26,11 +26,13 @@ from tests.tiny import ARCHITECTURES, tiny_subject
 
 ALL = {path.stem for path in (paths.conf() / "technique").glob("*.yaml")}
 NAMES = sorted(ALL - CLASSIFIERS_ONLY)  # those have tests of their own: test_classifiers.py
-DENSE = {"none", "finetune", "kv_cache"}  # the baseline, the control of trained rows, and what compresses no weights
-TRAINED = {"distil", "distil_hidden", "mutual", "on_policy", "self_distillation"}
+DENSE = {"none", "finetune", "kv_cache", "lora"}  # the baseline, the control, and what compresses no weights
+DISTILLED = {"distil", "distil_hidden", "mutual", "on_policy", "self_distillation"}
+RECOVERED = {"lora", "qlora", "gptq_recover", "wanda_recover", "layer_drop_recover"}
+TRAINED = DISTILLED | RECOVERED
 # They look at predicted tokens; an encoder predicts none.
 NEED_A_HEAD = {"finetune", "kv_cache", "qat", "qat_lsq", *TRAINED}
-REFUSE = NEED_A_HEAD - (TRAINED - {"self_distillation"})  # whose first step needs none
+REFUSE = NEED_A_HEAD - (TRAINED - {"lora", "self_distillation"})  # whose first step needs none
 PAIRS = [(name, shape) for name in NAMES for shape in ARCHITECTURES if not (shape == "bert" and name in NEED_A_HEAD)]
 TOKEN_IDS = torch.arange(24).reshape(2, 12)
 SMALL = 0.9  # of the dense bytes of the same parameters in the same dtype
@@ -93,7 +95,7 @@ def test_it_shrinks_on_disk_and_changes_the_model(technique: str, architecture: 
     subject = compressed(technique, architecture, "bfloat16")
     artifact.save(subject, tmp_path)
     original = tiny_subject(architecture, "bfloat16")
-    weights = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    weights = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     assert weights < SMALL * count_parameters(original.model) * subject.model.dtype.itemsize
     assert artifact.describe(tmp_path)["parameters"] == count_parameters(original.model)
     error = (outputs(subject) - outputs(original)).norm() / outputs(original).norm()

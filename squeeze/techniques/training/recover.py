@@ -1,0 +1,101 @@
+"""Train a compressed model to say what the uncompressed one says, so that it wins back what compression took.
+
+The loss is distillation's (Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 2), with the baseline as teacher: no
+label is read. What was compressed stays so. Zeros stay zeros, as in the retraining of Han et al. 2015
+(arXiv:1506.02626, section 3); shared and factorised weights are trained as they are; codes stay, and a low-rank change
+beside them (Hu et al. 2021, arXiv:2106.09685; on quantized bases Dettmers et al. 2023, arXiv:2305.14314) makes up for
+what rounding took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from squeeze.core.errors import Unsupported
+from squeeze.layers import trainable
+from squeeze.layers.contract import matrices
+from squeeze.layers.lora import features
+from squeeze.layers.trainable import Trainable
+from squeeze.models import architecture
+from squeeze.models.subject import Subject
+from squeeze.techniques.contract import Calibration
+from squeeze.techniques.losses import Objective, distilled
+from squeeze.techniques.training_loop import Plan, train
+
+HOW = ("full", "lora")
+DIVERGENCES = ("forward", "reverse", "jsd")
+
+
+@dataclass(frozen=True)
+class Recover:
+    """Train the linear layers of the blocks after any compression; norms, biases, embeddings and head stay.
+
+    how: "full", all weights, where layers hold floats; or "lora", a change of rank ``rank``, scaled by ``lora_alpha`` /
+        ``rank``, merged into layers of floats and kept beside packed ones.
+    training_steps: of AdamW. windows: of calibration text in each. learning_rate: its highest.
+    divergence, temperature, alpha: of the loss (``losses.Objective``).
+    """
+
+    how: Literal["full", "lora"]
+    training_steps: int
+    windows: int
+    learning_rate: float
+    rank: int | None = None
+    lora_alpha: int | None = None
+    divergence: Literal["forward", "reverse", "jsd"] = "forward"
+    temperature: float = 1.0
+    alpha: float = 1.0
+
+    def apply(self, subject: Subject, calibration: Calibration) -> Subject:
+        """Return the recovered subject.
+
+        Raises Unsupported for a model without a head, for layers that cannot be trained so (``trainable.check``), and
+        for a LoRA without a rank, or beyond a layer's.
+        """
+        model = subject.model
+        architecture.head(model)
+        self.check(model)
+        objective = Objective(kind=self.divergence, temperature=self.temperature, alpha=self.alpha)
+        teacher = calibration.baseline()
+        trained = trainable.stand_in(model, self._maker(architecture.dtype(model), calibration.seed))
+        each_once = {each.module: each for each in trained.values()}.values()
+        with trainable.gradients_pass(model):
+            steps = train(
+                [parameter for each in each_once for parameter in each.parameters],
+                lambda token_ids: distilled(model, teacher, token_ids, objective),
+                calibration.token_ids,
+                Plan(self.training_steps, self.windows, self.learning_rate),
+                title=f"recovery, {self.how}",
+                workplace=calibration.workplace,
+                held_out=calibration.held_out,
+            )
+        trainable.finish(model, trained)
+        model.eval().requires_grad_(False)
+        return subject.claiming(
+            training_tokens=steps * self.windows * calibration.token_ids.shape[1],
+            trainable_parameters=sum(each.count for each in each_once),
+        )
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse, before any work, what cannot be done. Raises Unsupported; see ``apply``."""
+        if self.how not in HOW:
+            raise Unsupported(f"recover has no how: {self.how!r}; expected {' or '.join(HOW)}")
+        if self.divergence not in DIVERGENCES:
+            raise Unsupported(f"recover has no divergence {self.divergence!r}; expected {', '.join(DIVERGENCES)}")
+        if self.how == "lora" and (self.rank is None or self.lora_alpha is None):
+            raise Unsupported(f"how: lora needs both, found rank {self.rank} and lora_alpha {self.lora_alpha}")
+        for name, layer in matrices(model):
+            trainable.check(name, layer, weights=self.how == "full")
+            if self.how == "lora" and (self.rank or 0) > (most := min(features(layer))):
+                raise Unsupported(f"rank is {self.rank}, but {name} has one of {most} at the most; lower rank")
+
+    def _maker(self, dtype: torch.dtype, seed: int) -> Callable[[nn.Module], Trainable]:
+        if self.rank is None or self.lora_alpha is None or self.how == "full":
+            return lambda layer: trainable.full(layer, dtype)
+        rank, alpha, generator = self.rank, self.lora_alpha, torch.Generator().manual_seed(seed)
+        return lambda layer: trainable.low_rank(layer, rank, alpha, dtype, generator)
