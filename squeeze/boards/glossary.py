@@ -110,6 +110,10 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
         "acc_over_control": Term("its share of right answers less its control's"),
         "batch_dependent": Term("whether its scores depend on what else is in the batch"),
         "scored_as": Term("the forward that was scored, where it is not the one that was timed"),
+        "scored_difference": Term("largest difference of a token's score between the two", "nats"),
+        "decode_gap": Term("how far what was decoded lies below what the scored forward chooses", "deviations"),
+        "decode_gap_allowed": Term("how far rounding explains", "deviations"),
+        "causal_difference": Term("largest change of a token's score when other tokens follow it", "nats"),
     },
     "memory": {
         **_memory("load", "while loading"),
