@@ -100,6 +100,10 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
         "perplexity_over_control": Term("ratio of its perplexity to its control's", "times"),
         "batch_dependent": Term("whether its scores depend on what else is in the batch"),
         "scored_as": Term("the forward that was scored, where it is not the one that was timed"),
+        "scored_difference": Term("largest difference of a token's score between the two", "nats"),
+        "decode_gap": Term("how far what was decoded lies below what the scored forward chooses", "deviations"),
+        "decode_gap_allowed": Term("how far rounding explains", "deviations"),
+        "causal_difference": Term("largest change of a token's score when other tokens follow it", "nats"),
     },
     "memory": {
         **_memory("load", "while loading"),
