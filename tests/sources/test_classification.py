@@ -41,5 +41,5 @@ def test_a_classifier_is_not_calibrated_on_sentences_that_it_is_asked(
     monkeypatch.setattr(corpora, "text_or_file", lambda name: f"{text} {WORDS}" if name == "copied" else text)
     protocol = {"items": None}
     overlap.check({"corpus": "honest"}, protocol, asked=["sst2"])
-    with pytest.raises(IntegrityError, match="calibration on copied: .* stand in sst2"):
+    with pytest.raises(IntegrityError, match=r"calibration on copied: .* stand in sst2"):
         overlap.check({"corpus": "copied"}, protocol, asked=["sst2"])
