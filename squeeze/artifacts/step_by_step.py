@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from squeeze.layers.trainable import gradients_pass
 from squeeze.techniques.contract import Workplace
 from squeeze.techniques.losses import next_token
 from squeeze.techniques.processes import Processes
@@ -22,7 +23,8 @@ def perplexity(model: nn.Module, windows: torch.Tensor) -> float | None:
 
     None where it is no finite number: such a model predicts nothing.
     """
-    loss = sum(float(next_token(model, window[None])) for window in windows) / len(windows)
+    with gradients_pass(model):  # the steps that follow may train through what runs here
+        loss = sum(float(next_token(model, window[None])) for window in windows) / len(windows)
     try:
         found = math.exp(loss)
     except OverflowError:
@@ -46,6 +48,7 @@ def training(name: str, claims: Mapping[str, Any], workplace: Workplace) -> dict
         "steps": workplace.curve[-1].step if workplace.curve else 0,
         "tokens": claims.get("training_tokens"),
         "parameters": claims.get("trainable_parameters"),
+        "share": claims.get("trainable_share"),
         "seconds": workplace.seconds,
         "joules": workplace.joules,
         "processes": Processes.now().count,

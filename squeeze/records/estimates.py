@@ -132,12 +132,13 @@ def energy(rounds: Sequence[Values]) -> Estimates:
 def training(trained: Sequence[Values]) -> Estimates:
     """Return what training took, over all steps of a recipe that trained; nothing of one that did not.
 
-    trained: as build.json has them. Tokens, seconds and joules are added up; of parameters, the most that one of the
-    steps trained. What is not known of every step has no figure.
+    trained: as build.json has them. Tokens, seconds and joules are added up; of parameters and of their share, the
+    most that one of the steps trained. What is not known of every step has no figure.
     """
     columns: dict[str, tuple[str, Callable[[list[float]], float]]] = {
         "training_tokens": ("tokens", sum),
         "trainable_parameters": ("parameters", max),
+        "trainable_share": ("share", max),
         "training_seconds": ("seconds", sum),
         "training_joules": ("joules", sum),
     }

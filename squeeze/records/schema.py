@@ -49,7 +49,7 @@ COMPUTED = re.compile(
 # Columns that boards compute with: neither words nor booleans.
 FIGURES = re.compile(
     r"bits|sparsity|group_size|effective_bits|block_effective_bits|compression_ratio|bits_per_byte|mbu|mfu|.*bytes"
-    r"|(kl|top1|acc)_.+|perplexity.*|.+_seconds|training_tokens|training_joules|trainable_parameters"
+    r"|(kl|top1|acc)_.+|perplexity.*|.+_seconds|training_tokens|training_joules|trainable_(parameters|share)"
     r"|(decode_tokens_per_s|(decode|ttft)_speedup|ttft_ms|itl_p\d+_ms"
     r"|items_per_s|encode_(ms|speedup)|energy_j_per_token)(_b\d+)?"
 )

@@ -192,6 +192,7 @@ def test_what_training_took_is_told(tmp_path: Path, windows: tuple[torch.Tensor,
         "steps": 4,
         "tokens": 4 * 32,
         "parameters": info(tmp_path)["claims"]["trainable_parameters"],
+        "share": None,
         "joules": 2.0,
         "processes": 1,
     }

@@ -192,15 +192,17 @@ def test_scores_are_taken_by_name() -> None:
 
 def test_what_training_took_adds_up_over_steps() -> None:
     steps = [
-        {"tokens": 2048, "parameters": 900, "seconds": 3.5, "joules": 20.0},
-        {"tokens": 1024, "parameters": 1200, "seconds": 1.5, "joules": 10.0},
+        {"tokens": 2048, "parameters": 900, "share": 0.03, "seconds": 3.5, "joules": 20.0},
+        {"tokens": 1024, "parameters": 1200, "share": 0.04, "seconds": 1.5, "joules": 10.0},
     ]
     assert figures.training(steps) == {
         "training_tokens": Estimate(3072),
         "trainable_parameters": Estimate(1200),
+        "trainable_share": Estimate(0.04),
         "training_seconds": Estimate(5.0),
         "training_joules": Estimate(30.0),
     }
     uncounted = [steps[0], {**steps[1], "joules": None}]
     assert "training_joules" not in figures.training(uncounted), "a part of the energy is not the energy"
+    assert "trainable_share" not in figures.training([{**steps[0], "share": None}]), "no adapter was trained"
     assert figures.training([]) == {}

@@ -1,0 +1,58 @@
+"""What each step did to the quality: it is read, and what is read stays as it was."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from squeeze.artifacts import format as artifact
+from squeeze.artifacts.step_by_step import perplexity, qualities
+from squeeze.models import architecture
+from squeeze.models.subject import Subject
+from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.quantization.bitsandbytes import Float4
+from tests.tiny import tiny_subject
+
+WINDOWS = torch.randint(256, (3, 32), generator=torch.Generator().manual_seed(0))
+
+
+def in_nf4() -> Subject:
+    return Float4("nf4", False).apply(tiny_subject("llama", "bfloat16"), CalibrationText.empty())
+
+
+def test_perplexity_is_that_of_the_windows() -> None:
+    model = tiny_subject("llama").model
+    with torch.no_grad():
+        logits = model(WINDOWS).logits[:, :-1]
+    loss = float(F.cross_entropy(logits.flatten(0, 1), WINDOWS[:, 1:].flatten()))
+    assert perplexity(model, WINDOWS) == pytest.approx(math.exp(loss), rel=1e-4)
+
+
+def test_qualities_are_named_by_the_steps_before_them() -> None:
+    assert qualities(["a.A"], [10.0, 12.5]) == [
+        {"step": "none", "perplexity_held_out": 10.0},
+        {"step": "a.A", "perplexity_held_out": 12.5},
+    ]
+    with pytest.raises(ValueError, match="shorter"):
+        qualities(["a.A"], [10.0])
+
+
+def test_reading_a_packed_model_changes_nothing_of_it(tmp_path: Path) -> None:
+    """Where the processor multiplies in bfloat16, bitsandbytes packs anew what runs: steps that follow would miss it."""
+    subject = in_nf4()
+    artifact.save(in_nf4(), tmp_path / "unread")
+    perplexity(subject.model, WINDOWS)
+    inputs = torch.zeros(1, 4, subject.model.config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+    layer = next(iter(architecture.block_linears(subject.model).values()))
+    layer.train()
+    layer(inputs).sum().backward()
+    assert inputs.grad is not None
+    assert inputs.grad.abs().max() > 0
+    layer.eval()
+    artifact.save(subject, tmp_path / "read")
+    weights = [tmp_path / name / "model.safetensors" for name in ("unread", "read")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
