@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from squeeze.records.statistics import ALPHA, FEWEST_BLOCKS, chunks, holm
+from squeeze.records.statistics import ALPHA, BLOCK_ALPHA, FEWEST_BLOCKS, chunks, holm
 
 ROUNDING = 1e-13  # squared nats: differences below 3e-7 nats are rounding, not rank
 EXACT_ROWS = 1_000
@@ -35,8 +35,9 @@ def ranking(blocks: npt.ArrayLike) -> Ranking:
     """Rank the rows of one comparable group from 1 + the number shown better to n - the number shown worse.
 
     blocks: (rows, n) mean NLL of the same n token blocks; lower is better. Every pair of rows is tested with the paired
-    t-test on its block differences (4.6-6.1 % false alarms at 16-256 autocorrelated blocks, where the plain bootstrap
-    gave 5.6-8.8 %), at a family-wise 5 % by Holm over all pairs. With fewer than 16 blocks no row is better.
+    t-test on its block differences, held to BLOCK_ALPHA (at 5 %, it gave 4.6-6.1 % false alarms at 16-256
+    autocorrelated blocks; the plain bootstrap gave 5.6-8.8 %), and so at a family-wise 5 % by Holm over all pairs.
+    With fewer than 16 blocks no row is better.
 
     Holm is run as its paper's title says, sequentially: Bonferroni over the pairs that still stand, until a pass
     rejects no more. Beyond 140 rows it ends when a pass adds less than 0.01 % of the pairs, which errs on the cautious
@@ -50,7 +51,7 @@ def ranking(blocks: npt.ArrayLike) -> Ranking:
     order = np.argsort(nll.mean(axis=1, dtype=np.float64), kind="stable")
     nll, pairs, rejected = nll[order], rows * (rows - 1) // 2, 0
     while True:
-        critical = float(scipy.stats.t.isf(ALPHA / 2 / max(pairs - rejected, 1), n - 1))
+        critical = float(scipy.stats.t.isf(BLOCK_ALPHA / 2 / max(pairs - rejected, 1), n - 1))
         if rows <= EXACT_ROWS:
             told = _told_apart(nll, critical)
             better, worse = told.sum(axis=1), told.sum(axis=0)

@@ -10,7 +10,7 @@ from scipy import stats
 from squeeze.records import ranking as module
 from squeeze.records import statistics
 from squeeze.records.ranking import letters, ranking
-from squeeze.records.statistics import ALPHA, holm
+from squeeze.records.statistics import BLOCK_ALPHA, holm
 from tests.losses import board
 
 
@@ -18,7 +18,7 @@ def told_apart_pair_by_pair(blocks):
     """The pairs (better, worse) that are told apart: the definition."""
     pairs = list(itertools.combinations(range(len(blocks)), 2))
     adjusted = holm([stats.ttest_rel(blocks[i], blocks[j]).pvalue for i, j in pairs])
-    told = [pair for pair, p_value in zip(pairs, adjusted, strict=True) if p_value <= ALPHA]
+    told = [pair for pair, p_value in zip(pairs, adjusted, strict=True) if p_value <= BLOCK_ALPHA]
     return {tuple(sorted(pair, key=lambda row: blocks[row].mean())) for pair in told}
 
 

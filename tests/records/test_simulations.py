@@ -8,7 +8,16 @@ from scipy import stats
 
 from squeeze.core.paths import conf
 from squeeze.records.ranking import ranking
-from squeeze.records.statistics import ALPHA, TOKEN_BLOCK, holm, perplexity_delta, ratio, retained_accuracy, steady
+from squeeze.records.statistics import (
+    ALPHA,
+    BLOCK_ALPHA,
+    TOKEN_BLOCK,
+    holm,
+    perplexity_delta,
+    ratio,
+    retained_accuracy,
+    steady,
+)
 from squeeze.request.plain_yaml import read_plain
 from tests.interleaving import NOMINAL, ROUNDS, TREND, TURN, TURNS, settled, trend, turn_ratio
 from tests.losses import board, token_losses
@@ -193,7 +202,7 @@ def alarms_of_texts(tokens, block, texts, seed=1):
 @pytest.mark.parametrize("tokens", [8_184, 32_736])
 def test_equal_models_are_called_different_in_five_per_cent_of_texts(tokens, figure):
     """Both the interval and the p-value keep it; each trial is another text."""
-    texts = max(300, TRIALS // 5)
+    texts = TRIALS if tokens < 10_000 else max(300, TRIALS // 5)
     intervals, tests = alarms_of_texts(tokens, TOKEN_BLOCK, texts)
     assert_at_most_five_per_cent(intervals)
     assert_at_most_five_per_cent(tests)
@@ -212,12 +221,13 @@ def test_shorter_blocks_of_tokens_raise_false_alarms(figure):
     rates = {}
     for block in (64, 128, 512):
         whole = differences[:, : 32_736 // block * block].reshape(texts, -1, block).mean(axis=2)
-        rates[block] = stats.ttest_1samp(whole, 0.0, axis=1).pvalue <= ALPHA
+        rates[block] = stats.ttest_1samp(whole, 0.0, axis=1).pvalue <= BLOCK_ALPHA
     assert_at_most_five_per_cent(rates[512])
     for block in (64, 128):
         with pytest.raises(AssertionError):
             assert_at_most_five_per_cent(rates[block])
     curve = ", ".join(f"{block} tokens {alarms.mean():.1%}" for block, alarms in rates.items())
+    curve += f" at p <= {BLOCK_ALPHA}"
     figure(f"equal perplexities on 32,736 tokens of {texts:,} such texts, called different with blocks of {curve}")
 
 
