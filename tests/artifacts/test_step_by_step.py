@@ -42,7 +42,7 @@ def test_qualities_are_named_by_the_steps_before_them() -> None:
 
 
 def test_reading_a_packed_model_changes_nothing_of_it(tmp_path: Path) -> None:
-    """Where the processor multiplies in bfloat16, bitsandbytes packs anew what runs; steps that follow would miss it."""
+    """Where the processor multiplies in bfloat16, bitsandbytes packs anew what runs: later steps would miss it."""
     subject = in_nf4()
     artifact.save(in_nf4(), tmp_path / "unread")
     perplexity(subject.model, WINDOWS)
