@@ -3,8 +3,9 @@
 Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
 (arXiv:1712.05877), section 3: simulated quantization in the forward, float weights in the backward. Rounding has no
 useful derivative; the straight-through estimator takes it for the identity (Bengio, Leonard, Courville 2013,
-arXiv:1308.3432, section 4). The teacher is the model itself before any rounding, as in LLM-QAT (Liu et al. 2023,
-arXiv:2305.17888): no label is read, and on the training text there is nothing to be learned that it did not know.
+arXiv:1308.3432, section 4). The teacher is the uncompressed model, as in LLM-QAT (Liu et al. 2023, arXiv:2305.17888):
+no label is read, and on the training text there is nothing to be learned that it did not know. Where this is the first
+step, it is a second model over the same tensors, which costs no memory; after other steps it is loaded once more.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class QAT:
         names = float_linears(model)
         affine.check("qat", self.bits, self.group_size, map(model.get_submodule, names))
         vocabulary.check(model, self.embed_bits, self.group_size)
-        teacher = same_tensors(model)
+        # Whatever an earlier step has done to the model, it has claimed.
+        teacher = calibration.baseline() if subject.claims else same_tensors(model)
         dtype = architecture.dtype(model)
         for name in names:
             layer = model.get_submodule(name)
@@ -74,6 +76,7 @@ class QAT:
             Plan(self.training_steps, self.windows, self.learning_rate),
             title=f"qat, {self.bits} bits",
             workplace=calibration.workplace,
+            held_out=calibration.held_out,
         )
         trainable = sum(parameter.numel() for parameter in parameters)
         del teacher, parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from squeeze.techniques import training_loop
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.contract import Workplace
 from squeeze.techniques.losses import divergence, next_token
+from squeeze.techniques.pruning.layer_drop import LayerDrop
 from squeeze.techniques.quantization import qat
 from squeeze.techniques.quantization.lsq import LearnedStep
 from squeeze.techniques.quantization.qat import QAT, FittedStep, trained
@@ -247,3 +249,31 @@ def test_the_control_sees_the_tokens_of_the_trained_row_at_its_rates(monkeypatch
     assert plans == 2 * [Plan(3, 2, 1e-3)]
     assert len(seen["qat"]) == 3
     assert all(torch.equal(one, other) for one, other in zip(*seen.values(), strict=True))
+
+
+def test_after_other_steps_the_teacher_is_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks: set[int] = set()
+
+    def spy(model: torch.nn.Module, teacher: torch.nn.Module, token_ids: torch.Tensor, temperature: float) -> Any:
+        blocks.add(len(architecture.blocks(teacher)))
+        return divergence(model, teacher, token_ids, temperature)
+
+    monkeypatch.setattr(qat, "divergence", spy)
+    chain = replace(CALIBRATION, load_baseline=lambda: tiny_model("llama"))
+    dropped = LayerDrop(0.5, "every_other").apply(tiny_subject("llama"), chain)
+    distance = partial(divergence, teacher=tiny_model("llama"), token_ids=TOKEN_IDS, temperature=1.0)
+    with torch.no_grad():
+        before = distance(dropped.model)
+    trained = technique(bits=8, training_steps=24).apply(dropped, chain)
+    assert blocks == {2}
+    assert len(architecture.blocks(trained.model)) == 1
+    with torch.no_grad():
+        assert distance(trained.model) < 0.9 * before
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_held_out_text_is_looked_at_before_and_after(control: bool) -> None:
+    workplace = Workplace()
+    steps = Finetune(3, 2, 1e-3) if control else technique()
+    steps.apply(tiny_subject("llama"), replace(CALIBRATION, held_out=HELD_OUT, workplace=workplace))
+    assert [point.step for point in workplace.curve if point.held_out is not None] == [0, 3]
