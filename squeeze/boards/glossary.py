@@ -134,7 +134,7 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
         "training_tokens": Term("of text that its steps were trained on, counted each time that they were read", WHOLE),
         "trainable_parameters": Term("that training changes, the most of any step", WHOLE),
         "trainable_share": Term("share of all parameters that training changes, where an adapter is trained"),
-        "training_seconds": Term("of the steps of its optimizers, those of killed builds included", "s"),
+        "training_seconds": Term("of its optimizers' steps, killed builds' too; looks at held-out text left out", "s"),
         "training_joules": Term("of the same, by the machine's own counters, whoever used it", "J"),
         "process_overhead_seconds": Term("of a process's start, imports and collecting", "s"),
     },

@@ -16,8 +16,8 @@ from squeeze.core.errors import SqueezeError
 def build(overrides: tuple[str, ...], config_dir: Path | None) -> None:
     """Build the artifact of the one cell that OVERRIDES name, where `squeeze run` finds it; measure nothing.
 
-    Processes that accelerate starts train it together, one a GPU: accelerate launch --multi_gpu --num_processes 4
-    --module squeeze.cli build technique=qat
+    Processes that accelerate starts train it together, one a GPU, each with its share of a step's windows: accelerate
+    launch --multi_gpu --num_processes 4 --module squeeze.cli build technique=qat technique.steps.0.windows=4
     """
     from squeeze.request.expand import cells
     from squeeze.runner.jobs import together

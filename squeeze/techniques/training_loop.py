@@ -29,7 +29,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 WARM_UP = 0.1  # share of the steps in which the learning rate rises, before it falls as the schedule says
 LONGEST_GRADIENT = 1.0  # l2 norm to which that of all parameters together is shortened
 SAVE_EVERY = 60.0  # seconds between checkpoints: what a killed training loses at most, beside the step it was in
-LOOKS = 10  # at the held-out windows, beside the one before the first step
+LOOKS = 10  # of a training with patience at the held-out windows, at most, beside the one before the first step
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,13 @@ class Plan:
         return self.learning_rate * min(1.0, rise) * falls[self.schedule]
 
     def looks_after(self, steps: int) -> bool:
-        """Tell whether the held-out windows are looked at after so many steps: before the first, every tenth, last."""
-        return steps % max(1, round(self.steps / LOOKS)) == 0 or steps == self.steps
+        """Tell whether the held-out windows are looked at after so many steps.
+
+        They are before the first step and after the last; with ``patience``, after every tenth of them, too.
+        """
+        if steps in (0, self.steps):
+            return True
+        return self.patience is not None and steps % math.ceil(self.steps / LOOKS) == 0
 
 
 def train(
@@ -88,7 +93,8 @@ def train(
     takes, memory is three times that of the parameters (gradients and two moments), four times with ``patience``.
     What a killed training has left in its workplace is gone on with, to the same result, bit for bit.
 
-    held_out: rows that are not trained on; their loss, without gradient, is in the curve that the workplace keeps.
+    held_out: rows that are not trained on; their loss, without gradient, is in the curve that the workplace keeps. What
+    it takes to look at them is no part of the training's seconds and joules.
     Where several processes have joined (``processes``), each computes its share of the rows of every step.
 
     Returns the steps done: those of the plan, or fewer where ``patience`` ended it.
@@ -112,7 +118,9 @@ def train(
     def look(steps: int) -> float | None:
         if rows_held_out is None or not plan.looks_after(steps):
             return None
+        account.settle()
         found = together.sum(_mean_loss(loss, rows_held_out, plan, together), device)
+        account.skip()
         return _finite(found, f"{title}: the loss of the held-out windows", steps, plan)
 
     with shown(title, plan.steps) as trained, torch.enable_grad():
@@ -149,7 +157,7 @@ def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
     Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174, section 4): the activations of one block at a time are
     in memory, for a third more computing. Losses and gradients stay the same, bit for bit.
     """
-    changed = list(blocks)
+    changed = list(dict.fromkeys(blocks))  # one that stands in several places once
     before = [block.__dict__.get("forward") for block in changed]
     for block in changed:
         block.__dict__["forward"] = partial(recomputed, block.forward, use_reentrant=False)
@@ -164,7 +172,10 @@ def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
 
 @dataclass
 class _Account:
-    """Bring what a state has cost up to date: seconds since ``since`` and, where a meter counts them, joules."""
+    """Bring what training a state has cost up to date: seconds and, where a meter counts them, joules.
+
+    since: when either was last settled or skipped.
+    """
 
     state: State
     meter: EnergyMeter | None
@@ -175,11 +186,19 @@ class _Account:
             self.meter.start()
 
     def settle(self) -> None:
+        """Add what was spent since then to the training's."""
+        seconds, joules = self._spent()
+        self.state.seconds += seconds
+        self.state.joules = None if self.state.joules is None or joules is None else self.state.joules + joules
+
+    def skip(self) -> None:
+        """Leave out what was spent since then: nothing was trained meanwhile."""
+        self._spent()
+
+    def _spent(self) -> tuple[float, float | None]:
         now = time.monotonic()
-        self.state.seconds += now - self.since
-        self.since = now
-        counted = self._counted()
-        self.state.joules = None if self.state.joules is None or counted is None else self.state.joules + counted
+        seconds, self.since = now - self.since, now
+        return seconds, self._counted()
 
     def _counted(self) -> float | None:
         """Return the joules since this was last asked; None where nothing counts them."""
@@ -203,7 +222,8 @@ def _check(title: str, rows: torch.Tensor, plan: Plan, held_out: torch.Tensor | 
     if plan.windows < together.count:
         raise SqueezeError(
             f"{title}: the {plan.windows} windows of a step are shared by {together.count} processes, expected at least"
-            " one for each; raise windows, or start fewer processes"
+            f" one for each; ask for technique.steps.N.windows={together.count}, N the step's number from 0, or start"
+            " fewer processes"
         )
 
 

@@ -23,8 +23,8 @@ class State:
     """Hold what is trained, its optimizer, and what has come of it so far.
 
     curve: a point for each step done and, where there are held-out windows, one before the first. best: copies of the
-    parameters where the held-out loss was least; empty where nobody asked for them. seconds: that the steps took;
-    joules: likewise, None where some were not counted.
+    parameters where the held-out loss was least; empty where nobody asked for them. seconds: that the steps took,
+    without the looks at held-out windows; joules: likewise, None where some were not counted.
     """
 
     parameters: Sequence[nn.Parameter]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.techniques import training_loop
 from squeeze.techniques.contract import Workplace
-from squeeze.techniques.training_loop import Plan, train
+from squeeze.techniques.training_loop import LOOKS, Plan, train
 
 PATIENT = Plan(steps=40, windows=2, learning_rate=0.05, at_once=1, schedule="constant", patience=2)
 NONE = torch.empty((0, 0), dtype=torch.int64)
@@ -113,3 +114,46 @@ def test_a_loss_of_held_out_text_that_is_not_finite_ends_it() -> None:
             [parameter], loss, torch.ones((2, 1), dtype=torch.int64), PATIENT, title="it", workplace=Workplace(),
             held_out=torch.zeros((1, 1), dtype=torch.int64),
         )  # fmt: skip
+
+
+class Spent:
+    """Counts a joule for each loss that is computed."""
+
+    def __init__(self) -> None:
+        self.joules: float | None = 0.0
+        self.losses, self._before = 0, 0
+
+    def start(self) -> None:
+        self._before = self.losses
+
+    def stop(self) -> None:
+        assert self.joules is not None
+        self.joules += self.losses - self._before
+
+
+@pytest.mark.parametrize(("patience", "looks"), [(None, [0, 20]), (100, [*range(0, 21, 2)])])
+def test_looks_at_held_out_text_are_no_part_of_what_training_took(
+    patience: int | None, looks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second passes with each loss that is computed: one a step, and three a look at six rows."""
+    spent, parameter = Spent(), nn.Parameter(torch.zeros(1))
+    monkeypatch.setattr(training_loop, "time", SimpleNamespace(monotonic=lambda: float(spent.losses)))
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        spent.losses += 1
+        return ((parameter - rows.float().mean()) ** 2).sum()
+
+    rows, workplace = torch.ones((6, 1), dtype=torch.int64), Workplace(meter=spent)
+    train([parameter], loss, rows, Plan(20, 2, 0.01, patience=patience), title="it", workplace=workplace, held_out=rows)
+    assert [point.step for point in workplace.curve if point.held_out is not None] == looks
+    assert spent.losses == 20 + 3 * len(looks)
+    assert (workplace.seconds, workplace.joules) == (20, 20)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 10, 14, 25, 64])
+def test_patience_looks_after_each_tenth_of_the_steps_and_no_oftener(steps: int) -> None:
+    patient, plain = Plan(steps, 1, 0.1, patience=1), Plan(steps, 1, 0.1)
+    looks = [step for step in range(steps + 1) if patient.looks_after(step)]
+    assert len(looks) <= LOOKS + 1
+    assert (looks[0], looks[-1]) == (0, steps)
+    assert [step for step in range(steps + 1) if plain.looks_after(step)] == [0, steps]

@@ -44,6 +44,7 @@ class Finetune:
                 Plan(self.training_steps, self.windows, self.learning_rate),
                 title="fine-tuning the control",
                 workplace=calibration.workplace,
+                held_out=calibration.held_out,
             )
             trainable = sum(master.weight.numel() for master in masters.values())
         return subject.claiming(
