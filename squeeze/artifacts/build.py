@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts.keys import BUILD_INFO, WITHHELD, artifact_key
 from squeeze.artifacts.sentences import labelled
-from squeeze.artifacts.step_by_step import perplexity, qualities, training
+from squeeze.artifacts.step_by_step import carried, parted, perplexity, qualities, training, unclaimed
 from squeeze.core import plugins
 from squeeze.core.cache import cache_root
 from squeeze.core.errors import SqueezeError
@@ -63,8 +63,8 @@ def build(
     their sum; seconds, the same as if no earlier build had left its shared pass or a training to go on with; peak_bytes
     of the process, loading included; grid of the baseline's weights, and whether it flatters this artifact; dtype,
     parameters and claims; withheld. Where a step trains: training, a list of what each such step took, its loss curve
-    included. Where there are several steps, or one that trains: steps, the perplexity on held-out windows of the
-    calibration text before the first and after each (``step_by_step``).
+    included. Where there are several steps, or one that trains: steps, the perplexity before the first and after each,
+    on held-out windows of the calibration text that no training has looked at (``step_by_step``).
     Raises SqueezeError for a step that may not be made, Unsupported when a technique refuses the model, and whatever
     loading the baseline raises.
     """
@@ -73,7 +73,7 @@ def build(
     device = str(cell.runtime["device"])
     settle(cell.runtime, int(cell.calibration.get("seed", 0)))
     shared = StatisticsCache(cache_root() / "calibration")
-    workplaces = _workplaces(cell, None if cell.training is None else counted)
+    workplaces = _workplaces(cell, None if cell.training is None else counted, withheld)
     stages = dict.fromkeys(("load", "calibration", "compress", "save"), 0.0)
     trainings: list[dict[str, Any]] = []
     perplexities: list[float | None] = []
@@ -84,14 +84,20 @@ def build(
         grid = find_grid(subject.model)
         with _timed(stages, "calibration"):
             data = calibration(cell, subject, device, shared)
-        held_out = data.held_out if _is_followed(cell) else data.held_out[:0]
+        looked_at, unseen = parted(data.held_out)
+        data = replace(data, held_out=looked_at)
+        held_out = unseen if _is_followed(cell) else unseen[:0]
         for name, technique, workplace in zip(names, techniques, workplaces, strict=True):
             if len(held_out):
                 perplexities.append(perplexity(subject.model, held_out))
+            before = subject.claims
             with _timed(stages, "compress"):
-                subject = technique.apply(subject, replace(data, workplace=workplace))
+                subject = technique.apply(
+                    replace(subject, claims=unclaimed(before)), replace(data, workplace=workplace)
+                )
             if workplace.trainings:
                 trainings.append(training(name, subject.claims, workplace))
+            subject = replace(subject, claims=carried(before, subject.claims))
         with _timed(stages, "save"):
             artifact.save(subject, folder)
         if len(held_out):  # now that it is saved: no forward can have changed what is
@@ -124,7 +130,7 @@ def calibration(cell: Cell, subject: Subject, device: str, shared: StatisticsCac
     if not cell.calibration:
         return CalibrationText.empty()
     tokens, held_out = calibration_windows(cell.calibration, subject.tokenizer)
-    has_classes = cell.calibration["corpus"] == sentiment.CORPUS
+    has_classes = cell.is_classifier and cell.calibration["corpus"] == sentiment.CORPUS
     return CalibrationText(
         tokens.to(device),
         int(cell.calibration["seed"]),
@@ -141,9 +147,13 @@ def _is_followed(cell: Cell) -> bool:
     return several and cell.model["kind"] == "causal_lm"
 
 
-def _workplaces(cell: Cell, counted: Callable[[str], EnergyMeter] | None) -> list[Workplace]:
-    """Return where each step's training keeps its checkpoints: whoever comes to build the same artifact finds them."""
-    folder = cache_root() / "training" / artifact_key(cell) if cell.calibration else None
+def _workplaces(cell: Cell, counted: Callable[[str], EnergyMeter] | None, withheld: bool) -> list[Workplace]:
+    """Return where each step's training keeps its checkpoints: whoever comes to build the same artifact finds them.
+
+    What was trained in the open, by a build from which nothing was withheld, only such another one goes on with.
+    """
+    way = "" if withheld else "-open"
+    folder = cache_root() / "training" / f"{artifact_key(cell)}{way}" if cell.calibration else None
     return [
         Workplace(
             None if folder is None else folder / str(number),

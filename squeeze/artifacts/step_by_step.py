@@ -15,6 +15,32 @@ from squeeze.techniques.losses import next_token
 from squeeze.techniques.processes import Processes
 
 UNCOMPRESSED = "none"  # the step before the first one
+OF_TRAINING = ("training_tokens", "trainable_parameters", "trainable_share")  # claims of a step that trains
+
+
+def parted(held_out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return windows (n, window) int64 that nothing is trained on as two halves: to look at, and to judge steps by.
+
+    A training with patience chooses by what it looks at, so that this text is no longer unseen.
+    """
+    half = len(held_out) // 2
+    return held_out[:half], held_out[half:]
+
+
+def unclaimed(claims: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the claims that a step is given: what is claimed of an earlier training is None, not yet of this one."""
+    return {name: None if name in OF_TRAINING else value for name, value in claims.items()}
+
+
+def carried(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the claims after a step that was given ``unclaimed(before)`` and left ``after``.
+
+    Of training they are the step's own where it has claimed any, otherwise those of before: of the last one, always.
+    """
+    found = {name: value for name, value in after.items() if name not in OF_TRAINING or value is not None}
+    if found.keys() & set(OF_TRAINING):
+        return found
+    return {**found, **{name: value for name, value in before.items() if name in OF_TRAINING and name in after}}
 
 
 @torch.no_grad()
@@ -41,6 +67,7 @@ def qualities(names: list[str], perplexities: list[float | None]) -> list[dict[s
 def training(name: str, claims: Mapping[str, Any], workplace: Workplace) -> dict[str, Any]:
     """Return what the training of a step took: tokens and parameters as it claims them, the rest as it was counted.
 
+    claims: after the step, with none of an earlier training (``unclaimed``).
     joules: None where the machine does not count them. curve: (step, loss, loss of the held-out windows).
     """
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.models.subject import Subject
 from squeeze.probes.memory import measured
 from squeeze.request.cell import Cell
+from squeeze.sources import sentiment
 from squeeze.techniques import training_loop
 from squeeze.techniques.statistics_cache import StatisticsCache
 from squeeze.techniques.training import finetune
 from tests.faults.sweeps import MODEL, RUNTIME
+from tests.snippets import TRAIN, put
 from tests.tiny import tiny_subject
 
 RTN = {"_target_": "rtn.RoundToNearest", "bits": 4, "group_size": 32, "symmetric": True}
@@ -160,10 +163,13 @@ def test_the_quality_after_each_step_is_told(tmp_path: Path, windows: tuple[torc
     found = info(chain)["steps"]
     assert [step["step"] for step in found] == ["none", "finetune.Finetune", "rtn.RoundToNearest"]
     models = [tiny_subject("llama").model, artifact.load(alone).model, artifact.load(chain).model]
-    expected = [perplexity_of(model, windows[1]) for model in models]
+    expected = [perplexity_of(model, windows[1][1:]) for model in models]
     assert [step["perplexity_held_out"] for step in found] == pytest.approx(expected, rel=1e-3)
     assert len({*expected}) == 3
     assert info(alone)["steps"] == found[:2]
+    looks = [(step, math.exp(held_out)) for step, _, held_out in info(alone)["training"][0]["curve"] if held_out]
+    seen = [perplexity_of(model, windows[1][:1]) for model in models[:2]]
+    assert looks == [(0, pytest.approx(seen[0], rel=1e-3)), (4, pytest.approx(seen[1], rel=1e-3))], "at other text"
     assert info(plain).keys().isdisjoint({"steps", "training"}), "of one step that does not train, the row says it"
 
 
@@ -186,14 +192,14 @@ def test_what_training_took_is_told(tmp_path: Path, windows: tuple[torch.Tensor,
     [found] = info(tmp_path)["training"]
     seconds, curve = found.pop("seconds"), found.pop("curve")
     assert 0 < seconds < info(tmp_path)["stages"]["compress"]
-    assert [step for step, _, _ in curve] == [1, 2, 3, 4]
+    assert [step for step, _, _ in curve] == [0, 1, 2, 3, 4]
     assert found == {
         "step": "finetune.Finetune",
         "steps": 4,
         "tokens": 4 * 32,
         "parameters": info(tmp_path)["claims"]["trainable_parameters"],
         "share": None,
-        "joules": 2.0,
+        "joules": 6.0,  # up to each of two looks at held-out text, and to the end
         "processes": 1,
     }
     names = [step["step"] for step in info(tmp_path)["steps"]]
@@ -226,3 +232,44 @@ def test_steps_are_given_held_out_windows_and_the_uncompressed_model(
     state = subject.model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in teacher.state_dict().items())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_sentences_have_classes_for_classifiers_alone(
+    windows: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    """A tokenizer without a token to pad with reads windows of the same corpus."""
+    put()
+    asked = replace(calibrated(RTN), calibration={**CALIBRATION, "corpus": sentiment.CORPUS})
+    causal = tiny_subject("llama")
+    causal.tokenizer.pad_token = None
+    given = building.calibration(asked, causal, "cpu", StatisticsCache(tmp_path))
+    assert torch.equal(given.token_ids, windows[0])
+    assert given.labelled is None
+    classifier = replace(asked, model={**MODEL, "source": "random:bert", "kind": "classifier"})
+    labelled = building.calibration(
+        classifier, tiny_subject("bert_classifier"), "cpu", StatisticsCache(tmp_path)
+    ).labelled
+    assert labelled is not None
+    assert len(labelled.labels) == len(TRAIN)
+
+
+def test_a_training_in_the_open_is_not_gone_on_with_where_what_is_scored_is_withheld(
+    tmp_path: Path, windows: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_loop, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(building, "calibration_windows", lambda *_: (windows[0], windows[1][:0]))
+    real, done = finetune.next_token, []
+
+    def deadly(*arguments: Any) -> torch.Tensor:
+        done.append(1)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(finetune, "next_token", deadly)
+    with pytest.raises(KeyboardInterrupt):
+        build(calibrated(TRAINED), tmp_path / "open", measured)
+    build(calibrated(TRAINED), tmp_path / "withheld", measured, withheld=True)
+    assert len(done) == 4 + 4
+    build(calibrated(TRAINED), tmp_path / "open_again", measured)
+    assert len(done) == 4 + 4 + 1

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from squeeze.artifacts import build as building
 from squeeze.artifacts import format as artifact
-from squeeze.artifacts.step_by_step import perplexity, qualities
+from squeeze.artifacts.step_by_step import parted, perplexity, qualities
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
+from squeeze.probes.memory import measured
 from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.contract import Point
 from squeeze.techniques.quantization.bitsandbytes import Float4
+from tests.artifacts.test_build import cell, info
 from tests.tiny import tiny_subject
 
 WINDOWS = torch.randint(256, (3, 32), generator=torch.Generator().manual_seed(0))
@@ -56,3 +61,40 @@ def test_reading_a_packed_model_changes_nothing_of_it(tmp_path: Path) -> None:
     artifact.save(subject, tmp_path / "read")
     weights = [tmp_path / name / "model.safetensors" for name in ("unread", "read")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_what_a_training_looks_at_is_not_what_steps_are_judged_by() -> None:
+    for count, halves in ((8, (4, 4)), (3, (1, 2)), (1, (0, 1)), (0, (0, 0))):
+        rows = torch.arange(count)[:, None]
+        looked_at, unseen = parted(rows)
+        assert (len(looked_at), len(unseen)) == halves
+        assert torch.equal(torch.cat([looked_at, unseen]), rows)
+
+
+class Claiming:
+    """A step that trains nothing, and claims what it is told."""
+
+    def __init__(self, claims: dict[str, Any], trains: bool) -> None:
+        self.claims, self.trains = claims, trains
+
+    def apply(self, subject: Subject, calibration: CalibrationText) -> Subject:
+        if self.trains:
+            calibration.workplace.ended([Point(1, 2.0)], 1.0, None)
+        return subject.claiming(**self.claims)
+
+
+def test_what_was_claimed_of_one_training_is_not_told_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "resolve_step", lambda step: Claiming(step["claims"], step["trains"]))
+    adapted = {"training_tokens": 64, "trainable_parameters": 9, "trainable_share": 0.01}
+    recovered = {"training_tokens": 32, "trainable_parameters": 70}
+    steps = [
+        {"claims": adapted, "trains": True},
+        {"claims": recovered, "trains": True},
+        {"claims": {"bits": 4}, "trains": False},
+    ]
+    building.build(cell(*steps), tmp_path, measured)
+    told = [[each[name] for name in ("tokens", "parameters", "share")] for each in info(tmp_path)["training"]]
+    assert told == [[64, 9, 0.01], [32, 70, None]]
+    assert info(tmp_path)["claims"] == {**recovered, "bits": 4}, "of the last that trained"
