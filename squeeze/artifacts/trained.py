@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from squeeze.artifacts.keys import code_version
+from squeeze.artifacts.keys import WITHHELD, code_version
 from squeeze.artifacts.sentences import labelled
 from squeeze.core.cache import cache_root, sealed
 from squeeze.core.files import write_atomically
@@ -31,21 +31,24 @@ from squeeze.techniques.contract import Labelled, Workplace
 from squeeze.techniques.training.sentence_training import cross_entropy, logits, train_all
 from squeeze.techniques.training_loop import Plan
 
-INFO = "training.json"
 AT_ONCE = 64  # sentences that are classified at a time
 
 
 def make(model: Mapping[str, Any], runtime: Mapping[str, Any]) -> None:
-    """Train a model in this process, unless it is taken as it is, or the cache has it."""
+    """Train a model in this process, in the open, unless it is taken as it is, or the cache has it.
+
+    Official runs do not build on what was trained in the open (``runner.fine_tuning``).
+    """
     if trained.is_trained(model):
         sealed(trained_place(model), lambda folder: fine_tune(model, runtime, folder))
 
 
-def fine_tune(model: Mapping[str, Any], runtime: Mapping[str, Any], folder: Path) -> None:
+def fine_tune(model: Mapping[str, Any], runtime: Mapping[str, Any], folder: Path, *, withheld: bool = False) -> None:
     """Write the fine-tuned model of source ``trained:SOURCE`` to a folder, and what is known of its making.
 
     What it starts from and the sentences have been fetched. The same threads on the same machine give the same bytes;
-    what a killed training has left is gone on with.
+    what a killed training has left is gone on with. withheld: whether what rows are scored on is withheld from this
+    process (``sources.withheld``); what was trained where it was not is no beginning for one where it is.
     """
     schedule = model["fine_tuning"]
     settle(runtime, int(schedule["seed"]))
@@ -57,7 +60,8 @@ def fine_tune(model: Mapping[str, Any], runtime: Mapping[str, Any], folder: Path
         windows=int(schedule["batch"]),
         learning_rate=float(schedule["learning_rate"]),
     )
-    workplace = Workplace(cache_root() / "training" / digest([baseline_hash(model), code_version((__name__,))]))
+    identity = digest([baseline_hash(model), code_version((__name__,)), withheld])
+    workplace = Workplace(cache_root() / "training" / identity)
     claims = train_all(
         subject.model,
         partial(cross_entropy, subject.model),
@@ -74,10 +78,11 @@ def fine_tune(model: Mapping[str, Any], runtime: Mapping[str, Any], folder: Path
         "sentences": len(sentences.labels),
         "curve": workplace.curve,
         "accuracy_held_out": accuracy(subject.model, labelled("held_out", subject.tokenizer, device, most)),
+        WITHHELD: withheld,
     }
     subject.model.save_pretrained(folder / trained.MODEL)  # type: ignore[operator]
     subject.tokenizer.save_pretrained(folder / trained.MODEL)
-    write_atomically(folder / INFO, json.dumps(info, indent=1).encode())
+    write_atomically(folder / trained.INFO, json.dumps(info, indent=1).encode())
     workplace.clear()
 
 

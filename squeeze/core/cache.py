@@ -81,10 +81,10 @@ def sealed(name: str, make: Callable[[Path], None]) -> Path:
     that cannot be written to as SqueezeError.
     """
     folder = cache_root() / name
-    if _is_intact(folder):
+    if is_intact(folder):
         return folder
     with _explained(folder), _locked(folder):
-        if not _is_intact(folder):
+        if not is_intact(folder):
             _make(folder, make)
     return folder
 
@@ -112,7 +112,8 @@ def _seal(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
-def _is_intact(folder: Path) -> bool:
+def is_intact(folder: Path) -> bool:
+    """Tell whether a folder that ``sealed`` has made is there, with no file of it damaged or lost."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         return all(_is_unchanged(folder / name, entry) for name, entry in manifest.items())

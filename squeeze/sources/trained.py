@@ -10,6 +10,7 @@ from typing import Any
 
 PREFIX = "trained:"
 MODEL = "model"  # folder of the fine-tuned model, in its place in the cache
+INFO = "training.json"  # beside it: what is known of its making
 
 
 def is_trained(model: Mapping[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from squeeze.runner.in_process import artifact_of
 from squeeze.runner.jobs.job import Job
 from squeeze.sources import sentiment
 from squeeze.sources.identity import trained_place
+from squeeze.sources.trained import INFO
 from squeeze.techniques import training_loop
 from squeeze.techniques.training import sentence_training
 from tests.faults.sweeps import RUNTIME
@@ -50,10 +51,11 @@ def test_it_learns_its_sentences_and_is_loaded_like_any_model() -> None:
     rows = labelled(subject)
     with torch.no_grad():
         assert (sentence_training.logits(subject.model, rows).argmax(-1) == rows.labels).all()
-    info = json.loads((folder / trained.INFO).read_text())
+    info = json.loads((folder / INFO).read_text())
     assert (info["steps"], info["sentences"]) == (STEPS, len(TRAIN))
     assert 0 <= info["accuracy_held_out"] <= 1
     assert info["seconds"] > 0
+    assert info["withheld"] is False, "it was made in the open"
     assert load_baseline({**MODEL, "dtype": "bfloat16"}).model.dtype == torch.bfloat16
     assert not list((cache_root() / "training").rglob("*.safetensors"))
 
@@ -134,4 +136,25 @@ def test_what_is_scored_is_withheld_from_the_process_that_fine_tunes(tmp_path: P
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(path), way, str(secret)], check=False)
     assert (done.returncode == 0) is (way == "honest")
     assert (out / "model" / "config.json").is_file() is (way == "honest")
+    if way == "honest":
+        assert json.loads((out / INFO).read_text())["withheld"] is True
     assert sentiment.sentences("train")[0] == [text for text, _ in TRAIN]
+
+
+def test_what_was_begun_in_the_open_is_not_gone_on_with_where_what_is_scored_is_withheld(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_loop, "SAVE_EVERY", 0.0)
+    real, done = trained.cross_entropy, []
+
+    def deadly(*arguments: Any) -> torch.Tensor:
+        done.append(1)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(trained, "cross_entropy", deadly)
+    with pytest.raises(KeyboardInterrupt):
+        made()
+    trained.fine_tune(MODEL, RUNTIME, tmp_path / "withheld", withheld=True)
+    assert len(done) == 4 + STEPS

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from squeeze.core.cache import cache_root
+from squeeze.core.cache import cache_root, sealed
 from squeeze.records.record import Status
 from squeeze.runner import stages
 from squeeze.runner.jobs.executor import LONGEST_TRAINING, _limits
 from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, StageError
 from squeeze.sources.identity import trained_place
+from squeeze.sources.trained import INFO
 from tests.faults.sweeps import PROTOCOL, cell, settle_in
 from tests.snippets import put
 from tests.sources.test_trained import MODEL
@@ -63,3 +66,14 @@ def test_where_it_fails_nothing_is_built_and_it_is_tried_again(tmp_path: Path) -
 def test_it_has_a_days_time_and_the_memory_of_a_build(tmp_path: Path) -> None:
     limits = _limits(Job(cell(model=MODEL), tmp_path, "training", tmp_path))
     assert (limits.seconds, limits.bytes) == (LONGEST_TRAINING, PROTOCOL["limits"]["build"]["bytes"])
+
+
+@pytest.mark.parametrize(("said", "stays"), [({"withheld": True}, True), ({"withheld": False}, False), ({}, False)])
+def test_one_that_was_fine_tuned_in_the_open_is_fine_tuned_anew(
+    said: dict[str, Any], stays: bool, tmp_path: Path
+) -> None:
+    place = sealed(trained_place(MODEL), lambda folder: (folder / INFO).write_text(json.dumps(said)))
+    shop = Shop()
+    stages.build(shop, cell(model=MODEL), tmp_path / "log")  # type: ignore[arg-type]
+    assert shop.done == (["build"] if stays else ["training", "build"])
+    assert (place / INFO).is_file() is stays

@@ -15,11 +15,14 @@ from functools import partial
 from pathlib import Path
 
 from squeeze.artifacts import keys
-from squeeze.core.cache import cache_root
+from squeeze.core.cache import cache_root, is_intact
 from squeeze.core.errors import SqueezeError
 from squeeze.request.cell import Cell
-from squeeze.runner import stages
+from squeeze.runner import fine_tuning, stages
+from squeeze.runner.jobs.display import Display
+from squeeze.runner.jobs.executor import Executor
 from squeeze.runner.jobs.outcome import StageError
+from squeeze.sources import trained
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ class Place:
 def build(cell: Cell, place: Place) -> Path:
     """Return the folder of the cell's artifact: from the cache, or built now by the processes that were started.
 
-    One from which nothing was withheld is built anew. Raises SqueezeError for several processes and a technique that
-    does not train, and where model or texts cannot be fetched; and whatever building raises.
+    One from which nothing was withheld is built anew, and so is one that is damaged. Raises SqueezeError for several
+    processes and a technique that does not train, and where model or texts cannot be fetched or the model not
+    fine-tuned; and whatever building raises.
     """
     if place.count > 1 and cell.training is None:
         raise SqueezeError(
@@ -47,18 +51,28 @@ def build(cell: Cell, place: Place) -> Path:
         )
     try:
         stages.fetch(cell)
+        _see_to_its_model(cell)
     except StageError as error:
         raise SqueezeError(str(error)) from error
-    from squeeze.artifacts import trained  # torch: seconds
-
-    trained.make(cell.model, cell.runtime)  # one process does, the others wait
     folder = keys.folder(keys.artifact_key(cell))
     if place.rank == 0:
         stages.forget_if_built_in_the_open(folder)
     own = _joined(cell, place) if place.count > 1 else cell
-    if not folder.is_dir():  # the same for all: none makes it before all have joined
+    if not is_intact(folder.parent):  # the same for all: none makes it before all have joined
         _build(own, place)
     return folder
+
+
+def _see_to_its_model(cell: Cell) -> None:
+    """See to it that a model that squeeze fine-tunes is there, made as a run makes it; one process does, others wait.
+
+    That is a process of its own: what is withheld from it is withheld for good. Raises StageError when it fails.
+    """
+    if not trained.is_trained(cell.model):
+        return
+    display = Display({cell.key: cell.label}, {"training": 1})
+    with tempfile.TemporaryDirectory() as logs, display, Executor(Path(logs), display) as shop:
+        fine_tuning.see_to(shop, cell, Path(logs) / "fine_tuning.log")
 
 
 def _joined(cell: Cell, place: Place) -> Cell:
@@ -79,22 +93,31 @@ def _joined(cell: Cell, place: Place) -> Cell:
 
 
 def _build(cell: Cell, place: Place) -> None:
+    key = keys.artifact_key(cell)
+    own_folder = cache_root() / "artifacts" / f".{key[:16]}_rank_{place.rank}"  # which it may read, unlike others
+    own_folder.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(own_folder)
+    try:
+        if place.rank == 0:
+            keys.made(key, partial(_make, cell))
+        else:
+            _make(cell, own_folder / "artifact")
+    finally:
+        shutil.rmtree(own_folder, ignore_errors=True)
+
+
+def _make(cell: Cell, folder: Path) -> None:
+    """Write the artifact to a folder, what rows are scored on being withheld from this process from now on.
+
+    Raises IntegrityError where the build tried to read it, however it ended: what it made is no artifact then.
+    """
     from squeeze.artifacts.build import build
     from squeeze.probes.energy import Meter
     from squeeze.probes.memory import measured
     from squeeze.sources.withheld import withhold
 
-    key = keys.artifact_key(cell)
-    own_folder = cache_root() / "artifacts" / f".{key[:16]}_rank_{place.rank}"  # which it may read, unlike others
-    own_folder.mkdir(parents=True, exist_ok=True)
-    tempfile.tempdir = os.environ["TMPDIR"] = str(own_folder)
     withheld = withhold(cell.model, cell.calibration)
-    make = partial(build, cell, measured=measured, counted=Meter, withheld=True)
     try:
-        if place.rank == 0:
-            keys.made(key, make)
-        else:
-            make(own_folder / "artifact")
+        build(cell, folder, measured, counted=Meter, withheld=True)
     finally:
-        withheld.check()
-        shutil.rmtree(own_folder, ignore_errors=True)
+        withheld.check()  # before the artifact is sealed

@@ -80,7 +80,7 @@ def perform(path: Path, gate: int | None) -> int:
         model = job.cell.model
         withheld = withhold(trained.base(model), {"corpus": model["fine_tuning"]["corpus"]})
         try:
-            fine_tune(model, job.cell.runtime, job.artifact)
+            fine_tune(model, job.cell.runtime, job.artifact, withheld=True)
         finally:
             withheld.check()
         return 0
