@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,8 @@ CALIBRATED_ONLY = frozenset({"perplexity_ood"})
 DEFAULT_CALIBRATION = "wikipedia"  # the name of the text that a label leaves out
 
 # Fields of a step that trains, and the family of what is trained for comparison alone: the uncompressed model.
-SCHEDULE = ("training_steps", "windows", "learning_rate")
+STEPS = "training_steps"
+SCHEDULE = (STEPS, "windows", "learning_rate")
 CONTROL = "control"
 
 UNCOMPRESSED: Mapping[str, Any] = {"name": "none", "family": "baseline", "steps": []}
@@ -87,10 +88,10 @@ class Cell:
         A cell is trained where a step has a field of SCHEDULE. The hash covers the model in its dtype, the text,
         SCHEDULE, the protocol and the device.
         """
-        steps = self.technique["steps"]
-        schedule = {name: step[name] for step in steps for name in SCHEDULE if name in step}
-        if not schedule:
+        schedules = [{name: step[name] for name in SCHEDULE if name in step} for step in self.technique["steps"]]
+        if not any(schedules):
             return None
+        schedule = _as_one([each for each in schedules if each])
         shared = [self.model, self.calibration, schedule, self.runtime["device"], self.common_protocol]
         return digest(_without_labels(shared))
 
@@ -118,6 +119,19 @@ class Cell:
     def from_json(cls, data: Mapping[str, Any]) -> Cell:
         """Return the cell that ``to_json`` described."""
         return cls(**data)
+
+
+def _as_one(schedules: Sequence[Mapping[str, Any]]) -> Any:
+    """Return the schedule of a control that is trained as the steps with these are together: with all their steps.
+
+    Where they differ in anything else no control is, and the list of them is no control's.
+    """
+    first = schedules[0]
+    if len(schedules) == 1:
+        return first
+    if any({**each, STEPS: 0} != {**first, STEPS: 0} for each in schedules):
+        return list(schedules)
+    return {**first, STEPS: sum(each.get(STEPS, 0) for each in schedules)}
 
 
 def _without_labels(value: Any) -> Any:

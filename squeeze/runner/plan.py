@@ -169,5 +169,5 @@ def advice(alone: Sequence[Cell]) -> str:
     others = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
     return (
         f"{alone[0].label}{others}: trained, but without a control, so that a gain may be the text's rather than the "
-        f"method's; add technique={control} with the same training_steps and learning_rate"
+        f"method's; add technique={control} with the same learning_rate and training_steps (of a chain: all)"
     )

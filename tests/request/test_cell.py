@@ -84,3 +84,28 @@ def test_baseline_keeps_protocol_and_runtime_and_drops_the_rest() -> None:
 def test_canonical_text_refuses_nan() -> None:
     with pytest.raises(ValueError, match="JSON"):
         canonical({"x": float("nan")})
+
+
+SCHEDULE = {"training_steps": 8, "windows": 1, "learning_rate": 0.1}
+
+
+def training(*fields: dict[str, object]) -> str | None:
+    """What a cell whose steps have these fields shares with its control."""
+    steps = [{"_target_": "some.Technique", **each} for each in fields]
+    return replace(CELL, technique={**CELL.technique, "steps": steps}).training
+
+
+def test_a_chain_that_trains_twice_is_trained_as_a_control_of_all_its_steps() -> None:
+    chain = training({"bits": 8}, SCHEDULE, {"bits": 4}, {**SCHEDULE, "training_steps": 4})
+    assert chain == training({**SCHEDULE, "training_steps": 12})
+    assert chain != training(SCHEDULE)
+    assert training({"bits": 8}, SCHEDULE) == training(SCHEDULE)
+    assert training({"bits": 8}) is None
+
+
+@pytest.mark.parametrize("other", [{"learning_rate": 0.2}, {"windows": 2}])
+def test_one_whose_steps_are_trained_unlike_has_no_control(other: dict[str, object]) -> None:
+    alone = [{**SCHEDULE, **fields, "training_steps": steps} for fields in ({}, other) for steps in (8, 16)]
+    chain = training(SCHEDULE, {**SCHEDULE, **other})
+    assert chain not in {training(each) for each in alone}
+    assert chain not in {training({**SCHEDULE, **other}, SCHEDULE), None}
