@@ -29,7 +29,8 @@ NAMES = sorted(ALL - CLASSIFIERS_ONLY)  # those have tests of their own: test_cl
 DENSE = {"none", "finetune", "kv_cache", "lora"}  # the baseline, the control, and what compresses no weights
 DISTILLED = {"distil", "distil_hidden", "mutual", "on_policy", "self_distillation"}
 RECOVERED = {"lora", "qlora", "gptq_recover", "wanda_recover", "layer_drop_recover"}
-TRAINED = DISTILLED | RECOVERED
+CHAINED = {"layer_drop_qat", "layer_drop_distil_gptq", "wanda_recover_rtn"}
+TRAINED = DISTILLED | RECOVERED | CHAINED
 # They look at predicted tokens; an encoder predicts none.
 NEED_A_HEAD = {"finetune", "kv_cache", "qat", "qat_lsq", *TRAINED}
 REFUSE = NEED_A_HEAD - (TRAINED - {"lora", "self_distillation"})  # whose first step needs none
