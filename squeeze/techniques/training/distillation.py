@@ -23,7 +23,7 @@ from squeeze.techniques.contract import Calibration
 from squeeze.techniques.losses import Objective, said, towards
 from squeeze.techniques.training.tinybert import Matching, read
 from squeeze.techniques.training.top_k import TopK
-from squeeze.techniques.training_loop import Plan, train
+from squeeze.techniques.training_loop import Plan, checkpointed, train
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Distillation:
     top_k: how many of the teacher's likeliest tokens are kept for all students (``top_k``); None: it says all, anew.
     scope: what is trained: "linear", the linear layers of the blocks, or "all", embeddings, norms and head, too.
     at_once: windows whose activations are held together; None: all of a step.
+    schedule, patience: of the learning rate, and with held-out windows, as ``training_loop.Plan`` has them.
+    recompute: whether blocks keep their inputs alone for the backward pass, and run once more in it
+        (``training_loop.checkpointed``).
     """
 
     training_steps: int
@@ -54,6 +57,9 @@ class Distillation:
     top_k: int | None = None
     scope: Literal["linear", "all"] = "all"
     at_once: int | None = None
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    patience: int | None = None
+    recompute: bool = False
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the trained student. Claims ``top_k_mass``, the share that is kept of the teacher's probability.
@@ -63,18 +69,20 @@ class Distillation:
         """
         model, workplace = subject.model, calibration.workplace
         objective = Objective(self.divergence, self.temperature, self.alpha, self.beta)
+        plan = Plan(self.training_steps, self.windows, self.learning_rate, self.at_once, self.schedule, self.patience)
         architecture.head(model)
         scopes.check("distillation", self.scope, model)
         logits_of(model)
         token_ids, numbers, held_out = _numbered(calibration, self.training_steps * self.windows)
         lesson = self._lesson(model, calibration, token_ids, objective)
         models = [each for each in (model, lesson.teacher) if each is not None]
-        with held(model, self.scope) as student, lesson.matching.shown(*models):
+        recomputed = architecture.blocks(model) if self.recompute else ()
+        with held(model, self.scope) as student, lesson.matching.shown(*models), checkpointed(recomputed):
             steps = train(
                 [*student.parameters, *lesson.matching.projections],
                 partial(lesson.loss, student, token_ids),
                 numbers,
-                Plan(self.training_steps, self.windows, self.learning_rate, at_once=self.at_once),
+                plan,
                 title="distillation",
                 workplace=workplace,
                 held_out=held_out,

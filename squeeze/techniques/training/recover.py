@@ -25,7 +25,7 @@ from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
 from squeeze.techniques.losses import Objective, distilled
-from squeeze.techniques.training_loop import Plan, train
+from squeeze.techniques.training_loop import Plan, checkpointed, train
 
 HOW = ("full", "lora")
 DIVERGENCES = ("forward", "reverse", "jsd")
@@ -39,6 +39,9 @@ class Recover:
         ``rank``, merged into layers of floats and kept beside packed ones.
     training_steps: of AdamW. windows: of calibration text in each. learning_rate: its highest.
     divergence, temperature, alpha: of the loss (``losses.Objective``).
+    schedule, patience: of the learning rate, and with held-out windows, as ``training_loop.Plan`` has them.
+    recompute: whether blocks keep their inputs alone for the backward pass, and run once more in it
+        (``training_loop.checkpointed``).
     """
 
     how: Literal["full", "lora"]
@@ -50,26 +53,33 @@ class Recover:
     divergence: Literal["forward", "reverse", "jsd"] = "forward"
     temperature: float = 1.0
     alpha: float = 1.0
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    patience: int | None = None
+    recompute: bool = False
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the recovered subject.
 
-        Raises Unsupported for a model without a head, for layers that cannot be trained so (``trainable.check``), and
-        for a LoRA without a rank, or beyond a layer's.
+        Raises Unsupported for a model without a head, for layers that cannot be trained so (``trainable.check``), for a
+        LoRA without a rank, or beyond a layer's, and for a plan that cannot be (``training_loop.Plan``).
         """
         model = subject.model
+        plan = Plan(
+            self.training_steps, self.windows, self.learning_rate, schedule=self.schedule, patience=self.patience
+        )
         architecture.head(model)
         self.check(model)
         objective = Objective(kind=self.divergence, temperature=self.temperature, alpha=self.alpha)
         teacher = calibration.baseline()
         trained = trainable.stand_in(model, self._maker(architecture.dtype(model), calibration.seed))
         each_once = {each.module: each for each in trained.values()}.values()
-        with trainable.gradients_pass(model):
+        recomputed = architecture.blocks(model) if self.recompute else ()
+        with trainable.gradients_pass(model), checkpointed(recomputed):
             steps = train(
                 [parameter for each in each_once for parameter in each.parameters],
                 lambda token_ids: distilled(model, teacher, token_ids, objective),
                 calibration.token_ids,
-                Plan(self.training_steps, self.windows, self.learning_rate),
+                plan,
                 title=f"recovery, {self.how}",
                 workplace=calibration.workplace,
                 held_out=calibration.held_out,
