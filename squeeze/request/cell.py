@@ -86,7 +86,7 @@ class Cell:
         """Return what a trained cell and its control share, as a sha256; None for a cell that trains nothing.
 
         A cell is trained where a step has a field of SCHEDULE. The hash covers the model in its dtype, the text,
-        SCHEDULE, the protocol and the device.
+        SCHEDULE (of several such steps that of all together), the protocol and the device.
         """
         schedules = [{name: step[name] for name in SCHEDULE if name in step} for step in self.technique["steps"]]
         if not any(schedules):
