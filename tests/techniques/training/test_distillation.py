@@ -238,6 +238,23 @@ def test_recipes_are_rows_of_their_own_with_one_control() -> None:
     ]
 
 
+def test_recipes_are_distils_own_but_for_what_their_names_say() -> None:
+    students = ["student_narrow", "student_scratch"]
+    names = ["distil", "distil_hidden", "distil_attention", "distil_top_k", *(f"{name}_distil" for name in students)]
+    made = cells(["model=tiny_llama", "training_steps=2", f"technique={','.join([*names, *students])}"])
+    steps = {cell.technique["name"]: cell.technique["steps"] for cell in made}
+    plain = steps["distil"][-1]
+    apart = {name: {key: value for key, value in steps[name][-1].items() if value != plain[key]} for name in names}
+    assert {name: fields for name, fields in apart.items() if fields} == {
+        "distil_hidden": {"match": "hidden"},
+        "distil_attention": {"match": "attention"},
+        "distil_top_k": {"top_k": 64},
+    }
+    assert all(steps[name][-1].keys() == plain.keys() for name in names)
+    for name in students:
+        assert steps[f"{name}_distil"][:-1] == steps[name]
+
+
 def other_vocabulary() -> Subject:
     subject = tiny_subject("llama")
     subject.model.resize_token_embeddings(300)  # type: ignore[operator]
