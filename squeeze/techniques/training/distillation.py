@@ -83,7 +83,7 @@ class Distillation:
         return subject.claiming(
             training_tokens=steps * self.windows * token_ids.shape[1],
             trainable_parameters=sum(parameter.numel() for parameter in trained),
-            **({} if lesson.kept is None else {"top_k_mass": lesson.kept.mass}),
+            **({"top_k_mass": lesson.kept.mass} if lesson.kept is not None else {}),
         )
 
     def _check(self, model: nn.Module) -> None:
