@@ -93,7 +93,8 @@ def crosscheck(session: nox.Session) -> None:
 def agreement(session: nox.Session) -> None:
     """Hold losses against other libraries' code on the same tensors; ``tests`` leaves out what is not installed."""
     install(session, "test", "agreement")
-    session.run("pytest", "tests/techniques/test_trl.py", *session.posargs)
+    expected = {"SQUEEZE_TEST_AGREEMENT": "1"}  # what is missing here is an error
+    session.run("pytest", "tests/techniques/test_trl.py", *session.posargs, env=expected)
 
 
 @nox.session

@@ -1,4 +1,8 @@
-"""Hold in float32 what is trained of a model, linear layers or all, and multiply meanwhile in the model's own dtype."""
+"""Hold in float32 what is trained of a model, linear layers or all, and multiply meanwhile in the model's own dtype.
+
+There is one exception: all of a float16 model multiplies in float32 while it is trained, since gradients in float16
+vanish unless losses are scaled (Micikevicius et al. 2017, "Mixed Precision Training", arXiv:1710.03740, section 3.2).
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,8 @@ Scope = Literal["linear", "all"]
 class Held:
     """Hold a model under training. parameters: what is trained, float32. masters: of linear layers, where these alone.
 
-    half: whether its float32 parameters must be cast to bfloat16 where it multiplies (Micikevicius et al. 2017,
-    arXiv:1710.03740); masters cast themselves.
+    half: whether its float32 parameters are cast to bfloat16 where it multiplies (autocast: what lies between products,
+    such as embeddings, norms and sums, stays float32); masters cast themselves.
     """
 
     model: nn.Module
@@ -33,7 +37,7 @@ class Held:
     half: bool
 
     def multiplying(self) -> AbstractContextManager[object]:
-        """Let the model multiply in its own dtype within the body; gradients pass.
+        """Let the model multiply in its own dtype within the body (all of a float16 one, in float32); gradients pass.
 
         No cast is kept for a second use: one made for a forward without gradient would be found by one that needs it.
         """

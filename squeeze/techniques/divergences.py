@@ -1,7 +1,9 @@
 """Measure how far a student's next-token distributions are from its teacher's: forward, reverse, and all between.
 
-Forward KL: Hinton, Vinyals, Dean 2015 (arXiv:1503.02531). Reverse KL: Gu et al. 2023, MiniLLM (arXiv:2306.08543).
-Generalised Jensen-Shannon divergence: Agarwal et al. 2024, GKD (arXiv:2306.13649), eq. 1.
+Forward KL: Hinton, Vinyals, Dean 2015 (arXiv:1503.02531). Reverse KL, and the generalised Jensen-Shannon divergence,
+whose ends both are: Agarwal et al. 2024, GKD (arXiv:2306.13649), eq. 1. All are of the next token alone, position by
+position. MiniLLM (Gu et al. 2023, arXiv:2306.08543) minimises the reverse KL of whole texts that the student writes, by
+policy gradients: what that gains by looking ahead is not here.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Plan:
     2016, arXiv:1608.03983, eq. 5), or constant.
     patience: how many looks at the held-out windows may find no lower loss before the training ends; in the end the
     parameters go back to where that loss was least. None: it takes all steps, and leaves the last one's parameters.
-    Raises Unsupported for an unknown schedule, and where at_once or patience is below 1.
+    Raises Unsupported for an unknown schedule, for numbers below 1, and for a learning rate that is not above 0.
     """
 
     steps: int
@@ -58,6 +58,11 @@ class Plan:
         for name, value in (("at_once", self.at_once), ("patience", self.patience)):
             if value is not None and value < 1:
                 raise Unsupported(f"{name}={value} is not allowed, expected at least 1, or null")
+        for name, count in (("steps", self.steps), ("windows", self.windows)):
+            if count < 1:
+                raise Unsupported(f"{name}={count} is not allowed, expected at least 1")
+        if not self.learning_rate > 0:
+            raise Unsupported(f"learning_rate={self.learning_rate:g} is not allowed, expected a number above 0")
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""

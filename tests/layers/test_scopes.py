@@ -60,3 +60,11 @@ def test_a_cast_without_gradient_is_not_what_a_later_one_finds() -> None:
 def test_a_scope_that_is_none_is_refused() -> None:
     with pytest.raises(Unsupported, match="made_up has no scope 'some'; expected one of linear, all"):
         scopes.check("made_up", "some", tiny_model("llama"))
+
+
+def test_all_of_a_float16_model_multiplies_in_float32_while_it_is_trained() -> None:
+    """Without scaled losses its gradients would vanish."""
+    model = tiny_model("llama", "float16")
+    with torch.no_grad(), held(model, "all") as trained, trained.multiplying():
+        assert model(TOKEN_IDS).logits.dtype == torch.float32
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}

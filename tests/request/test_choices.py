@@ -23,6 +23,27 @@ def test_the_smoke_sweep_is_the_main_job():
     assert rtn == [(8, 64), (4, 64), (3, 64), (2, 64), (4, None)]
 
 
+@pytest.mark.parametrize("sweep", ["training", "distillation"])
+def test_what_a_sweep_trains_lies_beside_its_control_and_what_it_began_from(sweep):
+    found = cells([f"sweep={sweep}"])
+    trained = {cell.training for cell in found} - {None}
+    assert trained == {cell.training for cell in found if cell.is_control}
+    names = {cell.technique["name"] for cell in found}
+    assert {"none", "layer_drop", "distil"} <= names
+    (untrained,) = (
+        cell for cell in found if cell.technique["name"] == "layer_drop" and cell.axis("layers_kept") == 0.5
+    )
+    for cell in (cell for cell in found if cell.technique["name"].startswith("distil")):
+        assert cell.technique["steps"][0] == untrained.technique["steps"][0]
+    assert len({cell.label for cell in found}) == len(found)
+
+
+def test_temperature_and_share_are_swept_together_and_the_text_alone_once():
+    distilled = [cell for cell in cells(["sweep=distillation"]) if cell.technique["name"] == "distil"]
+    pairs = [(cell.axis("alpha"), cell.axis("temperature")) for cell in distilled]
+    assert sorted(pairs) == [(0, 1), (0.5, 1), (0.5, 2), (0.5, 4), (1, 1), (1, 2), (1, 4)]
+
+
 def beside(group, name):
     """What must be chosen with a choice, where the defaults do not suit it: classifiers are asked other things."""
     if group == "model" and "kind: classifier" in (paths.conf() / group / f"{name}.yaml").read_text():

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts.build import resolve_step
-from squeeze.core import paths
+from squeeze.core import cache, paths
 from squeeze.core.errors import Unsupported
 from squeeze.layers.contract import count_parameters, is_compressed, spec, weight_numel
 from squeeze.models.subject import Subject
@@ -27,7 +28,8 @@ from tests.tiny import ARCHITECTURES, tiny_subject
 ALL = {path.stem for path in (paths.conf() / "technique").glob("*.yaml")}
 NAMES = sorted(ALL - CLASSIFIERS_ONLY)  # those have tests of their own: test_classifiers.py
 DENSE = {"none", "finetune", "kv_cache", "lora"}  # the baseline, the control, and what compresses no weights
-DISTILLED = {"distil", "distil_hidden", "mutual", "on_policy", "self_distillation"}
+DISTILLED = {"distil", "distil_hidden", "distil_attention", "distil_top_k", "mutual", "on_policy", "self_distillation"}
+DISTILLED |= {"student_narrow_distil", "student_scratch_distil"}
 RECOVERED = {"lora", "qlora", "gptq_recover", "wanda_recover", "layer_drop_recover"}
 CHAINED = {"layer_drop_qat", "layer_drop_distil_gptq", "wanda_recover_rtn"}
 TRAINED = DISTILLED | RECOVERED | CHAINED
@@ -44,6 +46,14 @@ SIZES = {
     "student_narrow": {"channels": 0.125},
     "student_scratch": {"layers": 1, "hidden": 64, "channels": 64, "heads": 4},
 }
+SIZES |= {f"{name}_distil": sizes for name, sizes in SIZES.items()}
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a teacher has said is kept; not where a person keeps it."""
+    with cache.using(tmp_path_factory.mktemp("cache")):
+        yield
 
 
 def cell_of(technique: str) -> Cell:

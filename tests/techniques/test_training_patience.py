@@ -91,11 +91,14 @@ def test_a_patient_training_that_was_killed_ends_as_it_would_have(
         ({"schedule": "cosin"}, "schedule='cosin' is not known; choose from: linear, cosine, constant"),
         ({"at_once": 0}, "at_once=0 is not allowed, expected at least 1"),
         ({"patience": 0}, "patience=0 is not allowed, expected at least 1"),
+        ({"steps": 0}, "steps=0 is not allowed, expected at least 1"),
+        ({"windows": 0}, "windows=0 is not allowed, expected at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate=0 is not allowed, expected a number above 0"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(Unsupported, match=reason):
-        Plan(4, 1, 0.1, **fields)
+        Plan(**{"steps": 4, "windows": 1, "learning_rate": 0.1, **fields})
 
 
 def test_patience_takes_text_to_look_at() -> None:

@@ -1,9 +1,14 @@
-"""GKD's divergence against its own formula, in probabilities, and against TRL's code (where it is installed).
+"""GKD's divergence against its own formula, in probabilities, and against TRL's code, where it is installed.
 
-`nox -s agreement` installs it.
+`nox -s agreement` installs it, and says by a variable that it has: there, a TRL that is missing is an error.
 """
 
 from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +16,8 @@ from torch import Tensor
 
 from squeeze.techniques.losses import Objective
 
+THEIRS = "trl.experimental.gkd"
+MUST_BE_THERE = "SQUEEZE_TEST_AGREEMENT"  # set by `nox -s agreement`
 generator = torch.Generator().manual_seed(0)
 TEACHER, STUDENT = (3 * torch.randn((2, 5, 40), generator=generator) for _ in range(2))
 CASES = [
@@ -54,11 +61,30 @@ def test_it_is_the_papers_formula(objective: Objective, beta: float) -> None:
     same(found, value_and_gradient(expected, student))  # type: ignore[arg-type]
 
 
+def gkd() -> Any:
+    """TRL's module."""
+    if os.environ.get(MUST_BE_THERE):
+        return import_module(THEIRS)
+    return pytest.importorskip(THEIRS, exc_type=ImportError)
+
+
 @pytest.mark.parametrize(("objective", "beta"), CASES, ids=str)
 def test_it_is_what_trl_computes(objective: Objective, beta: float) -> None:
-    trainer = pytest.importorskip("trl.experimental.gkd", exc_type=ImportError).GKDTrainer
+    trainer = gkd().GKDTrainer
     student = STUDENT.clone().requires_grad_()
     theirs = trainer.generalized_jsd_loss(
         student, TEACHER, labels=torch.zeros((2, 5)), beta=beta, temperature=objective.temperature
     )
     same(value_and_gradient(ours(objective, student), student), value_and_gradient(theirs, student))
+
+
+def test_where_it_was_installed_a_missing_trl_is_an_error_and_elsewhere_a_reason_to_skip(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, THEIRS, None)  # as if it were not there
+    monkeypatch.setenv(MUST_BE_THERE, "1")
+    with pytest.raises(ImportError):
+        gkd()
+    monkeypatch.delenv(MUST_BE_THERE)
+    with pytest.raises(pytest.skip.Exception):
+        gkd()

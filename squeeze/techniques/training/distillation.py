@@ -19,10 +19,10 @@ from squeeze.layers.scopes import Held, held
 from squeeze.models import architecture
 from squeeze.models.logits import logits_of
 from squeeze.models.subject import Subject
-from squeeze.techniques.contract import Calibration
+from squeeze.techniques.contract import Calibration, Workplace
 from squeeze.techniques.losses import Objective, said, towards
-from squeeze.techniques.training.tinybert import Matching, read
-from squeeze.techniques.training.top_k import TopK
+from squeeze.techniques.training.tinybert import Matching, check_match, read
+from squeeze.techniques.training.top_k import TopK, check_count, vocabulary_of
 from squeeze.techniques.training_loop import Plan, checkpointed, train
 
 
@@ -64,38 +64,45 @@ class Distillation:
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the trained student. Claims ``top_k_mass``, the share that is kept of the teacher's probability.
 
+        ``trainable_parameters`` counts the projections, which are thrown away, too.
         Raises Unsupported for layers that are packed, a student of another vocabulary, a model without a head, and
         values of fields that mean nothing.
         """
-        model, workplace = subject.model, calibration.workplace
         objective = Objective(self.divergence, self.temperature, self.alpha, self.beta)
         plan = Plan(self.training_steps, self.windows, self.learning_rate, self.at_once, self.schedule, self.patience)
-        architecture.head(model)
-        scopes.check("distillation", self.scope, model)
-        logits_of(model)
+        model = subject.model
+        self._check(model)
         token_ids, numbers, held_out = _numbered(calibration, self.training_steps * self.windows)
         lesson = self._lesson(model, calibration, token_ids, objective)
         models = [each for each in (model, lesson.teacher) if each is not None]
         recomputed = architecture.blocks(model) if self.recompute else ()
         with held(model, self.scope) as student, lesson.matching.shown(*models), checkpointed(recomputed):
+            trained = [*student.parameters, *lesson.matching.projections]
             steps = train(
-                [*student.parameters, *lesson.matching.projections],
+                trained,
                 partial(lesson.loss, student, token_ids),
                 numbers,
                 plan,
                 title="distillation",
-                workplace=workplace,
+                workplace=calibration.workplace,
                 held_out=held_out,
             )
-        kept = {}
-        if lesson.kept is not None:
-            kept["top_k_mass"] = lesson.kept.mass
-            workplace.reused_seconds += lesson.kept.reused_seconds
         return subject.claiming(
             training_tokens=steps * self.windows * token_ids.shape[1],
-            trainable_parameters=sum(parameter.numel() for parameter in student.parameters),
-            **kept,
+            trainable_parameters=sum(parameter.numel() for parameter in trained),
+            **({"top_k_mass": lesson.kept.mass} if lesson.kept is not None else {}),
         )
+
+    def _check(self, model: nn.Module) -> None:
+        """Refuse, before any work, what cannot be done. Raises Unsupported; see ``apply``."""
+        check_match(self.match)
+        if not self.match_weight >= 0:
+            raise Unsupported(f"distillation: match_weight is {self.match_weight:g}, expected a number of 0 or more")
+        architecture.head(model)
+        scopes.check("distillation", self.scope, model)
+        if self.top_k is not None:
+            check_count(self.top_k, vocabulary_of(model))
+        logits_of(model)
 
     def _lesson(self, model: nn.Module, calibration: Calibration, token_ids: Tensor, objective: Objective) -> Lesson:
         """Return what the student learns, and from whom. A teacher that nobody asks is not kept in memory."""
@@ -107,7 +114,8 @@ class Distillation:
         matching = Matching.between(model, teacher, self.match, token_ids, calibration.seed)
         if self.top_k is None or objective.alpha == 0:
             return Lesson(objective, teacher, None, matching, self.match_weight)
-        kept = TopK.of(teacher, token_ids, self.top_k)
+        kept = TopK.of(teacher, token_ids, self.top_k, objective.temperature)
+        _count_reading(kept, calibration.workplace)
         return Lesson(objective, teacher if matched else None, kept, matching, self.match_weight)
 
 
@@ -154,8 +162,15 @@ def _numbered(calibration: Calibration, count: int) -> tuple[Tensor, Tensor, Ten
     return token_ids, numbers[: len(learned)], numbers[len(learned) :]
 
 
+def _count_reading(kept: TopK, workplace: Workplace) -> None:
+    """Count the teacher's reading as training, whoever paid for it: without ``top_k`` it is a part of the steps."""
+    workplace.seconds += kept.seconds
+    workplace.reused_seconds += kept.reused_seconds
+    workplace.joules = None  # nobody counts those of the reading, and a part of the energy is not the energy
+
+
 def _check_vocabulary(student: nn.Module, teacher: nn.Module) -> None:
-    own, wanted = (int(model.config.vocab_size) for model in (student, teacher))  # type: ignore[union-attr,arg-type]
+    own, wanted = vocabulary_of(student), vocabulary_of(teacher)
     if own != wanted:
         raise Unsupported(
             f"the student's vocabulary has {own:,} tokens, its teacher's {wanted:,}, expected as many: distil into a"

@@ -49,9 +49,10 @@ class Mutual:
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the trained student.
 
-        Raises Unsupported for a model without a head or with packed layers, and where the student is the uncompressed
-        model itself: two that are the same at the start say the same for ever.
+        Raises Unsupported for a schedule that is none, for a model without a head or with packed layers, and where the
+        student is the uncompressed model itself: two that are the same at the start say the same for ever.
         """
+        plan = Plan(self.training_steps, self.windows, self.learning_rate)
         model = subject.model
         architecture.head(model)
         scopes.check("mutual", self.scope, model)
@@ -68,7 +69,7 @@ class Mutual:
                 parameters,
                 partial(_loss, student, other),
                 calibration.token_ids,
-                Plan(self.training_steps, self.windows, self.learning_rate),
+                plan,
                 title="mutual learning",
                 workplace=calibration.workplace,
                 held_out=calibration.held_out,

@@ -8,6 +8,7 @@ writes; here, in a share of the steps, it does.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -40,8 +41,8 @@ class OnPolicy:
     does not end a window of the corpus.
 
     own_share: of the steps in which the student writes (lambda in the paper), from 0, offline distillation, to 1.
-    texts: of the student's in the place of a window, so that a step has as many tokens as any other. prompt_share: of
-    each that is the corpus's, the beginning.
+    texts: of the student's in the place of a window, so that a step has as many tokens as any other: it is cut into as
+    many pieces. prompt_share: of each piece that stays the corpus's, the beginning, for a prompt.
     divergence, temperature, beta: as for ``losses.Objective``; the tokens themselves are no label.
     training_steps: of AdamW. windows: of calibration text in each. learning_rate: its highest.
     scope: what is trained: "linear", the linear layers of the blocks, or "all", embeddings, norms and head, too.
@@ -61,13 +62,13 @@ class OnPolicy:
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the trained subject. Claims ``written_tokens``, those that the student wrote.
 
-        Raises Unsupported for a share that is none, windows that cannot be parted into so many texts, and a model
-        without a head or with packed layers.
+        Raises Unsupported for values of fields that mean nothing, windows that cannot be parted into so many texts, and
+        a model without a head or with packed layers.
         """
+        objective = Objective(self.divergence, self.temperature, alpha=1.0, beta=self.beta)
+        plan = Plan(self.training_steps, self.windows, self.learning_rate)
         model, token_ids, seed = subject.model, calibration.token_ids, calibration.seed
         self._check(model, token_ids.shape[1])
-        objective = Objective(self.divergence, self.temperature, alpha=1.0, beta=self.beta)
-        logits_of(model)
         teacher = calibration.baseline()
         numbers = torch.arange(self.training_steps * self.windows, device=token_ids.device)
         with held(model, self.scope) as student:
@@ -75,7 +76,7 @@ class OnPolicy:
                 student.parameters,
                 partial(self._loss, student, teacher, objective, seed),
                 numbered(token_ids[numbers % len(token_ids)], numbers),
-                Plan(self.training_steps, self.windows, self.learning_rate),
+                plan,
                 title="on-policy distillation",
                 workplace=calibration.workplace,
                 held_out=numbered(calibration.held_out, numbers.new_full((len(calibration.held_out),), HELD_OUT)),
@@ -97,20 +98,23 @@ class OnPolicy:
         return max(1, round(self.prompt_share * text))
 
     def _loss(self, student: Held, teacher: nn.Module, objective: Objective, seed: int, rows: Tensor) -> Tensor:
-        """Return the loss of one step. rows: (windows, 1 + window) int64, as ``numbered`` makes them."""
-        number, token_ids = int(rows[0, 0]), rows[:, 1:]
-        step, positions = number // self.windows, EVERY
-        if number != HELD_OUT and self.writes(seed, step):
+        """Return the loss of some windows of one step, or of some held out.
+
+        rows: (windows, 1 + window) int64, as ``numbered`` makes them. The texts in a window's place are drawn by its
+        own number, so that they are the same whichever windows are computed together.
+        """
+        numbers: list[int] = rows[:, 0].tolist()
+        token_ids, step, positions = rows[:, 1:], numbers[0] // self.windows, EVERY
+        if numbers[0] != HELD_OUT and self.writes(seed, step):
             texts = token_ids.reshape(len(token_ids) * self.texts, -1)
             prompt = self.prompt_tokens(texts.shape[1])
+            drawings = [drawing(seed, step, number) for number in numbers]
             with student.settled():
-                token_ids = written(student.model, texts[:, :prompt], texts.shape[1], drawing(seed, step, number))
+                token_ids = written(student.model, texts[:, :prompt], texts.shape[1], drawings)
             positions = slice(prompt - 1, -1)  # a token is predicted by the position before it
         return compared(student, teacher, token_ids, positions, objective)
 
     def _check(self, model: nn.Module, window: int) -> None:
-        architecture.head(model)
-        scopes.check("on_policy", self.scope, model)
         if not 0 <= self.own_share <= 1:
             raise Unsupported(f"on_policy: own_share is {self.own_share:g}, expected a number from 0 to 1")
         if not 0 <= self.prompt_share < 1:
@@ -120,20 +124,26 @@ class OnPolicy:
                 f"on_policy: a window of {window} tokens cannot be parted into {self.texts} texts of a prompt and what"
                 " is written after it; expected a divisor of the window"
             )
+        architecture.head(model)
+        scopes.check("on_policy", self.scope, model)
+        logits_of(model)
 
 
 @torch.no_grad()
-def written(model: nn.Module, prompts: Tensor, length: int, generator: torch.Generator) -> Tensor:
+def written(model: nn.Module, prompts: Tensor, length: int, drawings: Sequence[torch.Generator]) -> Tensor:
     """Return (texts, length) int64: prompts (texts, prompt), and after them what the model says at temperature 1.
 
-    generator: on the processor, wherever the model is, so that the texts are the same everywhere but for rounding.
+    drawings: by which the tokens are drawn, each those of as many texts as any other, in their order; on the processor,
+    wherever the model is, so that the texts are the same everywhere but for rounding.
     """
     output, cache = logits_of(model), DynamicCache(config=model.config)
     token_ids = read = prompts
     while token_ids.shape[1] < length:
         hidden = last_hidden_state(model, input_ids=read, past_key_values=cache, use_cache=True)[:, -1]
         probabilities = output(hidden).float().softmax(-1).cpu()
-        read = torch.multinomial(probabilities, 1, generator=generator).to(prompts.device)
+        parts = zip(probabilities.chunk(len(drawings)), drawings, strict=True)
+        drawn = torch.cat([torch.multinomial(part, 1, generator=generator) for part, generator in parts])
+        read = drawn.to(prompts.device)
         token_ids = torch.cat([token_ids, read], dim=1)
     return token_ids
 
@@ -153,8 +163,8 @@ def compared(student: Held, teacher: nn.Module, token_ids: Tensor, positions: sl
 def numbered(token_ids: Tensor, numbers: Tensor) -> Tensor:
     """Return (n, 1 + window) int64: windows (n, window), before each its number, of (n,).
 
-    By its number alone a step knows which it is: what it draws depends on nothing that was drawn before, so a killed
-    training goes on as if it had not been.
+    By its number alone a window is known: what is drawn in its place depends on nothing that was drawn before or beside
+    it, so a killed training goes on as if it had not been, and several processes draw what one draws.
     """
     return torch.cat([numbers[:, None], token_ids], dim=1)
 

@@ -32,6 +32,12 @@ ASKED: dict[str, dict[str, bool]] = {  # of a forward, beside its last hidden st
 LEAST = 1e-30  # attention probability that is told from none
 
 
+def check_match(match: str) -> None:
+    """Raise Unsupported for a matching that is none."""
+    if match not in ASKED:
+        raise Unsupported(f"no matching of {match!r}; expected one of {', '.join(ASKED)}")
+
+
 def read(model: nn.Module, token_ids: Tensor, match: Match) -> Any:
     """Return a transformer's outputs for windows (windows, window) of tokens: what is matched is among them."""
     return base_model(model)(input_ids=token_ids, use_cache=False, **ASKED[match])
@@ -51,8 +57,7 @@ class Matching:
         token_ids: (windows, window) int64, of which one token is read. seed: of what is drawn.
         Raises Unsupported for models that do not show what is to be matched, or whose numbers of heads differ.
         """
-        if match not in ASKED:
-            raise Unsupported(f"no matching of {match!r}; expected one of {', '.join(ASKED)}")
+        check_match(match)
         if match == "none" or not token_ids.numel():
             return cls(match)
         with torch.no_grad(), cls(match).shown(student, teacher):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from squeeze.techniques.training import distillation, top_k
 from squeeze.techniques.training.distillation import Distillation
 from squeeze.techniques.training.finetune import Finetune
 from tests.tiny import CAUSAL, tiny_model, tiny_subject
+from tests.unchanged import not_loaded, unchanged
 
 TOKEN_IDS = torch.randint(256, (8, 32), generator=torch.Generator().manual_seed(0))
 HELD_OUT = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(1))
@@ -60,6 +63,7 @@ def distance(model: nn.Module, name: str = "llama", token_ids: Tensor = TOKEN_ID
         {"match": "attention", "match_weight": 0.1},
         {"top_k": 200},
         {"top_k": 200, "match": "hidden"},
+        {"top_k": 200, "temperature": 2.0},
         {"at_once": 1},
     ],
     ids=str,
@@ -141,6 +145,34 @@ def test_kept_tokens_stand_in_for_the_teacher(tmp_path: Path, monkeypatch: pytes
     assert all(torch.equal(tensor, known[key]) for key, tensor in kept.model.state_dict().items())
 
 
+def test_what_the_teachers_reading_took_is_a_part_of_every_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where it reads in each step; whoever paid for it. Of its energy nobody knows."""
+    clock = count(step=1000.0)  # seconds, each time that the reading looks
+    monkeypatch.setattr(top_k, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    first, later, without = (Workplace(meter=Meter()) for _ in range(3))
+    with cache.using(tmp_path):
+        for workplace in (first, later):
+            technique(top_k=4).apply(tiny_subject("llama"), replace(CALIBRATION, workplace=workplace))
+    technique().apply(tiny_subject("llama"), replace(CALIBRATION, workplace=without))
+    assert (first.reused_seconds, later.reused_seconds) == (0, 1000)
+    assert without.seconds < 1000 < min(first.seconds, later.seconds)
+    assert max(first.seconds, later.seconds) < 2000
+    assert first.joules is later.joules is None
+    assert without.joules is not None
+
+
+class Meter:
+    """Counts nothing, but could."""
+
+    joules: float | None = 0.0
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 def test_no_more_windows_are_kept_than_are_read(tmp_path: Path) -> None:
     with cache.using(tmp_path):
         technique(training_steps=1, top_k=4).apply(tiny_subject("llama"), CALIBRATION)
@@ -156,7 +188,9 @@ def test_matching_counts_by_its_weight_and_its_projections_are_thrown_away() -> 
         torch.testing.assert_close(weightless[key], tensor, rtol=1e-3, atol=1e-5)
     assert matched.keys() == weightless.keys()
     assert any((tensor - weightless[key]).abs().max() > 1e-3 for key, tensor in matched.items())
-    assert found[1].claims == plain.claims
+    projections = 3 * 64 * 64  # of the embeddings and of two blocks: trained, though nobody keeps them
+    trained = plain.claims["trainable_parameters"] + projections
+    assert found[1].claims == {**plain.claims, "trainable_parameters": trained}
 
 
 def test_training_runs_in_the_finished_models_arithmetic_on_float32_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +238,23 @@ def test_recipes_are_rows_of_their_own_with_one_control() -> None:
     ]
 
 
+def test_recipes_are_distils_own_but_for_what_their_names_say() -> None:
+    students = ["student_narrow", "student_scratch"]
+    names = ["distil", "distil_hidden", "distil_attention", "distil_top_k", *(f"{name}_distil" for name in students)]
+    made = cells(["model=tiny_llama", "training_steps=2", f"technique={','.join([*names, *students])}"])
+    steps = {cell.technique["name"]: cell.technique["steps"] for cell in made}
+    plain = steps["distil"][-1]
+    apart = {name: {key: value for key, value in steps[name][-1].items() if value != plain[key]} for name in names}
+    assert {name: fields for name, fields in apart.items() if fields} == {
+        "distil_hidden": {"match": "hidden"},
+        "distil_attention": {"match": "attention"},
+        "distil_top_k": {"top_k": 64},
+    }
+    assert all(steps[name][-1].keys() == plain.keys() for name in names)
+    for name in students:
+        assert steps[f"{name}_distil"][:-1] == steps[name]
+
+
 def other_vocabulary() -> Subject:
     subject = tiny_subject("llama")
     subject.model.resize_token_embeddings(300)  # type: ignore[operator]
@@ -224,15 +275,17 @@ def packed() -> Subject:
         (lambda: tiny_subject("llama"), {"match": "both"}, "no matching of 'both'"),
         (lambda: tiny_subject("llama"), {"scope": "head"}, "no scope 'head'; expected one of linear, all"),
         (lambda: tiny_subject("llama"), {"top_k": 260}, "top_k is 260, expected 1 to 259"),
+        (lambda: tiny_subject("llama"), {"top_k": 0, "alpha": 0.0}, "top_k is 0, expected 1 to 259"),
+        (lambda: tiny_subject("llama"), {"at_once": 0}, "at_once=0 is not allowed, expected at least 1, or null"),
+        (lambda: tiny_subject("llama"), {"windows": 0}, "windows=0 is not allowed, expected at least 1"),
+        (lambda: tiny_subject("llama"), {"match_weight": -1.0}, "match_weight is -1, expected a number of 0 or more"),
     ],
 )
-def test_what_it_cannot_do_is_refused_before_anything_is_touched(
-    subject: Any, fields: dict[str, Any], words: str
+@pytest.mark.parametrize("scope", ["all", "linear"])
+def test_what_it_cannot_do_is_refused_before_any_work(
+    subject: Any, fields: dict[str, Any], words: str, scope: str
 ) -> None:
     given = subject()
-    before = {key: tensor.clone() for key, tensor in given.model.state_dict().items()}
-    with pytest.raises(Unsupported, match=words):
-        technique(**fields).apply(given, CALIBRATION)
-    after = given.model.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    text = CALIBRATION if subject is other_vocabulary else replace(CALIBRATION, load_baseline=not_loaded)
+    with unchanged(given.model), pytest.raises(Unsupported, match=words):
+        technique(**{"scope": scope, **fields}).apply(given, text)

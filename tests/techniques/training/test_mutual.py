@@ -22,6 +22,7 @@ from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.training import mutual
 from squeeze.techniques.training.mutual import Mutual, joint
 from tests.tiny import tiny_model, tiny_subject
+from tests.unchanged import not_loaded, unchanged
 
 TOKEN_IDS = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0))
 
@@ -127,3 +128,11 @@ def test_what_is_packed_is_refused() -> None:
     subject = RoundToNearest(4, 32, symmetric=True).apply(student(), CalibrationText.empty())
     with pytest.raises(Unsupported, match=r"found 7 that are packed \(QuantizedLinear\); follow with recover"):
         Mutual(2, 1, 1e-3).apply(subject, calibration(tiny_model("llama")))
+
+
+@pytest.mark.parametrize("scope", ["linear", "all"])
+@pytest.mark.parametrize("schedule", [(0, 1, 1e-3), (2, 0, 1e-3), (2, 1, 0.0)])
+def test_a_schedule_that_is_none_is_refused_before_any_work(schedule: tuple[int, int, float], scope: Any) -> None:
+    subject = student()
+    with unchanged(subject.model), pytest.raises(Unsupported, match="=0 is not allowed, expected"):
+        Mutual(*schedule, scope).apply(subject, CalibrationText(TOKEN_IDS, load_baseline=not_loaded))

@@ -19,10 +19,12 @@ from squeeze.techniques import training_loop
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.contract import Workplace
 from squeeze.techniques.losses import Objective, distilled
+from squeeze.techniques.processes import Processes
 from squeeze.techniques.training import on_policy
 from squeeze.techniques.training.distillation import Distillation
-from squeeze.techniques.training.on_policy import OnPolicy, compared, drawing, written
+from squeeze.techniques.training.on_policy import OnPolicy, compared, drawing, numbered, written
 from tests.tiny import CAUSAL, tiny_model, tiny_subject
+from tests.unchanged import not_loaded, unchanged
 
 TOKEN_IDS = torch.randint(256, (5, 32), generator=torch.Generator().manual_seed(0))
 HELD_OUT = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(1))
@@ -82,10 +84,17 @@ def test_without_own_texts_it_is_offline_distillation_step_for_step(scope: Any, 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_what_it_writes_through_the_cache_is_what_it_says_without_one(name: str) -> None:
     model, prompts = student(name).model, TOKEN_IDS[:, :3]
-    found = written(model, prompts, 20, drawing(SEED))
+    found = written(model, prompts, 20, [drawing(SEED)])
     assert found.equal(said(model, prompts, 20, drawing(SEED)))
     assert found[:, :3].equal(prompts)
-    assert not found.equal(written(model, prompts, 20, drawing(SEED + 1)))
+    assert not found.equal(written(model, prompts, 20, [drawing(SEED + 1)]))
+
+
+def of_both(model: nn.Module, prompts: Tensor, step: int) -> Tensor:
+    """What a model says in the places of a step's two windows: four texts of 8 tokens for each, by its own number."""
+    numbers = (2 * step, 2 * step + 1)
+    parts = zip(numbers, prompts.chunk(2), strict=True)
+    return torch.cat([said(model, part, 8, drawing(SEED, step, number)) for number, part in parts])
 
 
 def test_it_trains_on_what_the_student_says_at_that_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +106,7 @@ def test_it_trains_on_what_the_student_says_at_that_step(monkeypatch: pytest.Mon
             return compared(student, teacher, token_ids, positions, objective)
         step = len(seen)
         texts = TOKEN_IDS[[2 * step % 5, (2 * step + 1) % 5]].reshape(8, 8)
-        assert token_ids.equal(said(student.model, texts[:, :2], 8, drawing(SEED, step, 2 * step)))
+        assert token_ids.equal(of_both(student.model, texts[:, :2], step))
         assert positions == slice(1, -1)
         seen.append(token_ids)
         return compared(student, teacher, token_ids, positions, objective)
@@ -107,8 +116,62 @@ def test_it_trains_on_what_the_student_says_at_that_step(monkeypatch: pytest.Mon
     assert len(seen) == 6
     assert subject.claims["written_tokens"] == 6 * 8 * 6
     assert subject.claims["trainable_parameters"] == sum(each.numel() for each in subject.model.parameters())
-    untrained = said(student().model, seen[5][:, :2], 8, drawing(SEED, 5, 10))
+    untrained = of_both(student().model, seen[5][:, :2], 5)
     assert not seen[5].equal(untrained)
+
+
+@pytest.mark.parametrize("parts", ["windows", "processes"])
+def test_texts_are_the_same_however_a_step_is_parted(parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window at a time, or in the shares of two processes: the loss of all is the mean of theirs."""
+    texts: list[Tensor] = []
+
+    def spy(*arguments: Any) -> Tensor:
+        texts.append(written(*arguments))
+        return texts[-1]
+
+    monkeypatch.setattr(on_policy, "written", spy)
+    model, teacher = student().model.double(), tiny_model("llama").double()
+    base = Held(model, list(model.parameters()), {}, half=False)
+    rows = numbered(TOKEN_IDS[:4], torch.arange(8, 12))  # of the third step
+    shares = list(rows.split(1)) if parts == "windows" else [Processes(rank, 2).share(rows) for rank in range(2)]
+    steps = technique(own_share=1, windows=4)
+    with torch.no_grad():
+        whole, *losses = (steps._loss(base, teacher, OBJECTIVE, SEED, part) for part in (rows, *shares))
+    together, apart = texts[0].split(4), [text for part in texts[1:] for text in part.split(4)]
+    order = range(4) if parts == "windows" else (0, 2, 1, 3)
+    assert all(together[number].equal(text) for number, text in zip(order, apart, strict=True))
+    assert not together[0][:, 2:].equal(together[1][:, 2:])
+    assert torch.stack(losses).mean().item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["linear", "all"])
+def test_a_student_in_bfloat16_writes_in_it_and_learns_from_what_it_wrote(
+    scope: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where embeddings, norms and head are held in float32."""
+    seen: list[torch.dtype] = []
+
+    def spy(model: nn.Module, prompts: Tensor, length: int, drawings: Any) -> Tensor:
+        with torch.no_grad():
+            seen.append(model(prompts).logits.dtype)
+        return written(model, prompts, length, drawings)
+
+    monkeypatch.setattr(on_policy, "written", spy)
+    text = replace(calibration(), load_baseline=lambda: tiny_model("llama", "bfloat16"))
+    schedule = {"training_steps": 30, "learning_rate": 3e-3}
+    trained = technique(own_share=1, scope=scope, **schedule).apply(student(dtype="bfloat16"), text)
+    assert seen == 30 * [torch.bfloat16]
+    assert {parameter.dtype for parameter in trained.model.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        before, after = (
+            distilled(model, tiny_model("llama", "bfloat16"), HELD_OUT, OBJECTIVE)
+            for model in (student(dtype="bfloat16").model, trained.model)
+        )
+    assert after < 0.95 * before
+    expected = student(dtype="bfloat16").model.state_dict()
+    moved = {key for key, tensor in trained.model.state_dict().items() if not tensor.equal(expected[key])}
+    linears = {key for key in expected if "proj" in key}
+    assert moved == (linears if scope == "linear" else expected.keys())
 
 
 @pytest.mark.parametrize("kind", ["forward", "reverse"])
@@ -178,13 +241,13 @@ def test_about_its_share_of_the_steps_is_its_own() -> None:
         ({"prompt_share": 1.0}, r"prompt_share is 1, expected a number from 0 to below 1"),
         ({"texts": 3}, r"a window of 32 tokens cannot be parted into 3 texts"),
         ({"texts": 32}, r"a window of 32 tokens cannot be parted into 32 texts"),
+        ({"texts": 0}, r"a window of 32 tokens cannot be parted into 0 texts"),
+        ({"divergence": "sideways"}, r"no divergence 'sideways'"),
+        ({"windows": 0}, r"windows=0 is not allowed, expected at least 1"),
     ],
 )
-def test_what_cannot_be_is_refused_before_a_teacher_is_loaded(fields: dict[str, Any], told: str) -> None:
-    def loaded() -> nn.Module:
-        raise AssertionError
-
-    subject = student()
-    with pytest.raises(Unsupported, match=told):
-        technique(**fields).apply(subject, replace(calibration(), load_baseline=loaded))
-    assert same(subject, student())
+@pytest.mark.parametrize("scope", ["linear", "all"])
+def test_what_cannot_be_is_refused_before_any_work(fields: dict[str, Any], told: str, scope: Any) -> None:
+    subject = student(dtype="bfloat16")
+    with unchanged(subject.model), pytest.raises(Unsupported, match=told):
+        technique(scope=scope, **fields).apply(subject, replace(calibration(), load_baseline=not_loaded))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from squeeze.layers.scopes import Held
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.models.surgery import keep_blocks
+from squeeze.techniques import training_loop
 from squeeze.techniques.calibration import CalibrationText
-from squeeze.techniques.losses import next_token
+from squeeze.techniques.contract import Workplace
+from squeeze.techniques.losses import Objective, next_token
 from squeeze.techniques.training import self_distillation
-from squeeze.techniques.training.self_distillation import SelfDistillation, depths, normed
+from squeeze.techniques.training.self_distillation import Exits, SelfDistillation, depths
 from tests.tiny import CAUSAL, tiny_model, tiny_subject
+from tests.unchanged import unchanged
 
 TOKEN_IDS = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0))
 CALIBRATION = CalibrationText(TOKEN_IDS)
@@ -38,9 +42,11 @@ def cut(name: str = "llama", dtype: str = "float32") -> Subject:
     return subject
 
 
-def a_norm(final: nn.Module) -> dict[str, nn.Parameter]:
-    """Values for the final norm's parameters that are not the model's own."""
-    return {name: nn.Parameter(1.5 * parameter.data) for name, parameter in final.named_parameters()}
+def exits_of(model: nn.Module, factor: float = 1.5, dtype: torch.dtype = torch.float32) -> Exits:
+    """One after the first block, its norm not the model's own."""
+    final = architecture.final_norm(model)
+    values = {name: nn.Parameter(factor * parameter.data) for name, parameter in final.named_parameters()}
+    return Exits(final, {1: values}, dtype)
 
 
 def test_exits_end_the_sections() -> None:
@@ -54,13 +60,12 @@ def test_exits_end_the_sections() -> None:
 @pytest.mark.parametrize("name", CAUSAL)
 def test_an_exit_is_the_model_that_ends_there(name: str) -> None:
     model = tiny_model(name)
-    final = architecture.final_norm(model)
-    norm = a_norm(final)
+    exits = exits_of(model)
     outputs = architecture.base_model(model)(input_ids=TOKEN_IDS, use_cache=False, output_hidden_states=True)
-    found = normed(final, norm, outputs.hidden_states[1])
+    found = exits.read(1, outputs.hidden_states[1])
     shallow = cut(name).model
     for key, parameter in architecture.final_norm(shallow).named_parameters():
-        parameter.copy_(norm[key])
+        parameter.copy_(exits.norms[1][key])
     expected = architecture.last_hidden_state(shallow, input_ids=TOKEN_IDS, use_cache=False)
     torch.testing.assert_close(found, expected)
 
@@ -68,15 +73,14 @@ def test_an_exit_is_the_model_that_ends_there(name: str) -> None:
 def test_the_loss_is_the_papers_and_no_exit_moves_what_teaches_it() -> None:
     """By all logits at once: labels for both exits, the deepest one's word as given, and the hint."""
     model = tiny_model("llama")
-    final = architecture.final_norm(model)
-    exits = {1: a_norm(final)}
+    exits = exits_of(model)
     watched = [next(p for name, p in block.named_parameters() if "q_proj" in name) for block in model.model.layers]
     base = Held(model, list(model.parameters()), {}, half=False)
-    watched = [parameter.requires_grad_() for parameter in watched] + [exits[1]["weight"]]
-    found = technique(alpha=0.3, temperature=2.0, hint=0.1)._loss(base, final, exits, TOKEN_IDS)
+    watched = [parameter.requires_grad_() for parameter in watched] + exits.parameters
+    found = technique(hint=0.1)._loss(base, exits, Objective(temperature=2.0, alpha=0.3), TOKEN_IDS)
 
     outputs = model(TOKEN_IDS, output_hidden_states=True)
-    deepest, shallow = outputs.hidden_states[2], normed(final, exits[1], outputs.hidden_states[1])
+    deepest, shallow = outputs.hidden_states[2], exits.read(1, outputs.hidden_states[1])
     logits, given = model.lm_head(shallow), outputs.logits.detach()
     p, q = (given / 2).log_softmax(-1), (logits / 2).log_softmax(-1)
     divergence = 4 * (p.exp() * (p - q)).sum(-1).mean()
@@ -109,28 +113,92 @@ def test_what_is_left_is_a_plain_shallow_model_better_than_the_same_cut(name: st
     assert subject.claims["parameters"] == count_parameters(tiny_model(name))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_was_trained_is_what_is_kept(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exit's hidden states after the last step are those of the model that is left; its norm was trained, too."""
+@torch.no_grad()
+@pytest.mark.parametrize("name", CAUSAL)
+def test_an_exits_norm_is_rounded_as_it_will_be_kept(name: str) -> None:
+    """Also where the states are float32, as those of a bfloat16 model are while all of it is trained."""
+    model, shallow = tiny_model(name), cut(name).model
+    exits = exits_of(model, factor=1 + 2**-9, dtype=torch.bfloat16)
+    outputs = architecture.base_model(model)(input_ids=TOKEN_IDS, use_cache=False, output_hidden_states=True)
+    found = exits.read(1, outputs.hidden_states[1])
+    for key, parameter in architecture.final_norm(shallow).named_parameters():
+        parameter.copy_(exits.norms[1][key].bfloat16())
+    expected = architecture.last_hidden_state(shallow, input_ids=TOKEN_IDS, use_cache=False)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("dtype", "scope"), [("float32", "linear"), ("bfloat16", "linear"), ("bfloat16", "all")])
+def test_what_was_trained_is_what_is_kept(dtype: str, scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit's hidden states after the last step are those of the model that is left; its norm was trained, too.
+
+    Where all of it was trained, embeddings and norms are rounded in the end: up to that.
+    """
     real, seen = self_distillation.train, []
 
     def spy(parameters: list[nn.Parameter], loss: Any, *arguments: Any, **named: Any) -> int:
         done = real(parameters, loss, *arguments, **named)
-        base, final, exits = loss.args
-        with torch.no_grad():
+        base, exits, _ = loss.args
+        assert exits.dtype == getattr(torch, dtype)
+        with torch.no_grad(), base.multiplying():
             outputs = architecture.base_model(base.model)(
                 input_ids=TOKEN_IDS, use_cache=False, output_hidden_states=True
             )
-            seen.append(normed(final, exits[1], outputs.hidden_states[1]))
+            seen.append(exits.read(1, outputs.hidden_states[1]))
         return done
 
     monkeypatch.setattr(self_distillation, "train", spy)
-    model = technique(training_steps=4, scope="linear").apply(tiny_subject("llama", dtype), CALIBRATION).model
+    model = technique(training_steps=8, scope=scope).apply(tiny_subject("llama", dtype), CALIBRATION).model
     with torch.no_grad():
         found = architecture.last_hidden_state(model, input_ids=TOKEN_IDS, use_cache=False)
-    torch.testing.assert_close(found, seen[0])
-    assert architecture.final_norm(model).weight.dtype == getattr(torch, dtype)
+    if scope == "linear":
+        torch.testing.assert_close(found, seen[0])
+    else:
+        tolerance = 0.03 * float(seen[0].abs().max())
+        torch.testing.assert_close(found.float(), seen[0].float(), rtol=0, atol=tolerance)
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
     assert not architecture.final_norm(model).weight.equal(architecture.final_norm(cut(dtype=dtype).model).weight)
+
+
+@pytest.mark.parametrize("scope", ["linear", "all"])
+def test_what_was_killed_goes_on_bit_for_bit(scope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exits' norms, too: one of them is kept."""
+    monkeypatch.setattr(training_loop, "SAVE_EVERY", 0.0)
+    steps, real, calls = technique(training_steps=6, scope=scope), self_distillation._distance, []
+    whole = steps.apply(tiny_subject("llama"), CALIBRATION).model.state_dict()
+
+    def dies(*arguments: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(self_distillation, "_distance", dies)
+    with pytest.raises(KeyboardInterrupt):
+        steps.apply(tiny_subject("llama"), replace(CALIBRATION, workplace=Workplace(tmp_path)))
+    continued = steps.apply(tiny_subject("llama"), replace(CALIBRATION, workplace=Workplace(tmp_path)))
+    assert len(calls) == 4 + 3
+    known = continued.model.state_dict()
+    assert known.keys() == whole.keys()
+    assert all(tensor.equal(known[key]) for key, tensor in whole.items())
+    assert not whole["model.norm.weight"].equal(tiny_model("llama").state_dict()["model.norm.weight"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"alpha": 1.5}, "alpha is 1.5, expected a number from 0 to 1"),
+        ({"temperature": 0.0}, "temperature is 0, expected a number above 0"),
+        ({"sections": 0}, "sections is 0, expected 1 or more"),
+        ({"hint": -0.1}, "hint is -0.1, expected a number of 0 or more"),
+        ({"windows": 0}, "windows=0 is not allowed, expected at least 1"),
+    ],
+)
+@pytest.mark.parametrize("scope", ["linear", "all"])
+def test_fields_that_mean_nothing_are_refused_before_any_work(fields: dict[str, Any], told: str, scope: str) -> None:
+    subject = tiny_subject("llama", "bfloat16")
+    with unchanged(subject.model), pytest.raises(Unsupported, match=told):
+        technique(scope=scope, **fields).apply(subject, CALIBRATION)
 
 
 @pytest.mark.parametrize("layers_kept", [0.0, 1.0, 0.1, 0.9])
