@@ -54,7 +54,7 @@ class KMeans:
             codes = nearest(groups, codebooks.float()).view(weight.shape)
             shared = CodebookLinear.of(codes, codebooks, architecture.bias(layer), weight.dtype)
             architecture.replace(model, name, shared)
-        return subject.claiming(bits=self.bits)
+        return subject.without("sparsity").claiming(bits=self.bits)  # no centroid lies at zero
 
 
 def cluster(values: torch.Tensor, bits: int) -> torch.Tensor:
