@@ -28,7 +28,7 @@ ALL = {path.stem for path in (paths.conf() / "technique").glob("*.yaml")}
 NAMES = sorted(ALL - CLASSIFIERS_ONLY)  # those have tests of their own: test_classifiers.py
 DENSE = {"none", "finetune", "kv_cache", "lora"}  # the baseline, the control, and what compresses no weights
 DISTILLED = {"distil", "distil_hidden", "mutual", "on_policy", "self_distillation"}
-RECOVERED = {"lora", "qlora", "gptq_recover", "wanda_recover", "layer_drop_recover"}
+RECOVERED = {"lora", "qlora", "gptq_recover", "kmeans_recover", "wanda_recover", "layer_drop_recover"}
 TRAINED = DISTILLED | RECOVERED
 # They look at predicted tokens; an encoder predicts none.
 NEED_A_HEAD = {"finetune", "kv_cache", "qat", "qat_lsq", *TRAINED}

@@ -1,7 +1,7 @@
 """Cluster the weights of a layer and store, for each, the index of its cluster's centroid (weight sharing).
 
 Han, Mao, Dally 2015, "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and Huffman
-Coding" (arXiv:1510.00149), section 3; without the retraining of centroids.
+Coding" (arXiv:1510.00149), section 3. A ``recover`` step behind it trains the centroids, as section 3.3 does.
 """
 
 from __future__ import annotations
