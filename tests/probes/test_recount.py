@@ -27,10 +27,13 @@ from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.quantization.smoothquant import SmoothQuant
 from squeeze.techniques.quantization.static_int8 import StaticInt8
 from squeeze.techniques.training.finetune import Finetune
-from tests.tiny import ARCHITECTURES, tiny_subject
+from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
 NO_DATA = CalibrationText.empty()
-TEXT = CalibrationText(torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0)))
+TEXT = CalibrationText(
+    torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0)),
+    load_baseline=lambda: tiny_model("llama", "bfloat16"),
+)
 GRID: dict[str, Any] = {"bits": 4, "group_size": 32, "symmetric": True}
 SCHEDULE: dict[str, Any] = {"training_steps": 2, "windows": 1, "learning_rate": 1e-2}
 WANDA = Wanda(0.5, None, sequential=False)
