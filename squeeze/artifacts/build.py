@@ -76,12 +76,13 @@ def build(
     workplaces = _workplaces(cell, None if cell.training is None else counted, withheld)
     stages = dict.fromkeys(("load", "calibration", "compress", "save"), 0.0)
     trainings: list[dict[str, Any]] = []
+    grids: list[Grid | None] = []  # of the baseline, and of the floats that trainings have left
     perplexities: list[float | None] = []
 
     def make() -> Grid | None:
         with _timed(stages, "load"):
             subject = load_baseline(cell.model, device)
-        grid = find_grid(subject.model)
+        grids.append(find_grid(subject.model))
         with _timed(stages, "calibration"):
             data = calibration(cell, subject, device, shared)
         looked_at, unseen = parted(data.held_out)
@@ -97,12 +98,14 @@ def build(
                 )
             if workplace.trainings:
                 trainings.append(training(name, subject.claims, workplace))
+                if "bits" not in subject.claims:  # what a later step rounds are no longer the baseline's weights
+                    grids.append(find_grid(subject.model))
             subject = replace(subject, claims=carried(before, subject.claims))
         with _timed(stages, "save"):
             artifact.save(subject, folder)
         if len(held_out):  # now that it is saved: no forward can have changed what is
             perplexities.append(perplexity(subject.model, held_out))
-        return grid
+        return grids[0]
 
     grid, usage = measured(make, device)
     description = artifact.describe(folder)
@@ -113,7 +116,7 @@ def build(
         "seconds": sum(stages.values()) + shared.reused_seconds + sum(each.reused_seconds for each in workplaces),
         "peak_bytes": usage.cuda.get("cuda_allocated_bytes", usage.peak),
         "grid": grid and asdict(grid),
-        "grid_flattered": flattered(grid, description["claims"]),
+        "grid_flattered": flattered(grids[-1], description["claims"]),
         **{name: description[name] for name in ("dtype", "parameters", "claims")},
         **({"training": trainings} if trainings else {}),
         **({"steps": qualities(names, perplexities)} if perplexities else {}),

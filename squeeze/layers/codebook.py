@@ -65,11 +65,19 @@ class CodebookLinear(nn.Module):
 
     def dequantize(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Return output rows ``start`` to ``stop`` as floats: (rows, in_features)."""
+        places = self.places(start, stop)
+        values = self.codebooks.to(self.dtype).flatten()
+        return values.index_select(0, places.flatten()).view(places.shape)
+
+    def places(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Return where the values of output rows ``start`` to ``stop`` stand in all codebooks, one after the other.
+
+        (rows, in_features) int32.
+        """
         stop = self.out_features if stop is None else stop
         codes = unpack(self.codes[start:stop], self.bits, self.in_features).to(torch.int32)
         first = torch.arange(start, stop, dtype=torch.int32, device=codes.device) // self.rows * 2**self.bits
-        values = self.codebooks.to(self.dtype).flatten()
-        return values.index_select(0, codes.add_(first[:, None]).flatten()).view(codes.shape)
+        return codes.add_(first[:, None])
 
     @staticmethod
     def header(_: nn.Module) -> dict[str, str]:

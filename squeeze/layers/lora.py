@@ -22,6 +22,10 @@ from torch import nn
 from squeeze.layers.contract import dtype_name, is_compressed, linear
 from squeeze.models import architecture
 
+# Of the base's multiplications, A and B may do so much in floats where a layer still counts as one of few bits: what
+# ``probes.arithmetic`` (LEFT) allows as well.
+MOST_FLOATS = 0.25
+
 
 class LoraLinear(nn.Module):
     """Multiply as y = W x + b + s B A x, or DoRA's form of it; W and b are those of ``base``, a layer of any kind.
@@ -33,8 +37,8 @@ class LoraLinear(nn.Module):
     ``magnitude`` (out_features,) float32: rounded, it would scale whole rows. An artifact keeps these three in a folder
     of their own (``artifacts/adapter.py``).
 
-    ``memory_real`` and ``compute_real``: the base's. ``running_bits``: the base's and those of A and B: they too are
-    read for every token.
+    ``memory_real``: the base's. ``compute_real``: the base's, where A and B are small. ``running_bits``: the base's and
+    those of A and B: they too are read for every token.
     """
 
     def __init__(
@@ -121,8 +125,9 @@ class LoraLinear(nn.Module):
 
     @property
     def compute_real(self) -> bool:
-        """Tell whether the base multiplies in few bits."""
-        return is_compressed(self.base) and self.base.compute_real
+        """Tell whether the base multiplies in few bits, and A and B, in floats, at most a quarter as often."""
+        few = self.rank * (self.in_features + self.out_features) <= MOST_FLOATS * self.in_features * self.out_features
+        return is_compressed(self.base) and self.base.compute_real and few
 
     @property
     def running_bits(self) -> float:

@@ -6,6 +6,7 @@ the finished layer will have, in the model's dtype, and train in float32 (see ``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from squeeze.core.errors import Unsupported
-from squeeze.layers.contract import is_compressed, linear, matrices
+from squeeze.layers.codebook import CodebookLinear
+from squeeze.layers.contract import count_parameters, is_compressed, linear, matrices
 from squeeze.layers.lora import LoraLinear, bias_of, features, matrix_of, starting_pair
 from squeeze.layers.master_weights import Held, MasterLinear
 from squeeze.layers.sparse import SparseLinear
@@ -44,14 +46,17 @@ def check(name: str, layer: nn.Module, *, weights: bool) -> None:
     kind = type(layer).__name__
     if isinstance(layer, LoraLinear):
         raise Unsupported(f"{name} has an adapter already; expected a layer without one")
-    if is_packed(layer) and weights:
+    if is_packed(layer) and weights and not isinstance(layer, CodebookLinear):
         raise Unsupported(f"{name} is a {kind}, whose codes cannot be trained; how: lora keeps a change beside them")
     if is_packed(layer) and not is_compressed(layer) and kind != "Linear4bit":
         raise Unsupported(f"{name} is a {kind}, through which no gradients pass; bitsandbytes nf4 lets them pass")
 
 
 def full(layer: nn.Module, dtype: torch.dtype) -> Trainable:
-    """Return what trains all that a layer of floats stores, its bias left as it is. dtype: of the model."""
+    """Return what trains all floats that a layer stores, codebooks among them; its bias stays. dtype: of the model."""
+    if isinstance(layer, CodebookLinear):
+        shared = MasterValues(layer)
+        return Trainable(shared, [shared.values], shared.values.numel(), shared.finish)
     in_parts = is_compressed(layer) and not isinstance(layer, SparseLinear)
     if in_parts:
         parts = MasterTensors(layer)
@@ -120,6 +125,13 @@ def gradients_pass(model: nn.Module) -> Iterator[None]:
         layer.eval()
 
 
+def numbers(model: nn.Module) -> int:
+    """Count the numbers of a model as peft does: tied ones once, of a packed layer as many as its matrix has."""
+    packed = {layer for _, layer in matrices(model) if is_packed(layer) and not is_compressed(layer)}
+    more = sum(math.prod(features(layer)) - architecture.weight(layer).numel() for layer in packed)
+    return count_parameters(model) + more
+
+
 def is_packed(layer: nn.Module) -> bool:
     """Tell whether a layer holds codes: something else than floats, were it with their zeros left out."""
     if isinstance(layer, SparseLinear):
@@ -171,7 +183,7 @@ class Merged(nn.Module):
 
 
 class MasterTensors(nn.Module):
-    """Run a layer on float32 masters of all that it stores (factors, shared values), its bias left as it is."""
+    """Run a layer on float32 masters of all that it stores, such as factors in a plugin's; its bias stays."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -195,6 +207,37 @@ class MasterTensors(nn.Module):
         """Return the layer's outputs: (..., in_features) -> (..., out_features)."""
         outputs: torch.Tensor = torch.func.functional_call(self.layer[0], self.held(), (inputs,))
         return outputs
+
+
+class MasterValues(nn.Module):
+    """Run a layer of codebooks on float32 masters of the values that its weights share; who shares which stays.
+
+    A value's gradient is the sum of those of all weights that share it (Han, Mao, Dally 2015, arXiv:1510.00149,
+    section 3.3), added up in float32: a sum of so many numbers in bfloat16 soon stops growing.
+    """
+
+    def __init__(self, layer: CodebookLinear) -> None:
+        super().__init__()
+        self.layer = [layer]  # in a list: its tensors are no part of this module
+        self.values = nn.Parameter(layer.codebooks.float())
+
+    def weight(self) -> torch.Tensor:
+        """Return the weights as the finished layer will have them, (out_features, in_features)."""
+        [layer] = self.layer
+        places = layer.places()
+        shared = self.values.flatten().index_select(0, places.flatten()).view(places.shape)
+        return shared.to(layer.codebooks.dtype).to(layer.dtype)
+
+    @torch.no_grad()
+    def finish(self) -> nn.Module:
+        """Write the masters into the layer's codebooks and return it."""
+        [layer] = self.layer
+        layer.codebooks.copy_(self.values)
+        return layer
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the layer's outputs: (..., in_features) -> (..., out_features)."""
+        return F.linear(inputs, self.weight(), self.layer[0].bias)
 
 
 class Widened(nn.Module):

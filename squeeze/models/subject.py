@@ -8,6 +8,9 @@ from typing import Any, Protocol
 import torch
 from transformers import Cache, PreTrainedTokenizerBase
 
+# Claims of steps that round weights to codes: untrue of weights that a later step stores as floats.
+OF_CODES = ("bits", "low_bits", "high_bits", "high_layers", "group_size", "symmetric", "activation_bits")
+
 
 class CacheFactory(Protocol):
     """Make empty caches of keys and values: a frozen dataclass in squeeze/layers/, whose fields an artifact stores."""
@@ -38,3 +41,10 @@ class Subject:
     def claiming(self, **claims: Any) -> Subject:
         """Return the same subject with further claims, such as ``bits=4``; JSON-able values only."""
         return replace(self, claims={**self.claims, **claims})
+
+    def without(self, *names: str) -> Subject:
+        """Return the same subject without the claims of these names, which what a step did has made untrue.
+
+        Of names that are not claimed nothing is said.
+        """
+        return replace(self, claims={name: value for name, value in self.claims.items() if name not in names})

@@ -34,7 +34,8 @@ FLOATING = frozenset(
 PRODUCTS = INTEGER | BY_SHAPE | FLOATING
 
 DONE = 0.5  # of a layer's multiplications, by integer products: less is for show
-LEFT = 0.25  # of them, by floating-point products: the input columns with outliers, which LLM.int8 leaves in floats
+# Of them, by floating-point products: input columns with outliers, which LLM.int8 leaves in floats; small adapters.
+LEFT = 0.25
 TOKENS = 64  # of the prompt that is read; the step after it is of one
 RANGE = "squeeze layer "
 FORWARD = "squeeze forward"

@@ -63,17 +63,28 @@ class Recount:
 
     def mismatches(self, claims: Mapping[str, Any]) -> list[str]:
         """Return the claims that do not hold, with both numbers; none for an honest artifact."""
-        found = []
         bits, sparsity = claims.get("bits"), claims.get("sparsity")
+        found: list[str] = [] if bits is None else self._of_codes(bits, claims)
+        if sparsity is None:
+            return found
+        fewer = self.sparsity < sparsity - SPARSITY_TOLERANCE
+        more = self.sparsity > sparsity + SPARSITY_TOLERANCE
+        if fewer or (more and bits is None):  # codes of few bits make further zeros, which nobody claims
+            found.append(f"claimed {sparsity:.1%} zeros, found {self.sparsity:.1%}")
+        return found
+
+    def _of_codes(self, bits: float, claims: Mapping[str, Any]) -> list[str]:
+        """Return how the codes are not of the claimed bits, or an adapter beside them takes more than they do."""
+        found = []
         of_codes = self.effective_bits - self.adapter_bits
-        if bits is not None and of_codes > bits + stored_beside(claims, self.dense_bits):
+        if of_codes > bits + stored_beside(claims, self.dense_bits):
             left = 1 - self.compressed_share
             found.append(f"claimed {bits:g} bits, stored {of_codes:.2f} a weight ({left:.0%} left dense)")
-        elif bits is not None and share_a_scale(claims) and self.level_bits > math.log2(most_values(claims)) + ROUNDED:
+        elif share_a_scale(claims) and self.level_bits > math.log2(most_values(claims)) + ROUNDED:
             values = f"{2**self.level_bits:.3g} values among {NEIGHBOURS} neighbours"
             found.append(f"claimed {bits:g} bits, found {values}, expected {most_values(claims):.3g} at the most")
-        if sparsity is not None and abs(self.sparsity - sparsity) > SPARSITY_TOLERANCE:
-            found.append(f"claimed {sparsity:.1%} zeros, found {self.sparsity:.1%}")
+        if self.adapter_bits > bits:
+            found.append(f"claimed {bits:g} bits, stored {self.adapter_bits:.2f} a weight in an adapter beside them")
         return found
 
 

@@ -17,11 +17,14 @@ from squeeze.artifacts import step_by_step
 from squeeze.artifacts.build import build
 from squeeze.artifacts.keys import BUILD_INFO
 from squeeze.core.errors import SqueezeError, Unsupported
+from squeeze.layers.contract import float_linears
 from squeeze.models.subject import Subject
 from squeeze.probes.memory import measured
 from squeeze.request.cell import Cell
 from squeeze.sources import sentiment
 from squeeze.techniques import training_loop
+from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.statistics_cache import StatisticsCache
 from squeeze.techniques.training import finetune
 from tests.faults.sweeps import MODEL, RUNTIME
@@ -273,3 +276,28 @@ def test_a_training_in_the_open_is_not_gone_on_with_where_what_is_scored_is_with
     assert len(done) == 4 + 4
     build(calibrated(TRAINED), tmp_path / "open_again", measured)
     assert len(done) == 4 + 4 + 1
+
+
+def on_a_grid(*_: object) -> Subject:
+    """Floats that lie on 16 points in each group of 32."""
+    subject = RoundToNearest(4, 32, symmetric=False).apply(tiny_subject("llama"), CalibrationText.empty())
+    float_linears(subject.model)
+    return replace(subject, claims={})
+
+
+def test_a_grid_that_training_has_left_flatters_no_later_step(
+    tmp_path: Path, windows: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that trains on rounded weights begins on the grid, and may end there."""
+    monkeypatch.setattr(building, "load_baseline", on_a_grid)
+    codes = {"bits": 4, "group_size": 32}
+    schedule = {name: value for name, value in TRAINED.items() if name != "_target_"}
+    options = {"symmetric": False, "learned_step": False, "temperature": 1.0}
+    solved = {"_target_": "hqq.HQQ", **codes}
+    at_once = {"_target_": "qat.QAT", **codes, **options, **schedule}
+    said = []
+    for number, steps in enumerate(([solved], [TRAINED, solved], [at_once])):
+        build(calibrated(*steps), tmp_path / str(number), measured)
+        said.append(info(tmp_path / str(number)))
+    assert all(each["grid"]["levels"] <= 16 for each in said), "of the baseline"
+    assert [each["grid_flattered"] for each in said] == [True, False, True]

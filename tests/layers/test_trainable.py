@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from squeeze.core.errors import Unsupported
 from squeeze.layers import affine, trainable
+from squeeze.layers.codebook import CodebookLinear
 from squeeze.layers.contract import linear
 from squeeze.layers.int8 import Int8Linear
 from squeeze.layers.lora import LoraLinear
@@ -89,6 +90,12 @@ def quantized(dtype: torch.dtype) -> QuantizedLinear:
     return QuantizedLinear.of(grid.quantize(weight), grid, drawn(48, seed=1).to(dtype), dtype)
 
 
+def shared(dtype: torch.dtype) -> CodebookLinear:
+    """Sixteen rows share a codebook of eight values."""
+    codes = torch.randint(8, (48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return CodebookLinear.of(codes, drawn(3, 8).bfloat16(), drawn(48, seed=1).to(dtype), dtype)
+
+
 def int8(dtype: torch.dtype) -> Int8Linear:
     return Int8Linear.of(drawn(48, 64).to(dtype), None)
 
@@ -108,7 +115,7 @@ def moved(trained: Trainable) -> Trainable:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("make", "way"),
-    [(make, trainable.full) for make in (plain, transposed, sparse, factors)]
+    [(make, trainable.full) for make in (plain, transposed, sparse, factors, shared)]
     + [(make, low_rank) for make in (plain, transposed, sparse, quantized)],
 )
 @torch.no_grad()
@@ -124,8 +131,8 @@ def test_what_was_trained_is_what_multiplies_afterwards(make: Any, way: Any, dty
     assert (expected - before).abs().max() > 0.5
     rounded = dtype == torch.bfloat16 and make is quantized  # A and B are, at the end
     assert torch.allclose(finished(inputs), expected, atol=0.5 if rounded else 1e-5)
-    stands_for = {plain: nn.Linear, transposed: Conv1D, sparse: SparseLinear, factors: Factors, quantized: LoraLinear}
-    assert type(finished) is stands_for[make]
+    stands_for = {plain: nn.Linear, transposed: Conv1D, sparse: SparseLinear, factors: Factors, shared: CodebookLinear}
+    assert type(finished) is stands_for.get(make, LoraLinear)
 
 
 @pytest.mark.parametrize("way", [trainable.full, low_rank])
@@ -157,6 +164,30 @@ def test_gradients_pass_through_codes_that_stay(make: Any) -> None:
     (gradient,) = torch.autograd.grad(module(inputs).sum(), inputs)
     assert torch.allclose(gradient, layer.dequantize().sum(0).expand(5, 64), atol=1e-4)
     assert torch.equal(layer.codes, codes)
+
+
+def test_weights_that_share_a_value_share_it_afterwards_and_its_gradient_is_the_sum_of_theirs() -> None:
+    layer = shared(torch.float32)
+    codes, inputs = layer.codes.clone(), drawn(5, 64, seed=3)
+    trained = trainable.full(layer, torch.float32)
+    trained.module(inputs).sum().backward()
+    expected = torch.zeros(24).index_add_(0, layer.places().flatten(), inputs.sum(0).repeat(48)).view(3, 8)
+    [values] = trained.parameters
+    assert torch.allclose(values.grad, expected, atol=0.05 * float(expected.abs().max()))  # weights' own are bfloat16
+    assert trained.count == 24
+    before = layer.codebooks.clone()
+    assert moved(trained).finish() is layer
+    assert torch.equal(layer.codes, codes)
+    assert not torch.equal(layer.codebooks, before)
+
+
+def test_gradients_of_many_weights_are_added_up_in_float32() -> None:
+    """In bfloat16, a sum of ones stops at 256."""
+    codes = torch.randint(4, (256, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    layer = CodebookLinear.of(codes, drawn(1, 4).bfloat16(), None, torch.bfloat16)
+    trained = trainable.full(layer, torch.bfloat16)
+    trained.module(torch.ones(1, 64, dtype=torch.bfloat16)).sum().backward()
+    assert torch.equal(trained.parameters[0].grad[0], codes.flatten().bincount(minlength=4).float())
 
 
 def test_a_layer_in_two_places_is_trained_as_one() -> None:
@@ -206,7 +237,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
     ):
         with pytest.raises(Unsupported, match=said):
             trainable.check("here", layer, weights=weights)
-    for layer in (plain(torch.float32), sparse(torch.float32), factors(torch.float32)):
+    for layer in (plain(torch.float32), sparse(torch.float32), factors(torch.float32), shared(torch.float32)):
         trainable.check("here", layer, weights=True)
 
 

@@ -12,29 +12,30 @@ from safetensors.torch import load_file, save_file
 from squeeze.artifacts import adapter
 from squeeze.artifacts import format as artifact
 from squeeze.layers.contract import dtype_name, matrices
-from squeeze.layers.lora import LoraLinear, features
+from squeeze.layers.lora import MOST_FLOATS, LoraLinear, features
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.probes import size
+from squeeze.probes import arithmetic, size
 from squeeze.probes.inspection import Inspection, inspect
 from squeeze.runtimes.eager import Eager
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.quantization.bitsandbytes import Float4
 from squeeze.techniques.quantization.rtn import RoundToNearest
+from squeeze.techniques.quantization.smoothquant import SmoothQuant
 from tests.tiny import tiny_subject
 
 PROTOCOL = {"prompt_tokens": 16, "batch_sizes": [1]}
 TEXT = (torch.arange(64) * 7 % 251)[None]
-RANK = 4
+RANK = 2  # of more, float32 adapters of these small layers would be larger than codes of 2 bits
 
 
-def adapted(subject: Subject) -> Subject:
+def adapted(subject: Subject, rank: int = RANK) -> Subject:
     generator = torch.Generator().manual_seed(0)
     dtype = architecture.dtype(subject.model)
     for name, layer in list(matrices(subject.model)):
         rows, columns = features(layer)
-        pair = torch.randn(RANK, columns, generator=generator) / 8, torch.randn(rows, RANK, generator=generator) / 8
+        pair = torch.randn(rank, columns, generator=generator) / 8, torch.randn(rows, rank, generator=generator) / 8
         beside = LoraLinear.of(layer, *(tensor.to(dtype) for tensor in pair), alpha=8, dtype=dtype)
         architecture.replace(subject.model, name, beside)
     return subject
@@ -81,6 +82,16 @@ def test_an_honest_one_is_counted_and_not_flagged(base: Any, dtype: str, tmp_pat
         assert found.figures[figure] == bare.figures[figure], figure
     assert found.figures["running_bits"] > bare.figures["running_bits"]
     assert found.figures["memory_real"] is (base in (in_two_bits, in_nf4))
+
+
+@pytest.mark.parametrize("rank", [4, 8])
+def test_beside_integers_a_large_one_makes_a_layer_of_floats_and_says_so(rank: int, tmp_path: Path) -> None:
+    """Of 32 x 64 weights: 8 times 96 multiplications are more than a quarter of theirs."""
+    in_integers = SmoothQuant(0.5).apply(tiny_subject("llama", "bfloat16"), CalibrationText(TEXT))
+    found = look(adapted(in_integers, rank), tmp_path)
+    assert found.mismatches == []
+    assert found.figures["compute_real"] is (rank == 4)
+    assert MOST_FLOATS == arithmetic.LEFT
 
 
 def test_its_bytes_are_all_counted_whatever_they_are_for(tmp_path: Path) -> None:

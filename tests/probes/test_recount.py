@@ -1,7 +1,9 @@
 """Promise 11: compression is real. What a technique says and what it left are counted apart."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +15,43 @@ from squeeze.models.subject import Subject
 from squeeze.probes.recount import Recount, dense, matrices, most_levels, recount, stored_beside
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
+from squeeze.techniques.pruning.sparsegpt import SparseGPT
+from squeeze.techniques.pruning.wanda import Wanda
+from squeeze.techniques.quantization.awq import AWQ
 from squeeze.techniques.quantization.bitsandbytes import Float4, LLMInt8
+from squeeze.techniques.quantization.gptq import GPTQ
+from squeeze.techniques.quantization.hqq import HQQ
+from squeeze.techniques.quantization.kmeans import KMeans
+from squeeze.techniques.quantization.qat import QAT
 from squeeze.techniques.quantization.rtn import RoundToNearest
-from tests.tiny import ARCHITECTURES, tiny_subject
+from squeeze.techniques.quantization.smoothquant import SmoothQuant
+from squeeze.techniques.quantization.static_int8 import StaticInt8
+from squeeze.techniques.training.finetune import Finetune
+from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
 NO_DATA = CalibrationText.empty()
+TEXT = CalibrationText(
+    torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0)),
+    load_baseline=lambda: tiny_model("llama", "bfloat16"),
+)
+GRID: dict[str, Any] = {"bits": 4, "group_size": 32, "symmetric": True}
+SCHEDULE: dict[str, Any] = {"training_steps": 2, "windows": 1, "learning_rate": 1e-2}
+WANDA = Wanda(0.5, None, sequential=False)
+KEEP_ZEROS: list[Any] = [
+    RoundToNearest(**GRID),
+    RoundToNearest(4, 32, symmetric=False),
+    AWQ(**GRID, clip=True),
+    SmoothQuant(0.5),
+    StaticInt8(),
+]
+FILL_ZEROS: list[Any] = [
+    GPTQ(**GRID, act_order=True, static_groups=True, damping=0.3, sequential=True),
+    HQQ(4, 32),
+    KMeans(4, None),
+    QAT(**GRID, learned_step=False, temperature=1.0, **SCHEDULE),
+    Finetune(**SCHEDULE),
+]
+STORE_FLOATS: list[Any] = [Finetune(**SCHEDULE), Magnitude(0.5), WANDA, SparseGPT(0.5, None, 0.1, sequential=False)]
 
 
 def counted(subject: Subject, folder: Path) -> tuple[Recount, list[str]]:
@@ -117,6 +151,46 @@ def test_too_few_zeros_are_caught(tmp_path: Path, figure: Callable[[str], None])
     _, mismatches = counted(subject.claiming(sparsity=0.5), tmp_path)
     assert mismatches == ["claimed 50.0% zeros, found 45.0%"]
     figure(f"caught, one that falls short: {mismatches[0]}")
+
+
+def test_zeros_that_few_codes_add_to_claimed_ones_are_no_mismatch(tmp_path: Path) -> None:
+    subject = tiny_subject("llama", "bfloat16")
+    for layer in architecture.block_linears(subject.model).values():
+        architecture.weight(layer).pow_(3)  # heavy tails, as trained weights have them
+    rounded = RoundToNearest(3, 32, symmetric=True).apply(WANDA.apply(subject, TEXT), NO_DATA)
+    found, mismatches = counted(rounded, tmp_path)
+    assert found.sparsity > 0.55
+    assert mismatches == []
+    assert found.mismatches({"sparsity": 0.5}) == [f"claimed 50.0% zeros, found {found.sparsity:.1%}"]
+    fewer = replace(found, sparsity=0.4)
+    assert fewer.mismatches(rounded.claims) == ["claimed 50.0% zeros, found 40.0%"]
+
+
+@pytest.mark.parametrize("step", KEEP_ZEROS + FILL_ZEROS, ids=lambda step: type(step).__name__)
+def test_of_a_pruned_model_zeros_are_claimed_where_a_step_keeps_them(step: Any, tmp_path: Path) -> None:
+    subject = step.apply(WANDA.apply(tiny_subject("llama", "bfloat16"), TEXT), TEXT)
+    _, mismatches = counted(subject, tmp_path)
+    assert mismatches == []
+    assert ("sparsity" in subject.claims) is (step in KEEP_ZEROS)
+
+
+@pytest.mark.parametrize("step", STORE_FLOATS, ids=lambda step: type(step).__name__)
+def test_no_codes_are_claimed_where_a_step_stores_floats_again(step: Any, tmp_path: Path) -> None:
+    subject = step.apply(RoundToNearest(**GRID).apply(tiny_subject("llama", "bfloat16"), NO_DATA), TEXT)
+    _, mismatches = counted(subject, tmp_path)
+    assert mismatches == []
+    assert not subject.claims.keys() & {"bits", "group_size", "symmetric"}
+
+
+def test_an_adapter_that_takes_more_than_the_claimed_codes_is_caught() -> None:
+    small, large = (
+        Recount(1000, 4.25 + bits, 0.0, levels=16, compressed_share=1.0, level_bits=4.0, adapter_bits=bits)
+        for bits in (3.5, 4.5)
+    )
+    assert small.mismatches({"bits": 4, "group_size": 64}) == []
+    caught = ["claimed 4 bits, stored 4.50 a weight in an adapter beside them"]
+    assert large.mismatches({"bits": 4, "group_size": 64}) == caught
+    assert large.mismatches({}) == []
 
 
 class Foreign(nn.Linear):

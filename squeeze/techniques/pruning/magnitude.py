@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from squeeze.layers.contract import float_linears
 from squeeze.layers.sparse import SparseLinear
 from squeeze.models import architecture
-from squeeze.models.subject import Subject
+from squeeze.models.subject import OF_CODES, Subject
 from squeeze.techniques.contract import Calibration
 from squeeze.techniques.pruning.selection import check_sparsity, lowest
 
@@ -30,4 +30,4 @@ class Magnitude:
             pruned = lowest(weight.abs().flatten(), self.sparsity).view_as(weight)
             sparse = SparseLinear.of(weight.masked_fill(pruned, 0), architecture.bias(layer))
             architecture.replace(subject.model, name, sparse)
-        return subject.claiming(sparsity=self.sparsity)
+        return subject.without(*OF_CODES).claiming(sparsity=self.sparsity)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from squeeze.models.settings import one_thread
-from squeeze.models.subject import Subject
+from squeeze.models.subject import OF_CODES, Subject
 from squeeze.techniques.contract import Calibration
 from squeeze.techniques.hessian import check_damping_of, inverse_cholesky
 from squeeze.techniques.pruning.selection import lowest, prune_blocks
@@ -51,7 +51,9 @@ class SparseGPT:
             run=self.run,
             sequential=self.sequential,
         )
-        return subject.claiming(sparsity=self.sparsity, hessian="sequential" if self.sequential else "shared")
+        return subject.without(*OF_CODES).claiming(
+            sparsity=self.sparsity, hessian="sequential" if self.sequential else "shared"
+        )
 
     def prune(self, weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
         """Return the pruned and updated weight (Algorithm 1), (out_features, in_features) as the one given.

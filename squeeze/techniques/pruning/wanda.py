@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from squeeze.models.subject import Subject
+from squeeze.models.subject import OF_CODES, Subject
 from squeeze.techniques.contract import Calibration, InputStatistics
 from squeeze.techniques.pruning.selection import lowest, prune_blocks
 
@@ -39,4 +39,6 @@ class Wanda:
             return weight.masked_fill(pruned, 0)
 
         prune_blocks(subject, calibration, prune, sparsity=self.sparsity, run=self.run, sequential=self.sequential)
-        return subject.claiming(sparsity=self.sparsity, inputs="sequential" if self.sequential else "shared")
+        return subject.without(*OF_CODES).claiming(
+            sparsity=self.sparsity, inputs="sequential" if self.sequential else "shared"
+        )

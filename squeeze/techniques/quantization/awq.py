@@ -52,8 +52,9 @@ class AWQ:
         Raises Unsupported for other bits, a group size that does not fit, an architecture that cannot be folded.
         """
         model = subject.model
+        names = float_linears(model)  # which makes dense what was pruned: folds look at the weights
         exact = folds(model)
-        affine.check("awq", self.bits, self.group_size, map(model.get_submodule, float_linears(model)))
+        affine.check("awq", self.bits, self.group_size, map(model.get_submodule, names))
         vocabulary.check(model, self.embed_bits, self.group_size)
         unscaled: set[str] = set()
         for block_name, block, inputs in calibration.input_statistics(model):

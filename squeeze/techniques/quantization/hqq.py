@@ -54,7 +54,8 @@ class HQQ:
             grid = solve(weight, self.bits, self.group_size or weight.shape[1])
             put(model, name, grid.quantize(weight), grid)
         claims = vocabulary.quantize(model, self.embed_bits, self.group_size)
-        return subject.claiming(bits=self.bits, group_size=self.group_size, symmetric=False, **claims)
+        left = subject.without("sparsity")  # zero points lie between codes: no code stands for zero
+        return left.claiming(bits=self.bits, group_size=self.group_size, symmetric=False, **claims)
 
 
 def solve(weight: torch.Tensor, bits: int, group_size: int) -> AffineGrid:

@@ -1,7 +1,7 @@
 """Cluster the weights of a layer and store, for each, the index of its cluster's centroid (weight sharing).
 
 Han, Mao, Dally 2015, "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and Huffman
-Coding" (arXiv:1510.00149), section 3; without the retraining of centroids.
+Coding" (arXiv:1510.00149), section 3. A ``recover`` step behind it trains the centroids, as section 3.3 does.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class KMeans:
             codes = nearest(groups, codebooks.float()).view(weight.shape)
             shared = CodebookLinear.of(codes, codebooks, architecture.bias(layer), weight.dtype)
             architecture.replace(model, name, shared)
-        return subject.claiming(bits=self.bits)
+        return subject.without("sparsity").claiming(bits=self.bits)  # no centroid lies at zero
 
 
 def cluster(values: torch.Tensor, bits: int) -> torch.Tensor:

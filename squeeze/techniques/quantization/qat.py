@@ -84,7 +84,7 @@ class QAT:
             weight, grid = trained(model.get_submodule(name))
             put(model, name, grid.quantize(weight), grid, dtype)
         claims = vocabulary.quantize(model, self.embed_bits, self.group_size)
-        return subject.claiming(
+        return subject.without("sparsity").claiming(  # zeros were trained, as all weights were
             bits=self.bits,
             group_size=self.group_size,
             symmetric=self.symmetric,

@@ -41,8 +41,8 @@ class SmoothQuant:
         """
         if not 0 <= self.alpha <= 1:
             raise Unsupported(f"smoothquant's alpha is {self.alpha}; expected 0 to 1")
+        float_linears(subject.model)  # which makes dense what was pruned: folds look at the weights
         exact = folds(subject.model)
-        float_linears(subject.model)
         unscaled: set[str] = set()
         for block_name, block, inputs in calibration.input_statistics(subject.model):
             for fold in exact:

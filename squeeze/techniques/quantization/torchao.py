@@ -88,7 +88,8 @@ class Int4WeightOnly:
             layer = model.get_submodule(name)
             weight = _quantized(architecture.weight(layer), config)
             architecture.replace(model, name, Int4TensorLinear.of(weight, architecture.bias(layer)))
-        return subject.claiming(bits=4, group_size=self.group_size, symmetric=False)
+        left = subject.without("sparsity")  # no point of a grid from the least weight to the greatest lies at zero
+        return left.claiming(bits=4, group_size=self.group_size, symmetric=False)
 
     def _check_group_size(self) -> None:
         if self.group_size not in INT4_GROUPS:

@@ -11,7 +11,7 @@ from functools import partial
 
 from squeeze.layers.master_weights import mastered
 from squeeze.models import architecture
-from squeeze.models.subject import Subject
+from squeeze.models.subject import OF_CODES, Subject
 from squeeze.techniques.contract import Calibration
 from squeeze.techniques.losses import next_token
 from squeeze.techniques.training_loop import Plan, train
@@ -47,7 +47,7 @@ class Finetune:
                 held_out=calibration.held_out,
             )
             trainable = sum(master.weight.numel() for master in masters.values())
-        return subject.claiming(
+        return subject.without(*OF_CODES, "sparsity").claiming(  # all weights are trained, and stored as floats
             training_tokens=self.training_steps * self.windows * calibration.token_ids.shape[1],
             trainable_parameters=trainable,
         )

@@ -75,11 +75,13 @@ class LoRA:
         architecture.head(model)
         self.check(model)
         teacher = calibration.baseline() if self.start == "loftq" or self.loss == "distilled" else model
-        if len(architecture.blocks(teacher)) != len(architecture.blocks(model)) and self.start == "loftq":
-            raise Unsupported("start: loftq wants every layer of the uncompressed model, some have gone; use kaiming")
+        if self.start == "loftq":
+            self.check_same_layers(model, teacher)
         adapted = self.adapted(model, calibration.seed)
         trainable, everything = adapted.get_nb_trainable_parameters()
         with gradients_pass(model):
+            if self.dora:
+                measure_rows(model)
             if self.start == "loftq":
                 start_from_residual(model, teacher)
             steps = train(
@@ -128,6 +130,21 @@ class LoRA:
             raise Unsupported(f"{asked} changes a base of floats, and this one is packed; keep its adapter beside it")
         if self.dora and self.start == "loftq":
             raise Unsupported("dora takes the lengths of rows from the base, loftq changes them; use start: kaiming")
+
+    def check_same_layers(self, model: nn.Module, teacher: nn.Module) -> None:
+        """Raise Unsupported unless the adapted layers are the teacher's but for rounding, from which loftq starts."""
+        here, there = (len(architecture.blocks(each)) for each in (model, teacher))
+        if here != there:
+            raise Unsupported(
+                f"start: loftq wants the {there} blocks of the uncompressed model, found {here}; use start: kaiming"
+            )
+        for name, layer in self._targeted(model).items():
+            found, expected = features(layer), features(teacher.get_submodule(name))
+            if found != expected:
+                raise Unsupported(
+                    f"start: loftq wants the layers of the uncompressed model, but {name} is {found[0]} x {found[1]}"
+                    f" here and {expected[0]} x {expected[1]} there; use start: kaiming"
+                )
 
     def adapted(self, model: nn.Module, seed: int) -> Any:
         """Return peft's model around this one, whose layers it has wrapped; torch's generator is left as it was."""
@@ -179,6 +196,19 @@ def keep_beside(model: nn.Module) -> None:
         )
         architecture.replace(model, name, beside)
     del model.peft_config  # which peft has left on it
+
+
+@torch.no_grad()
+def measure_rows(model: nn.Module) -> None:
+    """Let DoRA's lengths be those of the rows of W + s B A, so that it starts from just that matrix.
+
+    peft measures them in the base's dtype: in bfloat16 a row would begin up to 0.4 % too long or too short.
+    """
+    dtype = architecture.dtype(model)
+    for layer in _wrapped(model).values():
+        change = layer.scaling[NAME] * (layer.lora_B[NAME].weight @ layer.lora_A[NAME].weight)
+        weight = matrix_of(layer.get_base_layer(), dtype).float() + change
+        layer.lora_magnitude_vector[NAME].weight.copy_(torch.linalg.norm(weight, dim=1))
 
 
 @torch.no_grad()

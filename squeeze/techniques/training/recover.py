@@ -2,9 +2,10 @@
 
 The loss is distillation's (Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 2), with the baseline as teacher: no
 label is read. What was compressed stays so. Zeros stay zeros, as in the retraining of Han et al. 2015
-(arXiv:1506.02626, section 3); shared and factorised weights are trained as they are; codes stay, and a low-rank change
-beside them (Hu et al. 2021, arXiv:2106.09685; on quantized bases Dettmers et al. 2023, arXiv:2305.14314) makes up for
-what rounding took.
+(arXiv:1506.02626, section 3). Of weights that share values these are trained, and who shares which stays (Han, Mao,
+Dally 2015, arXiv:1510.00149, section 3.3); of factorised ones, the factors. Codes stay, and a low-rank change beside
+them (Hu et al. 2021, arXiv:2106.09685; on quantized bases Dettmers et al. 2023, arXiv:2305.14314) makes up for what
+rounding took.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ DIVERGENCES = ("forward", "reverse", "jsd")
 class Recover:
     """Train the linear layers of the blocks after any compression; norms, biases, embeddings and head stay.
 
-    how: "full", all weights, where layers hold floats; or "lora", a change of rank ``rank``, scaled by ``lora_alpha`` /
-        ``rank``, merged into layers of floats and kept beside packed ones.
+    how: "full", all weights of layers of floats, and the values of codebooks; or "lora", a change of rank ``rank``,
+        scaled by ``lora_alpha`` / ``rank``, merged into layers of floats and kept beside packed ones.
     training_steps: of AdamW. windows: of calibration text in each. learning_rate: its highest.
     divergence, temperature, alpha: of the loss (``losses.Objective``).
     schedule, patience: of the learning rate, and with held-out windows, as ``training_loop.Plan`` has them.
@@ -71,6 +72,7 @@ class Recover:
         self.check(model)
         objective = Objective(kind=self.divergence, temperature=self.temperature, alpha=self.alpha)
         teacher = calibration.baseline()
+        numbers = trainable.numbers(model)
         trained = trainable.stand_in(model, self._maker(architecture.dtype(model), calibration.seed))
         each_once = {each.module: each for each in trained.values()}.values()
         recomputed = architecture.blocks(model) if self.recompute else ()
@@ -86,9 +88,12 @@ class Recover:
             )
         trainable.finish(model, trained)
         model.eval().requires_grad_(False)
+        count = sum(each.count for each in each_once)
+        share = {"trainable_share": round(count / (numbers + count), 6)} if self.how == "lora" else {}
         return subject.claiming(
             training_tokens=steps * self.windows * calibration.token_ids.shape[1],
-            trainable_parameters=sum(each.count for each in each_once),
+            trainable_parameters=count,
+            **share,
         )
 
     def check(self, model: nn.Module) -> None:

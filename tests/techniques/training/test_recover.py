@@ -12,7 +12,8 @@ from torch import nn
 
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
-from squeeze.layers.contract import matrices
+from squeeze.layers.codebook import CodebookLinear
+from squeeze.layers.contract import count_parameters, matrices
 from squeeze.layers.lora import LoraLinear
 from squeeze.layers.sparse import SparseLinear
 from squeeze.models import architecture
@@ -24,6 +25,7 @@ from squeeze.techniques.contract import Workplace
 from squeeze.techniques.losses import divergence
 from squeeze.techniques.pruning.wanda import Wanda
 from squeeze.techniques.quantization.bitsandbytes import Float4, LLMInt8
+from squeeze.techniques.quantization.kmeans import KMeans
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.quantization.smoothquant import SmoothQuant
 from squeeze.techniques.training import recover
@@ -51,6 +53,10 @@ def wanda(dtype: str = "float32", run: int | None = None, name: str = "llama") -
 
 def rounded(dtype: str = "float32") -> Subject:
     return RoundToNearest(2, 32, symmetric=True).apply(tiny_subject("llama", dtype), CalibrationText.empty())
+
+
+def clustered(dtype: str = "float32") -> Subject:
+    return KMeans(2, 16).apply(tiny_subject("llama", dtype), CalibrationText.empty())
 
 
 def in_nf4(dtype: str = "bfloat16") -> Subject:
@@ -133,6 +139,24 @@ def test_codes_stay_and_a_change_lies_beside_them(make: Any, tmp_path: Path) -> 
     assert torch.allclose(logits(running).float(), logits(recovered).float(), atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_codes_stay_and_the_values_that_weights_share_are_trained(dtype: str, tmp_path: Path) -> None:
+    subject, teacher = clustered(dtype), tiny_model("llama", dtype)
+    codes = {path: layer.codes.clone() for path, layer in matrices(subject.model)}
+    values = sum(layer.codebooks.numel() for _, layer in matrices(subject.model))
+    before = distances(subject.model, teacher)
+    recovered = technique(training_steps=24).apply(subject, calibration(dtype))
+    assert distances(recovered.model, teacher)[0] < before[0]
+    for path, layer in matrices(recovered.model):
+        assert type(layer) is CodebookLinear
+        assert torch.equal(layer.codes, codes[path])
+    assert recovered.claims["trainable_parameters"] == values
+    artifact.save(recovered, tmp_path)
+    stored = artifact.load(tmp_path, prepare=False)
+    assert torch.equal(logits(stored), logits(recovered))
+    assert recount(tmp_path, stored, teacher).mismatches(recovered.claims) == []
+
+
 def test_after_whole_numbers_it_comes_nearer_too() -> None:
     """Trained as if activations were not rounded, of layers that round them."""
     subject, teacher = in_int8(), tiny_model("llama")
@@ -143,9 +167,23 @@ def test_after_whole_numbers_it_comes_nearer_too() -> None:
 
 
 def test_layers_of_floats_are_merged_into() -> None:
+    everything = 4 * 1024 + count_parameters(of_one_layer().model)
     recovered = technique("lora").apply(of_one_layer(), calibration())
     assert {type(layer) for _, layer in matrices(recovered.model)} == {nn.Linear}
-    assert recovered.claims == {"training_tokens": 4 * 2 * 32, "trainable_parameters": 4 * (1024)}
+    assert recovered.claims == {
+        "training_tokens": 4 * 2 * 32,
+        "trainable_parameters": 4 * 1024,
+        "trainable_share": round(4 * 1024 / everything, 6),
+    }
+
+
+def test_the_trained_share_of_adapters_is_the_one_that_peft_counts() -> None:
+    """Of a packed base, too, whose tensors hold two weights in a byte; of all weights, nobody asks for a share."""
+    ours = technique("lora").apply(in_nf4(), calibration("bfloat16")).claims
+    theirs = adapters(rank=4).apply(in_nf4(), calibration("bfloat16")).claims
+    assert ours["trainable_parameters"] == theirs["trainable_parameters"]
+    assert ours["trainable_share"] == theirs["trainable_share"]
+    assert "trainable_share" not in technique("full").apply(of_one_layer(), calibration()).claims
 
 
 def test_what_blocks_share_they_share_afterwards(tmp_path: Path) -> None:
@@ -208,10 +246,14 @@ def test_a_killed_training_goes_on_to_the_same_layers(
     assert all(torch.equal(tensor, whole[name]) for name, tensor in continued.state_dict().items())
 
 
-def adapted() -> Subject:
+def adapters(rank: int) -> LoRA:
     schedule = {"training_steps": 1, "windows": 1, "learning_rate": 1e-3}
     options = {"rslora": False, "dora": False, "start": "kaiming", "targets": "linear", "loss": "next_token"}
-    return LoRA(rank=2, lora_alpha=2, merge=False, **options, **schedule).apply(tiny_subject("llama"), calibration())
+    return LoRA(rank=rank, lora_alpha=2, merge=False, **options, **schedule)
+
+
+def adapted() -> Subject:
+    return adapters(rank=2).apply(tiny_subject("llama"), calibration())
 
 
 def in_library_int8() -> Subject:
