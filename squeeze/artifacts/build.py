@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts.keys import BUILD_INFO, WITHHELD, artifact_key
 from squeeze.artifacts.sentences import labelled
-from squeeze.artifacts.step_by_step import carried, parted, perplexity, qualities, training, unclaimed
+from squeeze.artifacts.step_by_step import Look, accuracy, carried, parted, perplexity, qualities, training, unclaimed
 from squeeze.core import plugins
 from squeeze.core.cache import cache_root
 from squeeze.core.errors import SqueezeError
@@ -64,7 +65,8 @@ def build(
     of the process, loading included; grid of the baseline's weights, and whether it flatters this artifact; dtype,
     parameters and claims; withheld. Where a step trains: training, a list of what each such step took, its loss curve
     included. Where there are several steps, or one that trains: steps, the perplexity before the first and after each,
-    on held-out windows of the calibration text that no training has looked at (``step_by_step``).
+    on held-out windows of the calibration text that no training has looked at, or a classifier's accuracy on held-out
+    sentences (``step_by_step``).
     Raises SqueezeError for a step that may not be made, Unsupported when a technique refuses the model, and whatever
     loading the baseline raises.
     """
@@ -77,7 +79,7 @@ def build(
     stages = dict.fromkeys(("load", "calibration", "compress", "save"), 0.0)
     trainings: list[dict[str, Any]] = []
     grids: list[Grid | None] = []  # of the baseline, and of the floats that trainings have left
-    perplexities: list[float | None] = []
+    followed: list[dict[str, Any]] = []
 
     def make() -> Grid | None:
         with _timed(stages, "load"):
@@ -86,11 +88,12 @@ def build(
         with _timed(stages, "calibration"):
             data = calibration(cell, subject, device, shared)
         looked_at, unseen = parted(data.held_out)
+        look = _look(cell, subject, replace(data, held_out=unseen), device)
         data = replace(data, held_out=looked_at)
-        held_out = unseen if _is_followed(cell) else unseen[:0]
+        found: list[float | None] = []
         for name, technique, workplace in zip(names, techniques, workplaces, strict=True):
-            if len(held_out):
-                perplexities.append(perplexity(subject.model, held_out))
+            if look is not None:
+                found.append(look.of(subject.model))
             before = subject.claims
             with _timed(stages, "compress"):
                 subject = technique.apply(
@@ -103,8 +106,8 @@ def build(
             subject = replace(subject, claims=carried(before, subject.claims))
         with _timed(stages, "save"):
             artifact.save(subject, folder)
-        if len(held_out):  # now that it is saved: no forward can have changed what is
-            perplexities.append(perplexity(subject.model, held_out))
+        if look is not None:  # now that it is saved: no forward can have changed what is
+            followed.extend(qualities(look.figure, names, [*found, look.of(subject.model)]))
         return grids[0]
 
     grid, usage = measured(make, device)
@@ -119,7 +122,7 @@ def build(
         "grid_flattered": flattered(grids[-1], description["claims"]),
         **{name: description[name] for name in ("dtype", "parameters", "claims")},
         **({"training": trainings} if trainings else {}),
-        **({"steps": qualities(names, perplexities)} if perplexities else {}),
+        **({"steps": followed} if followed else {}),
         WITHHELD: withheld,
     }
     write_atomically(folder / BUILD_INFO, json.dumps(info, indent=1).encode())
@@ -144,10 +147,15 @@ def calibration(cell: Cell, subject: Subject, device: str, shared: StatisticsCac
     )
 
 
-def _is_followed(cell: Cell) -> bool:
-    """Tell whether the quality is looked at after each step: of a causal model, where that says more than its row."""
-    several = len(cell.technique["steps"]) > 1 or cell.training is not None
-    return several and cell.model["kind"] == "causal_lm"
+def _look(cell: Cell, subject: Subject, data: CalibrationText, device: str) -> Look | None:
+    """Return how the quality is looked at after each step; None where that says no more than the row, or cannot be."""
+    if len(cell.technique["steps"]) < 2 and cell.training is None:
+        return None
+    if cell.model["kind"] == "classifier" and data.labelled is not None:
+        return Look("accuracy_held_out", partial(accuracy, sentences=labelled("held_out", subject.tokenizer, device)))
+    if cell.model["kind"] == "causal_lm" and len(data.held_out):
+        return Look("perplexity_held_out", partial(perplexity, windows=data.held_out))
+    return None
 
 
 def _workplaces(cell: Cell, counted: Callable[[str], EnergyMeter] | None, withheld: bool) -> list[Workplace]:

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from squeeze.layers.trainable import gradients_pass
-from squeeze.techniques.contract import Workplace
+from squeeze.techniques.contract import Labelled, Workplace
 from squeeze.techniques.losses import next_token
 from squeeze.techniques.processes import Processes
+from squeeze.techniques.training.sentence_training import logits
 
 UNCOMPRESSED = "none"  # the step before the first one
 OF_TRAINING = ("training_tokens", "trainable_parameters", "trainable_share")  # claims of a step that trains
+AT_ONCE = 64  # sentences that are classified at a time
+
+
+@dataclass(frozen=True)
+class Look:
+    """Hold how quality is looked at. figure: its name. of: what it is of a model; None where it is no finite number."""
+
+    figure: str
+    of: Callable[[nn.Module], float | None]
 
 
 def parted(held_out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,10 +69,22 @@ def perplexity(model: nn.Module, windows: torch.Tensor) -> float | None:
     return float(f"{found:.6g}") if math.isfinite(found) else None
 
 
-def qualities(names: list[str], perplexities: list[float | None]) -> list[dict[str, Any]]:
-    """Return the perplexity after each step, and before the first one: one more than there are names."""
-    pairs = zip([UNCOMPRESSED, *names], perplexities, strict=True)
-    return [{"step": name, "perplexity_held_out": value} for name, value in pairs]
+@torch.no_grad()
+def accuracy(model: nn.Module, sentences: Labelled) -> float:
+    """Return the share of the sentences whose class a classifier tells; an answer that is no number tells none."""
+    numbers = torch.arange(len(sentences.labels), device=sentences.labels.device)
+    right = 0
+    with gradients_pass(model):  # as above
+        for rows in map(sentences.rows, torch.split(numbers, AT_ONCE)):
+            found = logits(model, rows)
+            right += int(((found.argmax(dim=-1) == rows.labels) & found.isfinite().all(dim=-1)).sum())
+    return right / len(numbers)
+
+
+def qualities(figure: str, names: list[str], values: list[float | None]) -> list[dict[str, Any]]:
+    """Return a figure of the quality after each step, and before the first one: one more than there are names."""
+    pairs = zip([UNCOMPRESSED, *names], values, strict=True)
+    return [{"step": name, figure: value} for name, value in pairs]
 
 
 def training(name: str, claims: Mapping[str, Any], workplace: Workplace) -> dict[str, Any]:

@@ -15,11 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from squeeze.artifacts.keys import WITHHELD, code_version
 from squeeze.artifacts.sentences import labelled
+from squeeze.artifacts.step_by_step import accuracy
 from squeeze.core.cache import cache_root, sealed
 from squeeze.core.files import write_atomically
 from squeeze.core.hashing import digest
@@ -27,11 +25,9 @@ from squeeze.core.process import settle
 from squeeze.models.load import load_with_new_head
 from squeeze.sources import sentiment, trained
 from squeeze.sources.identity import baseline_hash, trained_place
-from squeeze.techniques.contract import Labelled, Workplace
-from squeeze.techniques.training.sentence_training import cross_entropy, logits, train_all
+from squeeze.techniques.contract import Workplace
+from squeeze.techniques.training.sentence_training import cross_entropy, train_all
 from squeeze.techniques.training_loop import Plan
-
-AT_ONCE = 64  # sentences that are classified at a time
 
 
 def make(model: Mapping[str, Any], runtime: Mapping[str, Any]) -> None:
@@ -84,12 +80,3 @@ def fine_tune(model: Mapping[str, Any], runtime: Mapping[str, Any], folder: Path
     subject.tokenizer.save_pretrained(folder / trained.MODEL)
     write_atomically(folder / trained.INFO, json.dumps(info, indent=1).encode())
     workplace.clear()
-
-
-@torch.inference_mode()
-def accuracy(model: nn.Module, sentences: Labelled) -> float:
-    """Return the share of the sentences whose class a model tells."""
-    numbers = torch.arange(len(sentences.labels), device=sentences.labels.device)
-    parts = [sentences.rows(part) for part in torch.split(numbers, AT_ONCE)]
-    right = [(logits(model, part).argmax(dim=-1) == part.labels).sum() for part in parts]
-    return float(torch.stack(right).sum()) / len(numbers)

@@ -21,6 +21,10 @@ SPREAD = re.compile(
 )
 LARGE = 1e4  # from where a figure of four digits would hide part of a whole number
 SHARES = re.compile(r"acc_\w+|top1_\w+|retained_accuracy|\w*divergent_\w+|\w*repetition|mbu|mfu|compressed_share")
+HELD_OUT = {  # what is said of each step, in words
+    "perplexity_held_out": "perplexity of calibration text that was held out",
+    "accuracy_held_out": "accuracy on calibration sentences that were held out",
+}
 
 
 def figures(record: Record, records: Sequence[Record]) -> Iterator[str]:
@@ -48,14 +52,21 @@ def figures(record: Record, records: Sequence[Record]) -> Iterator[str]:
 
 
 def _step_by_step(record: Record) -> Iterator[str]:
-    """Yield the perplexity after each step of the recipe, on calibration text that no step has seen."""
-    before = None
+    """Yield the quality after each step of the recipe, on calibration text that no step has seen."""
+    before: float | None = None
     for step in record.realised.get("steps", ()):
-        now = step["perplexity_held_out"]
-        shown = "no finite number" if now is None else f"{now:,.4g}"
-        change = f", {now / before - 1:+.1%}" if before and now is not None else ""
-        yield f"after step {step['step']}: {shown}{change} (perplexity of calibration text that was held out)"
-        before = now
+        for figure in (name for name in HELD_OUT if name in step):
+            yield f"after step {step['step']}: {_changed(figure, step[figure], before)} ({HELD_OUT[figure]})"
+            before = step[figure]
+
+
+def _changed(figure: str, now: float | None, before: float | None) -> str:
+    """Say a figure of HELD_OUT, and how far it is from the one before: a share in points, a perplexity relatively."""
+    if now is None:
+        return "no finite number"
+    if figure == "accuracy_held_out":
+        return f"{now:.2%}" + ("" if before is None else f", {100 * (now - before):+.2f} points")
+    return f"{now:,.4g}" + (f", {now / before - 1:+.1%}" if before else "")
 
 
 def _figure(name: str, estimate: Estimate, row: pd.Series) -> str:

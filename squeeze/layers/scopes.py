@@ -55,9 +55,14 @@ class Held:
 
 
 def check(technique: str, scope: str, model: nn.Module) -> None:
-    """Raise Unsupported for a scope that is none, and for a model of packed layers, which only ``recover`` trains."""
+    """Raise Unsupported for a scope that is none, and as ``check_plain`` does."""
     if scope not in get_args(Scope):
         raise Unsupported(f"{technique} has no scope {scope!r}; expected one of {', '.join(get_args(Scope))}")
+    check_plain(technique, model)
+
+
+def check_plain(technique: str, model: nn.Module) -> None:
+    """Raise Unsupported for a model of packed layers (codes, or zeros left out), which only ``recover`` trains."""
     packed = [type(layer).__name__ for layer in compressed_layers(model)]
     packed += [str(each.dtype) for each in model.parameters() if not each.is_floating_point()]
     if packed:

@@ -65,6 +65,15 @@ class Sizes:
     attention: int
 
 
+# Of each claim of a student, the size that it is a share of (in the uncompressed model), and that size in words.
+SHARES: Mapping[str, tuple[str, str]] = {
+    "layers_kept": ("layers", "blocks"),
+    "channels_kept": ("channels", "channels of the MLP"),
+    "heads_kept": ("attention", "heads"),
+    "hidden_kept": ("hidden", "hidden size"),
+}
+
+
 def layout(model: nn.Module) -> Layout:
     """Return where this model's blocks have what can be cut.
 
@@ -82,6 +91,15 @@ def sizes(model: nn.Module) -> Sizes:
     where, blocks = layout(model), architecture.blocks(model)
     hidden, channels = shape(blocks[0].get_submodule(where.down))
     return Sizes(len(blocks), hidden, channels, shape(blocks[0].get_submodule(where.output))[1])
+
+
+def shares(before: Sizes, after: Sizes, claims: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a step has left of each size, as claims: of the uncompressed model, if earlier steps have cut, too.
+
+    before, after: sizes around the step. claims: of the steps before it. What no step has changed is left out.
+    """
+    left = {claim: getattr(after, name) / getattr(before, name) for claim, (name, _) in SHARES.items()}
+    return {claim: claims.get(claim, 1.0) * share for claim, share in left.items() if share != 1 or claim in claims}
 
 
 def head_groups(model: nn.Module) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import evaluate
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
@@ -21,12 +20,11 @@ from squeeze.core.hashing import digest
 from squeeze.probes import latency
 from squeeze.probes import samples as stored
 from squeeze.probes.classes import answers, class_logits, is_dependent
+from squeeze.probes.metrics.accuracy.accuracy import Accuracy
 from squeeze.probes.samples import Samples
 from squeeze.records.statistics import standard_error
 from squeeze.runtimes.contract import TorchEngine
 from squeeze.sources import classification, sentiment
-
-METRICS = Path(__file__).parent / "metrics"
 
 Array = npt.NDArray[Any]
 
@@ -76,9 +74,12 @@ def tokenized(engine: TorchEngine, texts: Sequence[str]) -> list[list[int]]:
 
 
 def judged(predictions: Sequence[int], references: Sequence[int]) -> dict[str, Any]:
-    """Return what our metric ``accuracy`` says in Hugging Face's ``evaluate``: accuracy, and correct, item by item."""
+    """Return what our metric ``accuracy`` says in Hugging Face's ``evaluate``: accuracy, and correct, item by item.
+
+    The class is taken as it is: ``evaluate.load`` copies its file into the home, and puts that on the import path.
+    """
     with TemporaryDirectory() as place:  # else evaluate makes a folder in the home
-        metric = evaluate.load(str(METRICS / "accuracy"), cache_dir=place, keep_in_memory=True)
+        metric = Accuracy(cache_dir=place, keep_in_memory=True)
         found: dict[str, Any] = metric.compute(predictions=predictions, references=references)
     return found
 

@@ -12,15 +12,8 @@ from typing import Any
 from torch import nn
 
 from squeeze.models import architecture
-from squeeze.models.layout import LAYOUTS, sizes
+from squeeze.models.layout import LAYOUTS, SHARES, sizes
 
-# Of each claim, the size that it is a share of (``layout.Sizes``), in words.
-OF = {
-    "layers_kept": ("layers", "blocks"),
-    "channels_kept": ("channels", "channels of the MLP"),
-    "heads_kept": ("attention", "heads"),
-    "hidden_kept": ("hidden", "hidden size"),
-}
 ROUNDED = 1e-3  # of a share
 
 
@@ -30,7 +23,7 @@ def shares(model: nn.Module, baseline: nn.Module) -> dict[str, float]:
     Of architectures whose layers are not known, blocks alone are counted. baseline: its shapes alone are read.
     """
     own, whole = _counted(model), _counted(baseline)
-    found = {claim: own[name] / whole[name] for claim, (name, _) in OF.items() if name in own.keys() & whole.keys()}
+    found = {claim: own[name] / whole[name] for claim, (name, _) in SHARES.items() if name in own.keys() & whole.keys()}
     return {claim: share for claim, share in found.items() if share != 1}
 
 
@@ -38,7 +31,7 @@ def mismatches(found: Mapping[str, float], claims: Mapping[str, Any]) -> list[st
     """Return the claims that do not hold, with both numbers; found: see ``shares``."""
     return [
         f"claimed {claims[claim]:.1%} of the {words}, found {found.get(claim, 1.0):.1%}"
-        for claim, (_, words) in OF.items()
+        for claim, (_, words) in SHARES.items()
         if claim in claims and abs(claims[claim] - found.get(claim, 1.0)) > ROUNDED
     ]
 

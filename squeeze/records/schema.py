@@ -116,7 +116,8 @@ class _Claimed(TypedDict):
 
 class _Step(TypedDict):
     step: Word
-    perplexity_held_out: Figure
+    perplexity_held_out: NotRequired[Figure]
+    accuracy_held_out: NotRequired[Figure]
 
 
 class _Realised(TypedDict):

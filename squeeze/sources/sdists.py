@@ -123,32 +123,37 @@ def _pip(*arguments: str) -> str:
     return done.stdout
 
 
-def _opened(address: str, settings: Mapping[str, str]) -> IO[bytes]:
-    """Ask for an address of http or https, with the user and password that it may hold; return the answer's body."""
+def _opened(address: str, settings: Mapping[str, str]) -> http.client.HTTPResponse:
+    """Ask for an address of http or https, with the user and password that it may hold; return the answer.
+
+    Where it leads on to another address, user and password stay behind: that may be anybody's server.
+    """
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https"):
         raise SqueezeError(
             f"a package index of {parts.scheme or 'no scheme'} cannot be asked for a source archive, expected http or "
             "https; set PIP_INDEX_URL"
         )
-    headers = {"Accept": ACCEPTED}
+    request = Request(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])), headers={"Accept": ACCEPTED})
     if parts.username:
         secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        headers["Authorization"] = f"Basic {base64.b64encode(secret.encode()).decode()}"
-        parts = parts._replace(netloc=parts.netloc.rpartition("@")[2])
+        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(secret.encode()).decode()}")
     certificates = settings.get(":env:.cert") or settings.get("global.cert")
     context = ssl.create_default_context(cafile=certificates) if parts.scheme == "https" else None
-    answer: IO[bytes] = urlopen(Request(urlunsplit(parts), headers=headers), timeout=PATIENCE, context=context)
+    answer: http.client.HTTPResponse = urlopen(request, timeout=PATIENCE, context=context)
     return answer
 
 
-def _save(source: IO[bytes], path: Path, advance: Advance) -> None:
+def _save(source: http.client.HTTPResponse, path: Path, advance: Advance) -> None:
+    """Write an answer's body to a file. Raises IncompleteRead where the connection ends before it does."""
     done = 0
     with path.open("wb") as sink:
         while piece := source.read(PIECE):
             sink.write(piece)
             done += len(piece)
             advance(done)
+    if source.length:  # so many bytes are to come still: read in pieces, it ends without a word
+        raise http.client.IncompleteRead(b"", source.length)
 
 
 @contextmanager
@@ -159,6 +164,10 @@ def _in_one_line(requirement: str) -> Iterator[None]:
     except urllib.error.HTTPError as error:
         message = f"pypi-sdist:{requirement}: the package index answers {error.code} ({error.reason})"
         raise (TransientError if error.code >= 500 else SqueezeError)(message) from error
+    except http.client.IncompleteRead as error:
+        raise TransientError(
+            f"pypi-sdist:{requirement}: the package index's answer ended early, expected all of it; ask again"
+        ) from error
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise TransientError(
             f"pypi-sdist:{requirement}: {NO_NETWORK}: the package index cannot be reached; connect once, afterwards the"

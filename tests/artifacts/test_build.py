@@ -27,6 +27,7 @@ from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.statistics_cache import StatisticsCache
 from squeeze.techniques.training import finetune
+from tests import snippets
 from tests.faults.sweeps import MODEL, RUNTIME
 from tests.snippets import TRAIN, put
 from tests.tiny import tiny_subject
@@ -174,6 +175,26 @@ def test_the_quality_after_each_step_is_told(tmp_path: Path, windows: tuple[torc
     seen = [perplexity_of(model, windows[1][:1]) for model in models[:2]]
     assert looks == [(0, pytest.approx(seen[0], rel=1e-3)), (4, pytest.approx(seen[1], rel=1e-3))], "at other text"
     assert info(plain).keys().isdisjoint({"steps", "training"}), "of one step that does not train, the row says it"
+
+
+def test_of_a_classifier_the_accuracy_after_each_step_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUEEZE_CACHE", str(tmp_path / "cache"))
+    snippets.put(held_out=snippets.TRAIN)
+    taught = {"_target_": "finetune_classifier.FinetuneClassifier", "training_steps": 40, "windows": 6}
+    text = {**CALIBRATION, "corpus": sentiment.CORPUS, "samples": 1}
+    model = {"name": "tiny", "source": "random:bert", "seed": 0, "kind": "classifier", "dtype": "float32"}
+    steps = [{**taught, "learning_rate": 0.003}, {**RTN, "bits": 2}]
+    for name, number in (("alone", 1), ("chain", 2)):
+        asked = replace(cell(*steps[:number]), model=model, calibration=text)
+        build(asked, tmp_path / name, measured)
+    found = info(tmp_path / "chain")["steps"]
+    assert [step["step"] for step in found] == ["none", "finetune_classifier.FinetuneClassifier", "rtn.RoundToNearest"]
+    built = [artifact.load(tmp_path / name, prepare=False) for name in ("alone", "chain")]
+    subjects = [tiny_subject("bert_classifier"), *built]
+    expected = [step_by_step.accuracy(each.model, snippets.labelled(each)) for each in subjects]
+    assert [step["accuracy_held_out"] for step in found] == expected
+    assert expected[0] < expected[1] == 1
+    assert info(tmp_path / "alone")["steps"] == found[:2]
 
 
 class Meter:

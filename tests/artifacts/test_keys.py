@@ -18,6 +18,7 @@ from squeeze.artifacts import keys
 from squeeze.artifacts.keys import artifact_key
 from squeeze.core.errors import SqueezeError
 from squeeze.request.cell import Cell
+from squeeze.sources import identity, sentiment
 from squeeze.sources.identity import baseline_hash, calibration_hash
 
 MODEL = {"name": "m", "source": "random:llama", "seed": 0, "kind": "causal_lm", "dtype": "float32"}
@@ -155,6 +156,20 @@ def test_a_local_model_is_known_by_its_content(tmp_path: Path, monkeypatch: pyte
     assert baseline_hash({"source": f"file:{tmp_path / 'one'}", "kind": "causal_lm"}) != hashes[0]
     with pytest.raises(SqueezeError, match="does not exist"):
         baseline_hash({"source": f"file:{tmp_path / 'absent'}", "kind": "causal_lm"})
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "other"),
+    [(sentiment, "TRAIN_SHA256", "0" * 64), (sentiment, "LONGEST", 32), (identity, "ENCODING", identity.ENCODING + 1)],
+)
+def test_classes_of_sentences_and_how_these_are_encoded_move_the_key(
+    module: Any, name: str, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_sentences = replace(CELL, calibration={**CALIBRATION, "corpus": sentiment.CORPUS})
+    before = [artifact_key(each) for each in (of_sentences, CELL)]
+    monkeypatch.setattr(module, name, other)
+    after = [artifact_key(each) for each in (of_sentences, CELL)]
+    assert (after[0] != before[0], after[1] == before[1]) == (True, True)
 
 
 def test_no_calibration_has_a_hash_of_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ import torch.nn.functional as F
 
 from squeeze.artifacts import build as building
 from squeeze.artifacts import format as artifact
-from squeeze.artifacts.step_by_step import parted, perplexity, qualities
+from squeeze.artifacts import step_by_step
+from squeeze.artifacts.step_by_step import accuracy, parted, perplexity, qualities
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes.memory import measured
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.contract import Point
 from squeeze.techniques.quantization.bitsandbytes import Float4
+from squeeze.techniques.training.sentence_training import logits
 from tests.artifacts.test_build import cell, info
+from tests.snippets import TRAIN, labelled
 from tests.tiny import tiny_subject
 
 WINDOWS = torch.randint(256, (3, 32), generator=torch.Generator().manual_seed(0))
@@ -37,13 +41,25 @@ def test_perplexity_is_that_of_the_windows() -> None:
     assert perplexity(model, WINDOWS) == pytest.approx(math.exp(loss), rel=1e-4)
 
 
+def test_accuracy_is_the_share_of_sentences_whose_class_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_by_step, "AT_ONCE", 5)
+    subject = tiny_subject("bert_classifier")
+    rows = labelled(subject)
+    with torch.no_grad():
+        told = logits(subject.model, rows).argmax(-1)
+    told[:3] = 1 - told[:3]
+    assert accuracy(subject.model, replace(rows, labels=told)) == (len(TRAIN) - 3) / len(TRAIN)
+    subject.model.classifier.bias.fill_(torch.nan)
+    assert accuracy(subject.model, rows) == 0
+
+
 def test_qualities_are_named_by_the_steps_before_them() -> None:
-    assert qualities(["a.A"], [10.0, 12.5]) == [
+    assert qualities("perplexity_held_out", ["a.A"], [10.0, 12.5]) == [
         {"step": "none", "perplexity_held_out": 10.0},
         {"step": "a.A", "perplexity_held_out": 12.5},
     ]
     with pytest.raises(ValueError, match="shorter"):
-        qualities(["a.A"], [10.0])
+        qualities("perplexity_held_out", ["a.A"], [10.0])
 
 
 def test_reading_a_packed_model_changes_nothing_of_it(tmp_path: Path) -> None:

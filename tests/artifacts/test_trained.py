@@ -13,6 +13,7 @@ import torch
 
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts import trained
+from squeeze.artifacts.step_by_step import accuracy
 from squeeze.core.cache import cache_root
 from squeeze.core.hashing import folder_digest
 from squeeze.models.load import load_baseline
@@ -71,7 +72,7 @@ def test_the_accuracy_is_the_share_that_is_right() -> None:
     made()
     subject = load_baseline(MODEL)
     rows = labelled(subject, [TRAIN[0], TRAIN[1], TRAIN[-1], (TRAIN[-2][0], 1 - TRAIN[-2][1])])
-    assert trained.accuracy(subject.model, rows) == 0.75
+    assert accuracy(subject.model, rows) == 0.75
 
 
 def test_a_killed_fine_tuning_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,19 @@ def test_the_loss_of_quality_is_said_step_by_step():
     assert any(text.startswith("  training_seconds: 12.5 s (") for text in told)
 
 
+def test_of_a_classifier_it_is_said_in_points():
+    shares = [0.875, 0.5, None, 0.75]
+    steps = [{"step": name, "accuracy_held_out": share} for name, share in zip("abcd", shares, strict=True)]
+    own = record(cell("rtn", "training", {"bits": 4}), realised={"steps": steps})
+    words = "(accuracy on calibration sentences that were held out)"
+    assert [text for text in figures(own, [own]) if "after step" in text] == [
+        f"  after step a: 87.50% {words}",
+        f"  after step b: 50.00%, -37.50 points {words}",
+        f"  after step c: no finite number {words}",
+        f"  after step d: 75.00% {words}",
+    ]
+
+
 def test_tokens_and_parameters_of_training_are_whole_numbers_in_the_table():
     figures_of_training = {"training_tokens": Estimate(2048), "trainable_parameters": Estimate(900)}
     own = record(cell("rtn", "training", {"bits": 4}), figures_of_training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from squeeze.models.subject import Subject
 from squeeze.probes import samples
 from squeeze.probes.classes import class_logits
 from squeeze.probes.classification import judged, measure_classification
+from squeeze.probes.metrics.accuracy.accuracy import Accuracy
 from squeeze.probes.samples import Samples
 from squeeze.runtimes.eager import Eager
 from squeeze.sources import classification
@@ -46,9 +48,19 @@ def test_evaluate_judges_each_item_without_a_hub(monkeypatch: pytest.MonkeyPatch
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "metrics")
+    for name in ("HF_METRICS_CACHE", "HF_MODULES_CACHE", "HF_EVALUATE_CACHE"):
+        monkeypatch.setattr(evaluate.config, name, tmp_path / name)
+    before = list(sys.path)
     assert judged([1, 0, 1, 1], [1, 1, 1, 0]) == {"accuracy": 0.5, "correct": [True, False, True, False]}
-    assert not (tmp_path / "metrics").exists(), "it has left something in the home"
+    assert list(tmp_path.iterdir()) == [], "it has left something in the home"
+    assert sys.path == before
+
+
+def test_the_metric_is_evaluates_own() -> None:
+    assert issubclass(Accuracy, evaluate.Metric)
+    assert "compute" not in vars(Accuracy)
+    with pytest.raises(ValueError, match="Mismatch in the number of predictions"):
+        judged([1, 0], [1])
 
 
 def test_accuracy_is_the_share_of_likeliest_classes_that_are_right(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from squeeze.artifacts import format as artifact
+from squeeze.models.layout import SHARES
 from squeeze.models.surgery import keep_blocks
 from squeeze.probes import kept, realised
 from squeeze.probes.inspection import Inspection, inspect
@@ -50,18 +51,25 @@ def test_an_honest_student_is_found_to_be_what_it_claims(name: str, tmp_path: Pa
 def test_every_share_of_a_narrow_student_is_counted(tmp_path: Path) -> None:
     found = looked_at(tmp_path, "llama", Narrow(0.5, 0.5, 0.75))
     assert found.mismatches == []
-    shares = {name: found.figures[name] for name in kept.OF if name in found.figures}
+    shares = {name: found.figures[name] for name in SHARES if name in found.figures}
     assert shares == {"channels_kept": 0.5, "heads_kept": 0.5, "hidden_kept": 0.75}
     assert (found.figures["bytes_real"], found.figures["memory_real"], found.figures["compute_real"]) == (True,) * 3
 
 
-def test_a_student_from_scratch_claims_nothing_and_is_counted(tmp_path: Path) -> None:
+def test_a_student_from_scratch_is_found_to_be_what_it_claims(tmp_path: Path) -> None:
     found = looked_at(tmp_path, "opt", FromScratch(layers=1, hidden=32, heads=2))
     assert found.mismatches == []
-    assert {name: found.figures[name] for name in ("layers_kept", "hidden_kept")} == {
-        "layers_kept": 0.5,
-        "hidden_kept": 0.5,
-    }
+    shares = {name: found.figures[name] for name in SHARES if name in found.figures}
+    assert shares == {"layers_kept": 0.5, "hidden_kept": 0.5, "heads_kept": 0.5}
+
+
+@pytest.mark.parametrize("step", [Narrow(0.5), HALF])
+def test_so_is_one_that_is_cut_afterwards(step: Technique, tmp_path: Path) -> None:
+    """Its claims are shares of the uncompressed model, not of the student that the step began with."""
+    found = looked_at(tmp_path, "llama", FromScratch(layers=1, hidden=32, channels=64, heads=2), step)
+    assert found.mismatches == []
+    assert (found.figures["layers_kept"], found.figures["hidden_kept"]) == (0.5, 0.5)
+    assert found.figures["channels_kept"] == (0.25 if isinstance(step, Narrow) else 0.5)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +89,7 @@ def test_a_claim_of_another_share_is_found(
 
 
 def test_an_uncut_model_has_no_shares(tmp_path: Path) -> None:
-    assert not kept.OF.keys() & looked_at(tmp_path, "gpt2").figures.keys()
+    assert not SHARES.keys() & looked_at(tmp_path, "gpt2").figures.keys()
 
 
 def test_of_an_architecture_that_is_not_known_blocks_are_counted() -> None:

@@ -44,6 +44,22 @@ def test_temperature_and_share_are_swept_together_and_the_text_alone_once():
     assert sorted(pairs) == [(0, 1), (0.5, 1), (0.5, 2), (0.5, 4), (1, 1), (1, 2), (1, 4)]
 
 
+def test_the_sweep_of_classifiers_shows_what_training_buys():
+    found = cells(["sweep=classifier"])
+    trained = [cell for cell in found if cell.training is not None]
+    assert len({cell.training for cell in trained}) == 1, "all of one schedule have one control"
+    assert {(cell.technique["name"], cell.axis("alpha")) for cell in trained} == {
+        ("finetune_classifier", None),
+        ("distil_classifier", 1),
+        ("distil_classifier", 0),
+        ("distil_classifier_hidden", 1),
+        ("distil_classifier_int8", 1),
+    }
+    [student] = [cell.technique["steps"] for cell in found if cell.technique["name"] == "layer_drop"]
+    learning = [cell.technique["steps"][0] for cell in trained if cell.technique["name"] == "distil_classifier"]
+    assert learning == [student[0]] * 2, "what learns begins as the one that does not"
+
+
 def beside(group, name):
     """What must be chosen with a choice, where the defaults do not suit it: classifiers are asked other things."""
     if group == "model" and "kind: classifier" in (paths.conf() / group / f"{name}.yaml").read_text():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,25 +27,32 @@ OTHER = sha256_of(b"something else")
 
 @dataclass
 class Index:
-    """A package index on this machine: what it has by path, and the headers of what it was asked."""
+    """A package index on this machine: what it has by path, and the headers of what it was asked.
+
+    moved: from paths to the addresses where their content is. withheld: how many bytes at an answer's end never come.
+    """
 
     pages: dict[str, bytes] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
+    withheld: dict[str, int] = field(default_factory=dict)
     asked: list[dict[str, str]] = field(default_factory=list)
     address: str = ""
 
 
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
+@contextmanager
+def serving() -> Iterator[Index]:
     found = Index()
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found.asked.append(dict(self.headers))
-            content = found.pages.get(self.path)
-            self.send_response(404 if content is None else 200)
+            content, elsewhere = found.pages.get(self.path), found.moved.get(self.path)
+            self.send_response(302 if elsewhere else 404 if content is None else 200)
+            if elsewhere:
+                self.send_header("Location", elsewhere)
             self.send_header("Content-Length", str(len(content or b"")))
             self.end_headers()
-            self.wfile.write(content or b"")
+            self.wfile.write((content or b"")[: len(content or b"") - found.withheld.get(self.path, 0)])
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""
@@ -52,13 +60,21 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     Thread(target=server.serve_forever, daemon=True).start()
     found.address = f"127.0.0.1:{server.server_port}/simple/"
-    monkeypatch.setenv("SQUEEZE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("PIP_INDEX_URL", f"http://{found.address}")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    yield found
-    server.shutdown()
-    server.server_close()
+    try:
+        yield found
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
+    with serving() as found:
+        monkeypatch.setenv("SQUEEZE_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://{found.address}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        yield found
 
 
 def packed(members: Mapping[str, bytes], link: str = "") -> bytes:
@@ -156,6 +172,31 @@ def test_user_and_password_of_the_index_are_used_and_not_told(
     with pytest.raises(TransientError, match="no network") as caught:
         sdists.archive("toy.assets==1.1", OTHER)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/simple/toy-assets/", f"/files/{TOP}.tar.gz"])
+def test_where_the_index_leads_on_to_gets_no_password(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://me:hunter2@{index.address}")
+    pinned = publish(index, tmp_path / "ran")
+    with serving() as other:
+        other.pages[path] = index.pages.pop(path)
+        index.moved[path] = f"http://{other.address.partition('/')[0]}{path}"
+        sdists.archive(REQUIREMENT, pinned)
+        assert ["Authorization" in asked for asked in index.asked] == [True, True]
+        assert ["Authorization" in asked for asked in other.asked] == [False]
+
+
+@pytest.mark.parametrize("path", ["/simple/toy-assets/", f"/files/{TOP}.tar.gz"])
+def test_an_answer_that_ends_early_may_be_asked_for_again(index: Index, tmp_path: Path, path: str) -> None:
+    pinned = publish(index, tmp_path / "ran")
+    index.withheld[path] = 10
+    with pytest.raises(TransientError, match=rf"{REQUIREMENT}: the package index's answer ended early.*; ask again"):
+        sdists.archive(REQUIREMENT, pinned)
+    assert not list((tmp_path / "cache").rglob("*.tar.gz"))
+    index.withheld.clear()
+    assert sdists.archive(REQUIREMENT, pinned).is_file()
 
 
 def test_an_index_that_is_no_server_is_refused(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

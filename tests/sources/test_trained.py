@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from squeeze.sources import identity
+from squeeze.sources import identity, sentiment
 from squeeze.sources.identity import baseline_hash, trained_place
 from squeeze.sources.trained import base, is_trained
 
@@ -58,3 +58,12 @@ def test_so_are_other_sentences_and_another_trainer(monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     monkeypatch.setattr(identity, "TRAINING", identity.TRAINING + 1)
     assert baseline_hash(MODEL) != before
+
+
+@pytest.mark.parametrize(("name", "other"), [("TRAIN_SHA256", "0" * 64), ("LONGEST", 32)])
+def test_so_are_other_classes_and_another_cut_of_the_same_sentences(
+    name: str, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = trained_place(MODEL)
+    monkeypatch.setattr(sentiment, name, other)
+    assert trained_place(MODEL) != before

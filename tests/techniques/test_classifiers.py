@@ -15,7 +15,7 @@ from squeeze.core.errors import Unsupported
 from squeeze.models.subject import Subject
 from squeeze.techniques.calibration import CalibrationText
 from tests.snippets import CHAINS, CLASSIFIERS_ONLY, labelled
-from tests.techniques.test_contract import DENSE, NAMES, NEED_A_HEAD, REFUSE, apply, cell_of, outputs
+from tests.techniques.test_contract import DENSE, NAMES, NEED_A_HEAD, RECOVERED, REFUSE, apply, cell_of, outputs
 from tests.tiny import tiny_subject
 
 CLASSIFIER = "bert_classifier"
@@ -29,6 +29,7 @@ def family(technique: str) -> str:
 UNTRAINED = sorted(name for name in NAMES if name not in NEED_A_HEAD and family(name) in FAMILIES)
 KEPT = ("bert.pooler.dense", "classifier")
 TRAINERS = sorted(CLASSIFIERS_ONLY - CHAINS)
+RECOVERING = sorted(name for name in RECOVERED if name.endswith("_recover"))
 
 
 def trained(technique: str, dtype: str = "float32") -> Subject:
@@ -62,7 +63,7 @@ def test_it_compresses_a_classifier_and_keeps_its_head(technique: str, dtype: st
     assert technique in DENSE or not torch.equal(expected, outputs(original))
 
 
-@pytest.mark.parametrize("technique", sorted({*NAMES} & NEED_A_HEAD))
+@pytest.mark.parametrize("technique", sorted(REFUSE))
 def test_what_looks_at_predicted_tokens_refuses_a_classifier(technique: str) -> None:
     """Before any work where its first step does; steps before that one have done theirs."""
     subject = tiny_subject(CLASSIFIER)
@@ -84,6 +85,18 @@ def test_what_trains_a_classifier_is_saved_and_loaded(technique: str, dtype: str
     assert running.model.dtype == getattr(torch, dtype)
     assert not torch.equal(outputs(running), outputs(tiny_subject(CLASSIFIER, dtype)))
     assert running.claims["training_tokens"] > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("technique", RECOVERING)
+def test_what_recovers_a_language_model_recovers_a_classifier(technique: str, dtype: str, tmp_path: Path) -> None:
+    subject, original = trained(technique, dtype), tiny_subject(CLASSIFIER, dtype)
+    artifact.save(subject, tmp_path)
+    assert torch.equal(outputs(artifact.load(tmp_path, prepare=False)), outputs(subject))
+    for name in KEPT:
+        before, after = original.model.get_submodule(name), subject.model.get_submodule(name)
+        assert torch.equal(after.weight, before.weight)
+    assert subject.claims["training_tokens"] > 0
 
 
 @pytest.mark.parametrize("technique", TRAINERS)

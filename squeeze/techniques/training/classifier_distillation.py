@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from squeeze.core.errors import Unsupported
-from squeeze.layers.contract import float_linears
+from squeeze.layers import scopes
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration, Labelled
 from squeeze.techniques.losses import Objective
-from squeeze.techniques.training.sentence_training import sentences_for, train_all
+from squeeze.techniques.training.sentence_training import class_loss, sentences_for, train_all
 from squeeze.techniques.training.tinybert import hidden_loss
 from squeeze.techniques.training_loop import Plan
 
@@ -55,7 +55,7 @@ class DistilClassifier:
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the trained subject.
 
-        Raises Unsupported for a model that is no classifier, layers of a library's, text without classes, fields
+        Raises Unsupported for a model that is no classifier, text without classes, layers that are packed, fields
         without meaning, and hidden states of another width than the teacher's.
         """
         objective = Objective(self.divergence, self.temperature, self.alpha)
@@ -63,7 +63,7 @@ class DistilClassifier:
             raise Unsupported(f"no matching of {self.match!r}; expected one of {', '.join(get_args(Match))}")
         model, matched = subject.model, self.match == "hidden"
         sentences = sentences_for(model, calibration)
-        float_linears(model)
+        scopes.check_plain("distil_classifier", model)
         teacher = calibration.baseline() if self.alpha > 0 or matched else None
         if matched and teacher is not None:
             _check_widths(model, teacher)
@@ -87,13 +87,11 @@ def taught(
     match_weight: of the error of hidden states; 0: they are not compared.
     """
     own = _read(model, sentences, states=match_weight > 0)
-    loss = (1 - objective.alpha) * F.cross_entropy(own.logits.float(), sentences.labels)
     if teacher is None:
-        return loss
+        return (1 - objective.alpha) * F.cross_entropy(own.logits.float(), sentences.labels)
     with torch.no_grad():
         wanted = _read(teacher, sentences, states=match_weight > 0)
-    apart = objective.divergence(wanted.logits.float(), own.logits.float()) / len(sentences.labels)
-    loss = loss + objective.alpha * apart
+    loss = class_loss(own.logits, wanted.logits, sentences.labels, objective)
     if match_weight > 0:
         loss = loss + match_weight * _states_apart(own, wanted, sentences.attention_mask.bool())
     return loss

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from squeeze.layers.contract import float_linears
+from squeeze.layers import scopes
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
 from squeeze.techniques.training.sentence_training import cross_entropy, sentences_for, train_all
@@ -30,11 +30,11 @@ class FinetuneClassifier:
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the trained subject.
 
-        Raises Unsupported for a model that is no classifier, layers of a library's, and text without classes.
+        Raises Unsupported for a model that is no classifier, text without classes, and layers that are packed.
         """
         model = subject.model
         sentences = sentences_for(model, calibration)
-        float_linears(model)
+        scopes.check_plain("finetune_classifier", model)
         claims = train_all(
             model,
             partial(cross_entropy, model),

@@ -16,7 +16,7 @@ from torch import nn
 from squeeze.core.errors import Unsupported
 from squeeze.layers.contract import count_parameters
 from squeeze.models import architecture
-from squeeze.models.layout import layout, sizes
+from squeeze.models.layout import layout, shares, sizes
 from squeeze.models.subject import Subject
 from squeeze.models.surgery import describe_blocks
 from squeeze.techniques.contract import Calibration
@@ -42,6 +42,8 @@ class FromScratch:
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the subject with the new model, its weights drawn from the calibration's seed alone.
 
+        What was claimed of the model before is true of the new one no more, but for how much smaller it is.
+
         Raises Unsupported for sizes that no model of this architecture has, and for an architecture that is not known.
         """
         teacher = subject.model
@@ -59,7 +61,8 @@ class FromScratch:
         if self.embeddings:
             for own, given in zip(_tables(student), _tables(teacher), strict=True):
                 own.weight.data = given.weight.data.clone()
-        return Subject(student, subject.tokenizer, {"parameters": parameters}, subject.cache)
+        left = shares(sizes(teacher), sizes(student), subject.claims)
+        return Subject(student, subject.tokenizer, {"parameters": parameters, **left}, subject.cache)
 
     def _configuration(self, teacher: nn.Module) -> Any:
         """Return the student's configuration, checked."""

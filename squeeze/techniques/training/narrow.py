@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from squeeze.core.errors import Unsupported
 from squeeze.layers.contract import count_parameters
 from squeeze.models import architecture
-from squeeze.models.layout import head_groups, layout, sizes
+from squeeze.models.layout import head_groups, layout, shares, sizes
 from squeeze.models.projection import check_projection, norms, project_hidden
 from squeeze.models.subject import Subject
 from squeeze.models.surgery import check_float, check_heads, highest, keep_channels, keep_heads
@@ -67,7 +67,7 @@ class Narrow:
         keep_channels(model, kept_channels)
         if basis is not None:
             project_hidden(model, basis)
-        return subject.claiming(parameters=parameters, **_shares(subject, before, sizes(model)))
+        return subject.claiming(parameters=parameters, **shares(before, sizes(model), subject.claims))
 
     def _kept(self, model: nn.Module) -> tuple[int, int, int]:
         """Return how many channels and groups of heads stay in each block, and the hidden size, all checked."""
@@ -131,14 +131,3 @@ def principal(model: nn.Module, token_ids: Tensor, count: int) -> Tensor:
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
     basis: Tensor = (vectors * largest.sign()).float()  # of a vector and its negative, always the same one
     return basis
-
-
-def _shares(subject: Subject, before: Any, after: Any) -> dict[str, float]:
-    """Return what is left of each size, as claims: of the uncompressed model, where an earlier step has cut, too."""
-    kept = {"channels_kept": "channels", "heads_kept": "attention", "hidden_kept": "hidden"}
-    shares = {claim: getattr(after, name) / getattr(before, name) for claim, name in kept.items()}
-    return {
-        claim: subject.claims.get(claim, 1.0) * share
-        for claim, share in shares.items()
-        if share < 1 or claim in subject.claims
-    }

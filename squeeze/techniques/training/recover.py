@@ -1,17 +1,18 @@
 """Train a compressed model to say what the uncompressed one says, so that it wins back what compression took.
 
-The loss is distillation's (Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 2), with the baseline as teacher: no
-label is read. What was compressed stays so. Zeros stay zeros, as in the retraining of Han et al. 2015
-(arXiv:1506.02626, section 3). Of weights that share values these are trained, and who shares which stays (Han, Mao,
-Dally 2015, arXiv:1510.00149, section 3.3); of factorised ones, the factors. Codes stay, and a low-rank change beside
-them (Hu et al. 2021, arXiv:2106.09685; on quantized bases Dettmers et al. 2023, arXiv:2305.14314) makes up for what
-rounding took.
+The loss is distillation's (Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 2), with the baseline as teacher: of
+tokens, or of a classifier's classes; no label is read where alpha is 1. What was compressed stays so. Zeros stay zeros,
+as in the retraining of Han et al. 2015 (arXiv:1506.02626, section 3). Of weights that share values these are trained,
+and who shares which stays (Han, Mao, Dally 2015, arXiv:1510.00149, section 3.3); of factorised ones, the factors. Codes
+stay, and a low-rank change beside them (Hu et al. 2021, arXiv:2106.09685; on quantized bases Dettmers et al. 2023,
+arXiv:2305.14314) makes up for what rounding took.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,8 +25,9 @@ from squeeze.layers.lora import features
 from squeeze.layers.trainable import Trainable
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.techniques.contract import Calibration
+from squeeze.techniques.contract import Calibration, Labelled
 from squeeze.techniques.losses import Objective, distilled
+from squeeze.techniques.training.sentence_training import distilled_classes, of_rows, sentences_for, tokens_of, turns
 from squeeze.techniques.training_loop import Plan, checkpointed, train
 
 HOW = ("full", "lora")
@@ -38,7 +40,7 @@ class Recover:
 
     how: "full", all weights of layers of floats, and the values of codebooks; or "lora", a change of rank ``rank``,
         scaled by ``lora_alpha`` / ``rank``, merged into layers of floats and kept beside packed ones.
-    training_steps: of AdamW. windows: of calibration text in each. learning_rate: its highest.
+    training_steps: of AdamW. windows: of calibration text in each, or sentences. learning_rate: its highest.
     divergence, temperature, alpha: of the loss (``losses.Objective``).
     schedule, patience: of the learning rate, and with held-out windows, as ``training_loop.Plan`` has them.
     recompute: whether blocks keep their inputs alone for the backward pass, and run once more in it
@@ -61,37 +63,45 @@ class Recover:
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the recovered subject.
 
-        Raises Unsupported for a model without a head, for layers that cannot be trained so (``trainable.check``), for a
-        LoRA without a rank, or beyond a layer's, and for a plan that cannot be (``training_loop.Plan``).
+        Raises Unsupported for a model without a head that is no classifier, for a classifier without sentences, for
+        layers that cannot be trained so (``trainable.check``), for a LoRA without a rank, or beyond a layer's, and for
+        a plan that cannot be (``training_loop.Plan``).
         """
         model = subject.model
         plan = Plan(
             self.training_steps, self.windows, self.learning_rate, schedule=self.schedule, patience=self.patience
         )
-        architecture.head(model)
+        sentences = sentences_for(model, calibration) if architecture.is_classifier(model) else None
+        if sentences is None:
+            architecture.head(model)
         self.check(model)
         objective = Objective(kind=self.divergence, temperature=self.temperature, alpha=self.alpha)
         teacher = calibration.baseline()
         numbers = trainable.numbers(model)
+        if sentences is None:
+            lesson = _of_windows(model, teacher, calibration, objective)
+        else:
+            order = turns(sentences, self.training_steps * self.windows, calibration.seed)
+            lesson = _of_sentences(model, teacher, sentences, order, objective)
         trained = trainable.stand_in(model, self._maker(architecture.dtype(model), calibration.seed))
         each_once = {each.module: each for each in trained.values()}.values()
         recomputed = architecture.blocks(model) if self.recompute else ()
         with trainable.gradients_pass(model), checkpointed(recomputed):
             steps = train(
                 [parameter for each in each_once for parameter in each.parameters],
-                lambda token_ids: distilled(model, teacher, token_ids, objective),
-                calibration.token_ids,
+                lesson.loss,
+                lesson.rows,
                 plan,
                 title=f"recovery, {self.how}",
                 workplace=calibration.workplace,
-                held_out=calibration.held_out,
+                held_out=lesson.held_out,
             )
         trainable.finish(model, trained)
         model.eval().requires_grad_(False)
         count = sum(each.count for each in each_once)
         share = {"trainable_share": round(count / (numbers + count), 6)} if self.how == "lora" else {}
         return subject.claiming(
-            training_tokens=steps * self.windows * calibration.token_ids.shape[1],
+            training_tokens=lesson.tokens(steps * self.windows),
             trainable_parameters=count,
             **share,
         )
@@ -114,3 +124,37 @@ class Recover:
             return lambda layer: trainable.full(layer, dtype)
         rank, alpha, generator = self.rank, self.lora_alpha, torch.Generator().manual_seed(seed)
         return lambda layer: trainable.low_rank(layer, rank, alpha, dtype, generator)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Hold what is taught. loss: of rows (n, ...) int64, in nats, their mean. rows: those that are trained on.
+
+    held_out: rows that are not. tokens: from how many rows were read to how many tokens these have.
+    """
+
+    loss: Callable[[torch.Tensor], torch.Tensor]
+    rows: torch.Tensor
+    held_out: torch.Tensor
+    tokens: Callable[[int], int]
+
+
+def _of_windows(model: nn.Module, teacher: nn.Module, calibration: Calibration, objective: Objective) -> Lesson:
+    window = calibration.token_ids.shape[1]
+    return Lesson(
+        lambda token_ids: distilled(model, teacher, token_ids, objective),
+        calibration.token_ids,
+        calibration.held_out,
+        lambda rows: rows * window,
+    )
+
+
+def _of_sentences(
+    model: nn.Module, teacher: nn.Module, sentences: Labelled, order: torch.Tensor, objective: Objective
+) -> Lesson:
+    return Lesson(
+        partial(of_rows, partial(distilled_classes, model, teacher, objective), sentences),
+        order,
+        order[:0],
+        lambda rows: tokens_of(sentences, order[:rows]),
+    )

@@ -1,4 +1,4 @@
-"""Train all weights of a classifier on labelled sentences, as its fine-tuning, its control and its distillation do."""
+"""Train a classifier on labelled sentences: what its fine-tuning, its control, distillation and recovery share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from squeeze.core.errors import Unsupported
 from squeeze.layers.whole_model import in_float32
 from squeeze.models import architecture
 from squeeze.techniques.contract import Calibration, Labelled, Workplace
+from squeeze.techniques.losses import Objective
 from squeeze.techniques.training_loop import Plan, train
 
 Loss = Callable[[Labelled], torch.Tensor]  # sentences -> scalar, their mean
@@ -47,6 +48,22 @@ def cross_entropy(model: nn.Module, sentences: Labelled) -> torch.Tensor:
     return F.cross_entropy(logits(model, sentences), sentences.labels)
 
 
+def class_loss(own: torch.Tensor, wanted: torch.Tensor, labels: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """Return alpha T^2 D_T + (1 - alpha) CE in nats, the mean over sentences.
+
+    own, wanted: logits of the student and of its teacher, (sentences, classes). labels: (sentences,) int64.
+    """
+    apart = objective.divergence(wanted.float(), own.float()) / len(labels)
+    return (1 - objective.alpha) * F.cross_entropy(own.float(), labels) + objective.alpha * apart
+
+
+def distilled_classes(model: nn.Module, teacher: nn.Module, objective: Objective, sentences: Labelled) -> torch.Tensor:
+    """Return the ``class_loss`` of sentences that both read; no gradient reaches the teacher."""
+    with torch.no_grad():
+        wanted = logits(teacher, sentences)
+    return class_loss(logits(model, sentences), wanted, sentences.labels, objective)
+
+
 def shuffled(sentences: int, count: int, seed: int) -> torch.Tensor:
     """Return numbers of sentences in the order in which they are trained on: each once an epoch, (count, 1) int64."""
     generator = torch.Generator().manual_seed(seed)
@@ -70,17 +87,25 @@ def train_all(
     the sentences of a step. seed: of their order, another one in each epoch.
     Claimed are training_tokens, those of the sentences without padding, and trainable_parameters.
     """
-    order = shuffled(len(sentences.labels), plan.steps * plan.windows, seed).to(sentences.labels.device)
-    rows_loss = partial(_of_rows, loss, sentences)
+    order = turns(sentences, plan.steps * plan.windows, seed)
     with in_float32(model) as parameters:
-        steps = train(parameters, rows_loss, order, plan, title=title, workplace=workplace)
-    lengths = sentences.attention_mask.sum(dim=1)
+        steps = train(parameters, partial(of_rows, loss, sentences), order, plan, title=title, workplace=workplace)
     return {
-        "training_tokens": int(lengths[order[: steps * plan.windows, 0]].sum()),
+        "training_tokens": tokens_of(sentences, order[: steps * plan.windows]),
         "trainable_parameters": sum(parameter.numel() for parameter in parameters),
     }
 
 
-def _of_rows(loss: Loss, sentences: Labelled, rows: torch.Tensor) -> torch.Tensor:
+def turns(sentences: Labelled, count: int, seed: int) -> torch.Tensor:
+    """Return ``shuffled`` numbers of these sentences, (count, 1) int64 on their device."""
+    return shuffled(len(sentences.labels), count, seed).to(sentences.labels.device)
+
+
+def tokens_of(sentences: Labelled, rows: torch.Tensor) -> int:
+    """Count the tokens of the sentences with the numbers (n, 1), padding left out."""
+    return int(sentences.attention_mask[rows[:, 0]].sum())
+
+
+def of_rows(loss: Loss, sentences: Labelled, rows: torch.Tensor) -> torch.Tensor:
     """Return the loss of the sentences with the numbers (n, 1)."""
     return loss(sentences.rows(rows[:, 0]))

@@ -12,8 +12,10 @@ from transformers import BertConfig, BertForSequenceClassification
 from squeeze.core.errors import Unsupported
 from squeeze.models.subject import Subject
 from squeeze.techniques.calibration import CalibrationText
-from squeeze.techniques.contract import Labelled
+from squeeze.techniques.contract import Labelled, Technique
 from squeeze.techniques.losses import Objective
+from squeeze.techniques.pruning.wanda import Wanda
+from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.training.classifier_distillation import DistilClassifier, taught
 from squeeze.techniques.training.finetune_classifier import FinetuneClassifier
 from squeeze.techniques.training.sentence_training import cross_entropy, logits
@@ -130,3 +132,18 @@ def test_the_teacher_is_left_as_it_was(teacher: Subject) -> None:
 def test_what_makes_no_sense_is_refused_before_any_work(teacher: Subject, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(Unsupported, match=said):
         student(teacher, None, **fields)
+
+
+@pytest.mark.parametrize("trainer", [DistilClassifier(1, 6, 1e-3), FinetuneClassifier(1, 6, 1e-3)])
+@pytest.mark.parametrize("step", [RoundToNearest(4, 32, symmetric=True), Wanda(0.5, None, sequential=True)])
+def test_what_is_compressed_is_refused_and_left_as_it_was(step: Technique, trainer: Technique) -> None:
+    """Trained as dense layers its zeros and grids would go, and the claims of them stay."""
+    subject = tiny_subject(CLASSIFIER)
+    text = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0))
+    calibration = CalibrationText(text, labelled=labelled(subject), load_baseline=lambda: pytest.fail("it was loaded"))
+    model = step.apply(subject, calibration).model
+    modules, tensors = dict(model.named_modules()), {key: each.clone() for key, each in model.state_dict().items()}
+    with pytest.raises(Unsupported, match=r"trains plain layers, found 12 that are packed \(.*\); follow with recover"):
+        trainer.apply(subject, calibration)
+    assert dict(model.named_modules()) == modules
+    assert all(torch.equal(each, tensors[key]) for key, each in model.state_dict().items())

@@ -10,17 +10,20 @@ from transformers import AutoModelForCausalLM
 
 from squeeze.core.errors import Unsupported
 from squeeze.layers.contract import count_parameters
-from squeeze.models.layout import Sizes, sizes
+from squeeze.models.layout import SHARES, Sizes, sizes
 from squeeze.models.subject import Subject
 from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.pruning.layer_drop import LayerDrop
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.training.from_scratch import FromScratch
+from squeeze.techniques.training.narrow import Narrow
 from tests.causal import random_causal
 from tests.students import loads_alone, outputs, subject_of
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
 SMALL = FromScratch(layers=1, hidden=32, channels=48, heads=2)
 NO_TOKENS = torch.empty((0, 0), dtype=torch.int64)
+TEXT = CalibrationText(torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0)))
 
 
 def student(name: str, technique: FromScratch = SMALL, dtype: str = "float32", seed: int = 0) -> Subject:
@@ -30,7 +33,8 @@ def student(name: str, technique: FromScratch = SMALL, dtype: str = "float32", s
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_it_has_the_sizes_asked_for_and_loads_without_squeeze(name: str, tmp_path: Path) -> None:
     made = student(name)
-    assert made.claims == {"parameters": count_parameters(tiny_model(name))}
+    left = {"layers_kept": 0.5, "hidden_kept": 0.5, "channels_kept": 0.375, "heads_kept": 0.5}
+    assert made.claims == {"parameters": count_parameters(tiny_model(name)), **left}
     assert not any(parameter.requires_grad for parameter in made.model.parameters())
     assert not made.model.training
     model = loads_alone(made, tmp_path, name)
@@ -40,7 +44,9 @@ def test_it_has_the_sizes_asked_for_and_loads_without_squeeze(name: str, tmp_pat
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_is_not_said_is_the_teachers(name: str) -> None:
-    teacher, made = tiny_model(name), student(name, FromScratch()).model
+    teacher, subject = tiny_model(name), student(name, FromScratch())
+    made = subject.model
+    assert subject.claims.keys() == {"parameters"}
     assert made.config.to_dict() == teacher.config.to_dict()
     shapes = {key: tensor.shape for key, tensor in teacher.state_dict().items()}
     assert {key: tensor.shape for key, tensor in made.state_dict().items()} == shapes
@@ -73,6 +79,13 @@ def test_another_dtype_is_the_same_draw_rounded() -> None:
     for name, tensor in wide.state_dict().items():
         assert torch.equal(narrow.state_dict()[name], tensor.bfloat16())
     assert narrow.lm_head.weight is narrow.model.decoder.embed_tokens.weight
+
+
+def test_it_claims_shares_of_the_uncompressed_model() -> None:
+    halved = Narrow(0.5).apply(LayerDrop(0.5, "every_other").apply(tiny_subject("llama"), TEXT), TEXT)
+    claims = FromScratch(hidden=32, channels=16, heads=4).apply(halved, TEXT).claims
+    shares = {name: claims[name] for name in ("layers_kept", "channels_kept", "heads_kept", "hidden_kept")}
+    assert shares == {"layers_kept": 0.5, "channels_kept": 0.125, "heads_kept": 0.5, "hidden_kept": 0.5}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -119,6 +132,6 @@ def test_other_steps_leave_it_nothing_but_embeddings() -> None:
     rounding = RoundToNearest(8, 32, symmetric=True, embed_bits=8)
     compressed = rounding.apply(subject_of("gpt2"), CalibrationText.empty())
     made = SMALL.apply(compressed, CalibrationText(NO_TOKENS))
-    assert made.claims.keys() == {"parameters"}
+    assert made.claims.keys() == {"parameters", *SHARES}
     with pytest.raises(Unsupported, match="embeddings are compressed; put this step first"):
         FromScratch(embeddings=True).apply(compressed, CalibrationText(NO_TOKENS))

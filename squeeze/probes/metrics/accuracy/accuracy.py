@@ -1,4 +1,7 @@
-"""Count right answers, for Hugging Face's ``evaluate``, which copies this file and runs the copy: no import of ours."""
+"""Count right answers, as a metric of Hugging Face's ``evaluate``, which checks and collects them.
+
+No import of ours, so that ``evaluate.load`` can take the folder as well, which copies this file and runs the copy.
+"""
 
 from __future__ import annotations
 
