@@ -56,12 +56,29 @@ class CompressedLayer(Protocol):
         """Return what a library's reader wants, in the weight file's header, of all such layers; or nothing."""
 
 
+class CompositeLayer(Protocol):
+    """Stand for a dense matrix of (out_features, in_features), made of linear layers that are compressed on their own.
+
+    Like that of a compressed layer, its constructor makes it again from ``spec``, empty. Its parts are the matrices of
+    the model: they are counted, compressed and trained in its place.
+    """
+
+    in_features: int
+    out_features: int
+    is_composite: bool
+
+
 OWED = ("memory_real", "compute_real", "running_bits", "opaque_bytes", "prepare", "dequantize", "header")
 
 
 def is_compressed(module: object) -> TypeGuard[CompressedLayer]:
     """Tell whether a module keeps the contract."""
     return _keeps_contract(type(module))
+
+
+def is_described(module: object) -> bool:
+    """Tell whether a module is one that an artifact has to describe: a compressed layer, or a composite one."""
+    return _is_described(type(module))
 
 
 def compressed_layers(model: nn.Module) -> Iterator[CompressedLayer]:
@@ -90,46 +107,47 @@ def prepare_layers(model: nn.Module) -> None:
         layer.prepare()
 
 
-def spec(layer: CompressedLayer) -> dict[str, Any]:
+def spec(layer: CompressedLayer | CompositeLayer) -> dict[str, Any]:
     """Return the arguments from which a layer's constructor makes one of the same shape: JSON-able values."""
     names = list(inspect.signature(type(layer)).parameters)
     return {name: _argument(name, getattr(layer, name)) for name in names}
 
 
 def layer_specs(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Map the full name of each compressed layer to its class's name and its constructor's arguments.
+    """Map the full name of each compressed or composite layer to its class's name and its constructor's arguments.
 
     The name is what ``layer_class`` takes, such as ``quantized.QuantizedLinear``.
     Raises SqueezeError for a layer of a package that is neither squeeze nor an installed plugin.
     """
     return {
-        name: {"_target_": plugins.name_of(type(module)), **spec(module)}
+        name: {"_target_": plugins.name_of(type(module)), **spec(module)}  # type: ignore[arg-type]
         for name, module in model.named_modules()
-        if is_compressed(module)
+        if is_described(module)
     }
 
 
 def layer_class(name: str) -> type[nn.Module]:
     """Return the layer that is called ``FILE.CLASS`` of squeeze/layers, or ``PLUGIN:FILE.CLASS`` of a plugin's.
 
-    Raises IntegrityError unless that very file defines such a class, and the class keeps the contract.
+    Raises IntegrityError unless that very file defines such a class, and the class keeps the contract of compressed
+    or of composite layers.
     """
     try:
         made = plugins.load(plugins.find("layers", name))
     except SqueezeError as error:
         raise IntegrityError(f"no layer {error}") from error
-    if not (issubclass(made, nn.Module) and _keeps_contract(made)):
+    if not (issubclass(made, nn.Module) and _is_described(made)):
         raise IntegrityError(f"no layer {name!r}: it does not keep the contract")
     return made
 
 
 def shared_layers(model: nn.Module) -> dict[str, str]:
-    """Map each further name of a compressed layer that has several to the one that ``layer_specs`` has for it."""
+    """Map each further name of a described layer that has several to the one that ``layer_specs`` has for it."""
     first = {id(module): name for name, module in model.named_modules()}
     return {
         name: first[id(module)]
         for name, module in model.named_modules(remove_duplicate=False)
-        if is_compressed(module) and first[id(module)] != name
+        if is_described(module) and first[id(module)] != name
     }
 
 
@@ -186,6 +204,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def _keeps_contract(kind: type) -> bool:
     return all(hasattr(kind, name) for name in OWED)
+
+
+def _is_described(kind: type) -> bool:
+    return _keeps_contract(kind) or getattr(kind, "is_composite", False) is True
 
 
 def _argument(name: str, value: Any) -> Any:

@@ -125,6 +125,12 @@ AXES: tuple[Axis, ...] = (
         label=lambda value, _: None if value is None else f"layers{value:g}",
     ),
     Axis(
+        "weights_kept",
+        Rule("a number above 0, at most 1", lambda value: is_number(value) and 0 < value <= 1),
+        "share of a matrix's weights that the two factors have which stand for it",
+        label=lambda value, _: None if value is None else f"kept{value:g}",
+    ),
+    Axis(
         "damping_of",
         one_of("own", "mean"),
         "of a Hessian's diagonal: own, each element's share of itself, or mean, of the diagonal's mean",

@@ -30,8 +30,8 @@ NAMES = sorted(ALL - CLASSIFIERS_ONLY)  # those have tests of their own: test_cl
 DENSE = {"none", "finetune", "kv_cache", "lora"}  # the baseline, the control, and what compresses no weights
 DISTILLED = {"distil", "distil_hidden", "distil_attention", "distil_top_k", "mutual", "on_policy", "self_distillation"}
 DISTILLED |= {"student_narrow_distil", "student_scratch_distil"}
-RECOVERED = {"lora", "qlora", "gptq_recover", "kmeans_recover", "wanda_recover", "layer_drop_recover"}
-CHAINED = {"layer_drop_qat", "layer_drop_distil_gptq", "wanda_recover_rtn"}
+RECOVERED = {"lora", "qlora", "gptq_recover", "kmeans_recover", "svd_recover", "wanda_recover", "layer_drop_recover"}
+CHAINED = {"layer_drop_qat", "layer_drop_distil_gptq", "svd_recover_rtn", "wanda_recover_rtn"}
 TRAINED = DISTILLED | RECOVERED | CHAINED
 # They look at predicted tokens; an encoder predicts none.
 NEED_A_HEAD = {"finetune", "kv_cache", "qat", "qat_lsq", *TRAINED}

@@ -1,0 +1,1 @@
+"""Factorise models: write matrices as products of thinner ones."""

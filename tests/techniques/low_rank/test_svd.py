@@ -1,0 +1,109 @@
+"""Truncated singular values: the errors are those of the theorems, and the whitened ones never the larger in outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from squeeze.artifacts import format as artifact
+from squeeze.core.errors import SqueezeError, Unsupported
+from squeeze.layers.contract import count_parameters
+from squeeze.layers.factors import Factors
+from squeeze.probes.recount import recount
+from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.low_rank import svd
+from squeeze.techniques.low_rank.svd import SVD
+from squeeze.techniques.quantization.rtn import RoundToNearest
+from tests.tiny import tiny_model, tiny_subject
+
+TEXT = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0))
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs_and_hessian() -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs (tokens, in_features) whose channels differ in size and hang together."""
+    x = drawn(200, 24, seed=1) @ (drawn(24, 24, seed=2) * torch.logspace(-1, 1, 24))
+    return x, x.T @ x / len(x)
+
+
+@pytest.mark.parametrize("rank", [1, 5, 16])
+def test_the_plain_error_is_the_tail_of_the_singular_values(rank: int) -> None:
+    weight = drawn(16, 24)
+    down, up = svd.factors(weight, rank, None)
+    tail = torch.linalg.svdvals(weight)[rank:].square().sum()
+    assert (down.shape, up.shape) == ((rank, 24), (16, rank))
+    assert float((weight - up @ down).square().sum()) == pytest.approx(float(tail), rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("rank", [1, 5, 12])
+def test_the_whitened_error_of_the_outputs_is_the_tail_and_less_than_the_plain_one(rank: int) -> None:
+    weight, (x, hessian) = drawn(16, 24), inputs_and_hessian()
+    root = svd.whitener(hessian, 0.0)
+    assert torch.allclose(root @ root.T, hessian, rtol=1e-4, atol=1e-4 * float(hessian.max()))
+
+    def error(down: torch.Tensor, up: torch.Tensor) -> float:
+        return float((x @ (weight - up @ down).T).square().sum() / len(x))
+
+    whitened, plain = error(*svd.factors(weight, rank, root)), error(*svd.factors(weight, rank, None))
+    tail = torch.linalg.svdvals(weight @ root)[rank:].square().sum()
+    assert whitened == pytest.approx(float(tail), rel=1e-3)
+    assert whitened < plain
+
+
+def test_inputs_that_are_always_zero_need_damping() -> None:
+    hessian = torch.diag(torch.tensor([1.0, 0.0, 2.0]))
+    with pytest.raises(SqueezeError, match="not positive definite with damping=0"):
+        svd.whitener(hessian, 0.0)
+    assert torch.isfinite(svd.whitener(hessian, 0.01)).all()
+    assert torch.isfinite(svd.whitener(torch.zeros(3, 3), 0.01)).all(), "of an expert that was never chosen"
+
+
+def test_the_rank_is_the_highest_that_keeps_the_share() -> None:
+    rank = svd.rank_of(192, 576, 0.8)
+    assert rank * (192 + 576) <= 0.8 * 192 * 576 < (rank + 1) * (192 + 576)
+    assert svd.rank_of(4, 4, 0.01) == 1
+
+
+@pytest.mark.parametrize("whitened", [True, False])
+def test_the_model_has_fewer_weights_and_says_so(whitened: bool, tmp_path: Path) -> None:
+    technique = SVD(0.5, whitened=whitened, damping=0.01, sequential=True)
+    subject = technique.apply(tiny_subject("llama"), CalibrationText(TEXT if whitened else TEXT[:0]))
+    dense = tiny_model("llama")
+    layers = [module for module in subject.model.modules() if isinstance(module, Factors)]
+    assert len(layers) == 14
+    assert subject.claims == {"parameters": count_parameters(dense)}
+    within = sum(layer.rank * (layer.in_features + layer.out_features) for layer in layers)
+    assert within <= 0.5 * sum(layer.in_features * layer.out_features for layer in layers)
+    artifact.save(subject, tmp_path)
+    assert artifact.describe(tmp_path)["parameters"] == count_parameters(dense)
+    found = recount(tmp_path, artifact.load(tmp_path, prepare=False), dense)
+    assert found.weights == within
+    assert found.mismatches(subject.claims) == []
+
+
+def test_all_ranks_together_are_the_model_itself() -> None:
+    """At a share where no singular value is left out: nothing but rounding changes."""
+    subject, dense = tiny_subject("llama"), tiny_model("llama")
+    for name in svd.float_linears(subject.model):
+        weight = subject.model.get_submodule(name).weight.data
+        down, up = svd.factors(weight, min(weight.shape), None)
+        subject.model.get_submodule(name).weight.data = up @ down
+    with torch.inference_mode():
+        assert torch.allclose(subject.model(TEXT).logits, dense(TEXT).logits, atol=1e-4)
+
+
+def test_codes_of_an_earlier_step_are_no_longer_claimed() -> None:
+    rounded = RoundToNearest(4, 32, True).apply(tiny_subject("llama"), CalibrationText.empty())
+    subject = SVD(0.8, whitened=False, damping=0.01, sequential=True).apply(rounded, CalibrationText.empty())
+    assert not {"bits", "group_size", "symmetric"} & subject.claims.keys()
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
+def test_another_share_is_refused(share: float) -> None:
+    with pytest.raises(Unsupported, match="expected more than 0, at most 1"):
+        SVD(share, whitened=True, damping=0.01, sequential=True).apply(tiny_subject("llama"), CalibrationText(TEXT))
