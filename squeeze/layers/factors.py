@@ -29,7 +29,7 @@ class Factors(nn.Module):
 
     @classmethod
     def of(cls, down: torch.Tensor, up: torch.Tensor, bias: torch.Tensor | None) -> Factors:
-        """Return the layer of A (rank, in_features), B (out_features, rank) and b (out_features,), none of it copied."""
+        """Return the layer of A (rank, in_features), B (out_features, rank) and b (out_features,), none copied."""
         rank, in_features = down.shape
         with torch.device("meta"):  # the tensors that follow take the place of the constructor's
             layer = cls(in_features, len(up), rank, bias is not None, dtype_name(down.dtype))

@@ -74,9 +74,8 @@ def whitener(hessian: torch.Tensor, damping: float) -> torch.Tensor:
     Raises SqueezeError for a Hessian that is not positive definite even so.
     """
     mean = hessian.diagonal().mean().clamp_min(torch.finfo(hessian.dtype).tiny)
-    damped = hessian.double() + damping * mean.double() * torch.eye(len(hessian), dtype=torch.float64).to(
-        hessian.device
-    )
+    damped = hessian.double()
+    damped.diagonal().add_(damping * mean.double())
     root, failed = torch.linalg.cholesky_ex(damped)
     if failed:
         raise SqueezeError(f"the Hessian is not positive definite with damping={damping}; expected more, such as 0.01")

@@ -1,4 +1,4 @@
-"""Truncated singular values: the errors are those of the theorems, and the whitened ones never the larger in outputs."""
+"""Truncated singular values: the errors are those of the theorems, the whitened ones the smaller."""
 
 from __future__ import annotations
 
