@@ -69,7 +69,7 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def trust(session: nox.Session) -> None:
-    """Show that the promises hold, with full counts, and write docs/trust.md: 15 minutes on a quiet machine."""
+    """Show that the promises hold, with full counts, and write docs/trust.md: half an hour on a quiet machine."""
     install(session, "test")
     report = Path(session.cache_dir) / "trust.xml"  # not create_tmp(): what lies within the environment is code
     counts = {"SQUEEZE_TEST_KILLS": "200", "SQUEEZE_TEST_TRIALS": "10000"}
