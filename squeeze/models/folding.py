@@ -102,13 +102,16 @@ FOLDS: Mapping[str, tuple[Fold, ...]] = {
 def folds(model: nn.Module) -> tuple[Fold, ...]:
     """Return what can be folded exactly in each block of this model.
 
-    Raises Unsupported for an architecture that is not known here.
+    Raises Unsupported for an architecture that is not known here, and for layers that are no plain ones.
     """
     config: PretrainedConfig = model.config
     if config.model_type not in FOLDS:
         raise Unsupported(f"scales cannot be folded in {config.model_type} models; those known: {', '.join(FOLDS)}")
     known = (replace(fold, heads=config.num_attention_heads) for fold in FOLDS[config.model_type])
     block = architecture.blocks(model)[0]
+    for name in {name for fold in FOLDS[config.model_type] for name in fold.consumers}:
+        if not isinstance(layer := block.get_submodule(name), nn.Linear | Conv1D):
+            raise Unsupported(f"{name} is a {type(layer).__name__}, into which no scales fold; put this step first")
     return tuple(fold for fold in known if _is_exact(fold, block, config))
 
 

@@ -135,12 +135,19 @@ def recount(folder: Path, subject: Subject, baseline: nn.Module) -> Recount:
 def weights_by_layer(model: nn.Module, baseline: nn.Module) -> dict[str, int]:
     """Return how many weights each matrix within the blocks stands for, by full name.
 
-    It is what the layer has, and at most what the baseline's of that name has: a layer that says it is wider than the
-    one it stands for gains nothing by it.
+    It is what the layer has, and at most what the baseline's of that name has, or of the matrix that it is a factor of:
+    a layer that says it is wider than the one it stands for gains nothing by it.
     """
     most = {name: logical_weights(layer) for name, layer in matrices(baseline)}
     own = {name: logical_weights(layer) for name, layer in matrices(model)}
-    return {name: min(count, most.get(name, count)) for name, count in own.items()}
+    return {name: min(count, most.get(_whole(name, most), count)) for name, count in own.items()}
+
+
+def _whole(name: str, known: Collection[str]) -> str:
+    """Return the name of the known matrix that this one is, or is a part of; empty where it is of none."""
+    while name and name not in known:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def logical_weights(layer: nn.Module) -> int:

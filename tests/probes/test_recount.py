@@ -14,6 +14,7 @@ from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes.recount import Recount, dense, matrices, most_levels, recount, stored_beside
 from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.low_rank.svd import SVD
 from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.pruning.sparsegpt import SparseGPT
 from squeeze.techniques.pruning.wanda import Wanda
@@ -44,14 +45,22 @@ KEEP_ZEROS: list[Any] = [
     SmoothQuant(0.5),
     StaticInt8(),
 ]
+FACTORED = SVD(0.8, whitened=False, damping=0.01, sequential=False)
 FILL_ZEROS: list[Any] = [
     GPTQ(**GRID, act_order=True, static_groups=True, damping=0.3, sequential=True),
     HQQ(4, 32),
     KMeans(4, None),
     QAT(**GRID, learned_step=False, temperature=1.0, **SCHEDULE),
     Finetune(**SCHEDULE),
+    FACTORED,
 ]
-STORE_FLOATS: list[Any] = [Finetune(**SCHEDULE), Magnitude(0.5), WANDA, SparseGPT(0.5, None, 0.1, sequential=False)]
+STORE_FLOATS: list[Any] = [
+    Finetune(**SCHEDULE),
+    Magnitude(0.5),
+    WANDA,
+    SparseGPT(0.5, None, 0.1, sequential=False),
+    FACTORED,
+]
 
 
 def counted(subject: Subject, folder: Path) -> tuple[Recount, list[str]]:

@@ -19,7 +19,7 @@ from tests.techniques.test_contract import DENSE, NAMES, NEED_A_HEAD, RECOVERED,
 from tests.tiny import tiny_subject
 
 CLASSIFIER = "bert_classifier"
-FAMILIES = ("baseline", "inference", "pruning", "quantization")  # not those of language models' trainings
+FAMILIES = ("baseline", "inference", "low_rank", "pruning", "quantization")  # not those of language models' trainings
 
 
 def family(technique: str) -> str:

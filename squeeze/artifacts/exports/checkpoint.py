@@ -20,7 +20,7 @@ from torch import nn
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts.exports.destination import becoming
 from squeeze.core.errors import Unsupported
-from squeeze.layers.contract import is_compressed
+from squeeze.layers.contract import is_compressed, is_described
 from squeeze.layers.packing import pack, unpack
 from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models.subject import Subject
@@ -47,6 +47,9 @@ def packed_layers(subject: Subject, kinds: tuple[type[nn.Module], ...]) -> dict[
         plain = type(subject.model)(subject.model.config)
     layers: dict[str, QuantizedLinear] = {}
     for name, module in subject.model.named_modules():
+        if is_described(module) and not is_compressed(module):
+            kind = type(module).__name__
+            raise Unsupported(f"{name}: a {kind} is several matrices, where formats have one; export rtn, gptq or awq")
         if not is_compressed(module):
             continue
         if not isinstance(module, QuantizedLinear):

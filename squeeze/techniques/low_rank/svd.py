@@ -5,8 +5,11 @@ Compression" (arXiv:2403.07378), section 3.1: with X X^T = S S^T and W S = U Sig
 
     W ~ U_r Sigma_r V_r^T S^-1,
 
-whose squared output error ||W X - W' X||^2 is the sum of the squares of the singular values that are left out
-(theorem 3.2). Without whitening S is the identity (Eckart and Young 1936): the error is that of the weights.
+whose squared output error ||W X - W' X||^2 is the sum of the squares of the singular values that are left out (the
+paper's second theorem). Without whitening S is the identity (Eckart and Young 1936): the error is that of the weights.
+
+The authors read the inputs off the uncompressed model (``sequential: false``), and damp X X^T only where it cannot be
+factored otherwise; here its diagonal always grows, by a share of each element.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.layers.contract import count_parameters, float_linears
 from squeeze.layers.factors import Factors
 from squeeze.models import architecture
-from squeeze.models.subject import Subject
+from squeeze.models.subject import OF_CODES, Subject
 from squeeze.techniques.contract import Calibration
 
 
@@ -27,9 +30,9 @@ from squeeze.techniques.contract import Calibration
 class SVD:
     """Replace each linear layer of the blocks with two thin ones, of the rank at which they have fewer weights.
 
-    weights_kept: share of a matrix's weights that its two factors have, above 0, at most 1.
+    weights_kept: the most of a matrix's weights that its two factors may have, as a share above 0, at most 1.
     whitened: whether S is that of the inputs; otherwise the identity, and no text is read.
-    damping: share of its mean by which the diagonal of X X^T grows, so that it can be factored.
+    damping: share of itself by which each element of the diagonal of X X^T grows, so that it can be factored.
     sequential: whether the inputs have gone through factorised predecessors, or come from the float model.
     """
 
@@ -39,7 +42,11 @@ class SVD:
     sequential: bool
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
-        """Return the compressed subject. Raises Unsupported for a share outside (0, 1]."""
+        """Return the compressed subject.
+
+        Raises Unsupported for a share outside (0, 1]; SqueezeError without text, and for inputs that cannot be factored
+        (``whitener``).
+        """
         if not 0 < self.weights_kept <= 1:
             raise Unsupported(f"svd cannot keep a share of {self.weights_kept}; expected more than 0, at most 1")
         model = subject.model
@@ -52,13 +59,14 @@ class SVD:
             for block, _, inputs in calibration.input_statistics(model, sequential=self.sequential):
                 for name, statistics in inputs.items():
                     self._replace(subject, f"{block}.{name}", statistics.hessian)
-        return subject.without("bits", "group_size", "symmetric", "sparsity").claiming(parameters=parameters)
+        return subject.without(*OF_CODES, "sparsity").claiming(parameters=parameters)
 
     def _replace(self, subject: Subject, name: str, hessian: torch.Tensor | None) -> None:
         layer = subject.model.get_submodule(name)
         weight = architecture.weight(layer)
         root = None if hessian is None else whitener(hessian, self.damping)
-        down, up = factors(weight.float(), rank_of(*weight.shape, self.weights_kept), root)
+        rows, columns = weight.shape
+        down, up = factors(weight.float(), rank_of(rows, columns, self.weights_kept), root)
         made = Factors.of(down.to(weight.dtype), up.to(weight.dtype), architecture.bias(layer))
         architecture.replace(subject.model, name, made)
 
@@ -69,29 +77,31 @@ def rank_of(rows: int, columns: int, weights_kept: float) -> int:
 
 
 def whitener(hessian: torch.Tensor, damping: float) -> torch.Tensor:
-    """Return the lower triangular S of S S^T = H + damping * mean(diag H) * 1; H: (in_features, in_features) float32.
+    """Return the lower triangular S of S S^T = H + damping * diag H; H: (in_features, in_features) float32.
 
+    Inputs that were always zero are given a size, any one: whatever they are multiplied with, they change nothing.
     Raises SqueezeError for a Hessian that is not positive definite even so.
     """
-    mean = hessian.diagonal().mean().clamp_min(torch.finfo(hessian.dtype).tiny)
-    damped = hessian.double()
-    damped.diagonal().add_(damping * mean.double())
+    energies = hessian.double().diagonal()
+    damped = hessian.double() + torch.diag(torch.where(energies > 0, damping * energies, 1))
     root, failed = torch.linalg.cholesky_ex(damped)
     if failed:
         raise SqueezeError(f"the Hessian is not positive definite with damping={damping}; expected more, such as 0.01")
-    return root.float()
+    single: torch.Tensor = root.float()
+    return single
 
 
 def factors(weight: torch.Tensor, rank: int, root: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return A (rank, in_features) and B (out_features, rank), float32, of the best B A in the norm that S sees.
 
     weight: (out_features, in_features) float32. root: S, lower triangular, or None for the identity. Both factors have
-    the roots of the singular values, so that neither is much larger than the other.
+    one norm, so that neither leaves the range of 16 bits, and one learning rate suits both.
     """
     seen = weight if root is None else weight @ root
     left, values, right = torch.linalg.svd(seen, full_matrices=False)
     roots = values[:rank].sqrt()
     up, down = left[:, :rank] * roots, roots[:, None] * right[:rank]
-    if root is None:
-        return down.contiguous(), up.contiguous()
-    return torch.linalg.solve_triangular(root, down, upper=False, left=False).contiguous(), up.contiguous()
+    if root is not None:
+        down = torch.linalg.solve_triangular(root, down, upper=False, left=False)
+    share = (up.norm() / down.norm()).sqrt() if up.any() else up.new_ones(())
+    return (down * share).contiguous(), (up / share).contiguous()

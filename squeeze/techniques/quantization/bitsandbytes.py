@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from squeeze.core.errors import Unsupported
-from squeeze.layers.contract import count_parameters, float_linears
+from squeeze.layers.contract import count_parameters, float_linears, layer_specs
 from squeeze.models import architecture
 from squeeze.models.settings import quiet
 from squeeze.models.subject import Subject
@@ -85,6 +85,11 @@ def _check_installed() -> None:
 def _quantize(subject: Subject, **options: Any) -> Subject:
     """Let transformers quantize the weights in memory: the blocks' linear layers, all others as they are."""
     model = cast(PreTrainedModel, subject.model)
+    if described := layer_specs(model):
+        name, spec = next(iter(described.items()))
+        raise Unsupported(
+            f"{name} is a {spec['_target_']}, but bitsandbytes takes plain layers alone; use technique=rtn"
+        )
     outside = set(architecture.linears(model)) - set(architecture.block_linears(model))
     parameters = subject.claims.get("parameters", count_parameters(model))
     with quiet():  # neither advice on kernels nor a progress bar

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from squeeze.artifacts import format as artifact
+from squeeze.artifacts.exports import checkpoint
 from squeeze.core.errors import SqueezeError, Unsupported
-from squeeze.layers.contract import count_parameters
+from squeeze.layers.contract import count_parameters, layer_specs
 from squeeze.layers.factors import Factors
+from squeeze.models.subject import OF_CODES
+from squeeze.probes import size
 from squeeze.probes.recount import recount
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.low_rank import svd
 from squeeze.techniques.low_rank.svd import SVD
+from squeeze.techniques.quantization.awq import AWQ
+from squeeze.techniques.quantization.bitsandbytes import Float4, LLMInt8
 from squeeze.techniques.quantization.rtn import RoundToNearest
+from squeeze.techniques.quantization.smoothquant import SmoothQuant
 from tests.tiny import tiny_model, tiny_subject
 
 TEXT = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0))
@@ -55,12 +63,24 @@ def test_the_whitened_error_of_the_outputs_is_the_tail_and_less_than_the_plain_o
     assert whitened < plain
 
 
-def test_inputs_that_are_always_zero_need_damping() -> None:
-    hessian = torch.diag(torch.tensor([1.0, 0.0, 2.0]))
+def test_inputs_that_hang_together_need_damping() -> None:
     with pytest.raises(SqueezeError, match="not positive definite with damping=0"):
-        svd.whitener(hessian, 0.0)
-    assert torch.isfinite(svd.whitener(hessian, 0.01)).all()
-    assert torch.isfinite(svd.whitener(torch.zeros(3, 3), 0.01)).all(), "of an expert that was never chosen"
+        svd.whitener(torch.ones(3, 3), 0.0)
+    assert torch.isfinite(svd.whitener(torch.ones(3, 3), 0.01)).all()
+
+
+@pytest.mark.parametrize("energies", [[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [1e-12, 1e-12, 1e-12]])
+def test_factors_have_one_norm_whatever_the_size_of_the_inputs(energies: list[float]) -> None:
+    """All zero are those of an expert that was never chosen."""
+    weight, root = drawn(4, 3), svd.whitener(torch.diag(torch.tensor(energies)), 0.01)
+    down, up = svd.factors(weight, 3, root)
+    assert float(down.norm()) == pytest.approx(float(up.norm()), rel=1e-5)
+    assert torch.allclose(up @ down, weight, atol=1e-5)
+
+
+def test_a_matrix_of_zeros_has_factors_of_zeros() -> None:
+    down, up = svd.factors(torch.zeros(4, 3), 2, None)
+    assert torch.equal(up @ down, torch.zeros(4, 3))
 
 
 def test_the_rank_is_the_highest_that_keeps_the_share() -> None:
@@ -83,11 +103,11 @@ def test_the_model_has_fewer_weights_and_says_so(whitened: bool, tmp_path: Path)
     assert artifact.describe(tmp_path)["parameters"] == count_parameters(dense)
     found = recount(tmp_path, artifact.load(tmp_path, prepare=False), dense)
     assert found.weights == within
-    assert found.mismatches(subject.claims) == []
+    assert (found.effective_bits, found.compressed_share) == (32, 0), "fewer weights, not smaller ones"
 
 
-def test_all_ranks_together_are_the_model_itself() -> None:
-    """At a share where no singular value is left out: nothing but rounding changes."""
+def test_factors_of_full_rank_are_the_model_itself() -> None:
+    """No share has such a rank, whose factors would be larger than the matrix: nothing but rounding changes."""
     subject, dense = tiny_subject("llama"), tiny_model("llama")
     for name in svd.float_linears(subject.model):
         weight = subject.model.get_submodule(name).weight.data
@@ -97,10 +117,58 @@ def test_all_ranks_together_are_the_model_itself() -> None:
         assert torch.allclose(subject.model(TEXT).logits, dense(TEXT).logits, atol=1e-4)
 
 
-def test_codes_of_an_earlier_step_are_no_longer_claimed() -> None:
-    rounded = RoundToNearest(4, 32, True).apply(tiny_subject("llama"), CalibrationText.empty())
-    subject = SVD(0.8, whitened=False, damping=0.01, sequential=True).apply(rounded, CalibrationText.empty())
-    assert not {"bits", "group_size", "symmetric"} & subject.claims.keys()
+@pytest.mark.parametrize("step", [RoundToNearest(4, 32, True), SmoothQuant(alpha=0.5)])
+def test_codes_of_an_earlier_step_are_no_longer_claimed(step: Any) -> None:
+    quantized = step.apply(tiny_subject("llama"), CalibrationText(TEXT))
+    assert quantized.claims.keys() & set(OF_CODES)
+    subject = SVD(0.8, whitened=False, damping=0.01, sequential=True).apply(quantized, CalibrationText.empty())
+    assert not subject.claims.keys() & set(OF_CODES)
+
+
+@pytest.mark.parametrize("name", ["opt", "gpt2"])
+@pytest.mark.parametrize("sequential", [True, False])
+def test_biases_stay(name: str, sequential: bool) -> None:
+    dense = tiny_model(name)
+    subject = SVD(0.5, whitened=True, damping=0.01, sequential=sequential).apply(
+        tiny_subject(name), CalibrationText(TEXT)
+    )
+    layers = {layer: module for layer, module in subject.model.named_modules() if isinstance(module, Factors)}
+    assert layers
+    for layer, module in layers.items():
+        assert module.bias is not None
+        assert torch.equal(module.bias, dense.get_submodule(layer).bias)
+
+
+def test_bytes_that_describe_rounded_factors_are_no_hidden_weights() -> None:
+    """Three layers for each matrix are described: its factors, and what joins them."""
+    factored = SVD(0.8, whitened=False, damping=0.01, sequential=True).apply(
+        tiny_subject("llama"), CalibrationText.empty()
+    )
+    subject = RoundToNearest(8, None, True).apply(factored, CalibrationText.empty())
+    described = json.dumps(layer_specs(subject.model), indent=1)
+    assert 512 * 14 < len(described) < size.DESCRIBED * 14
+
+
+@pytest.mark.parametrize(
+    "step",
+    [LLMInt8(6.0), Float4("nf4", double_quant=False), SmoothQuant(alpha=0.5), AWQ(4, 32, True, clip=False)],
+    ids=lambda step: type(step).__name__,
+)
+def test_what_takes_plain_layers_alone_refuses_factors(step: Any) -> None:
+    factored = SVD(0.8, whitened=False, damping=0.01, sequential=True).apply(
+        tiny_subject("llama"), CalibrationText.empty()
+    )
+    with pytest.raises(Unsupported, match="Factors"):
+        step.apply(factored, CalibrationText(TEXT))
+
+
+def test_an_export_refuses_factors() -> None:
+    factored = SVD(0.8, whitened=False, damping=0.01, sequential=True).apply(
+        tiny_subject("llama"), CalibrationText.empty()
+    )
+    subject = RoundToNearest(8, None, True).apply(factored, CalibrationText.empty())
+    with pytest.raises(Unsupported, match="a Factors is several matrices"):
+        checkpoint.packed_layers(subject, (torch.nn.Linear,))
 
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
