@@ -114,11 +114,16 @@ def gradients_pass(model: nn.Module) -> Iterator[None]:
     """Keep a library's packed layers in the layout that gradients pass through, within the body.
 
     On processors with bfloat16 instructions bitsandbytes packs the codes anew when a layer in evaluation mode first
-    runs, and forgets the graph from then on. In training mode it does not; what was packed so, saving unpacks.
+    runs, and forgets the graph from then on. In training mode it does not; what was packed so, saving unpacks, but for
+    scales of one level, which it leaves as they lie then: (columns / block, rows).
     """
     layers = [layer for layer in architecture.linears(model).values() if is_packed(layer)]
     for layer in layers:
+        state: Any = getattr(layer.weight, "quant_state", None)
+        transposed = getattr(state, "packing_format_for_cpu", False) and not state.nested
         layer.state_dict()
+        if transposed:
+            state.absmax = state.absmax.T.reshape(-1).float()
         layer.train()
     yield
     for layer in layers:

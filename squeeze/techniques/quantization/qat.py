@@ -55,9 +55,10 @@ class QAT:
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the compressed subject.
 
-        Raises Unsupported for other bits, a group size that does not fit, and a model without a head.
+        Raises Unsupported for other bits, a group size that does not fit, a model without a head, and a plan that
+        cannot be.
         """
-        model = subject.model
+        model, plan = subject.model, Plan(self.training_steps, self.windows, self.learning_rate)
         architecture.head(model)
         names = float_linears(model)
         affine.check("qat", self.bits, self.group_size, map(model.get_submodule, names))
@@ -73,7 +74,7 @@ class QAT:
             parameters,
             partial(divergence, model, teacher, temperature=self.temperature),
             calibration.token_ids,
-            Plan(self.training_steps, self.windows, self.learning_rate),
+            plan,
             title=f"qat, {self.bits} bits",
             workplace=calibration.workplace,
             held_out=calibration.held_out,

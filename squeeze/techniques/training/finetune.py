@@ -33,15 +33,15 @@ class Finetune:
     learning_rate: float
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
-        """Return the trained subject. Raises Unsupported for a model without a head."""
-        model = subject.model
+        """Return the trained subject. Raises Unsupported for a model without a head, and for a plan that cannot be."""
+        model, plan = subject.model, Plan(self.training_steps, self.windows, self.learning_rate)
         architecture.head(model)
         with mastered(model) as masters:
             train(
                 [master.weight for master in masters.values()],
                 partial(next_token, model),
                 calibration.token_ids,
-                Plan(self.training_steps, self.windows, self.learning_rate),
+                plan,
                 title="fine-tuning the control",
                 workplace=calibration.workplace,
                 held_out=calibration.held_out,

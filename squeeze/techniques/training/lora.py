@@ -69,9 +69,9 @@ class LoRA:
         """Return the adapted subject.
 
         Raises Unsupported for a model without a head, for layers that peft cannot adapt here, for what does not go
-        together (see ``check``), and for a loftq start where some of the layers have gone.
+        together (see ``check``), for a loftq start where some of the layers have gone, and for a plan that cannot be.
         """
-        model = subject.model
+        model, plan = subject.model, Plan(self.training_steps, self.windows, self.learning_rate)
         architecture.head(model)
         self.check(model)
         teacher = calibration.baseline() if self.start == "loftq" or self.loss == "distilled" else model
@@ -88,7 +88,7 @@ class LoRA:
                 [parameter for parameter in model.parameters() if parameter.requires_grad],
                 partial(next_token, model) if self.loss == "next_token" else _distillation(model, teacher),
                 calibration.token_ids,
-                Plan(self.training_steps, self.windows, self.learning_rate),
+                plan,
                 title=f"lora of rank {self.rank}",
                 workplace=calibration.workplace,
                 held_out=calibration.held_out,

@@ -14,7 +14,10 @@ from squeeze.models.architecture import blocks
 from squeeze.models.subject import Subject
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.contract import Workplace
+from squeeze.techniques.quantization.qat import QAT
 from squeeze.techniques.training.distillation import Distillation
+from squeeze.techniques.training.finetune import Finetune
+from squeeze.techniques.training.lora import LoRA
 from squeeze.techniques.training.recover import Recover
 from tests.tiny import tiny_model, tiny_subject
 
@@ -103,3 +106,24 @@ def test_a_plan_that_cannot_be_is_refused_before_any_work(recipe: str, fields: d
         RECIPES[recipe](**fields).apply(subject, replace(calibration(), load_baseline=loaded))
     assert same(weights(subject), before)
     assert {tensor.dtype for tensor in subject.model.parameters()} == dtypes
+
+
+NO_STEPS = {"training_steps": 0, "windows": 1, "learning_rate": 1e-3}
+ADAPTERS = {"rslora": False, "dora": False, "start": "kaiming", "targets": "linear", "loss": "next_token"}
+TRAINERS = [
+    Finetune(**NO_STEPS),
+    QAT(4, 32, True, learned_step=False, temperature=1.0, **NO_STEPS),
+    LoRA(rank=4, lora_alpha=8, merge=False, **ADAPTERS, **NO_STEPS),
+    Recover("full", **NO_STEPS),
+    Distillation(**NO_STEPS),
+]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS, ids=lambda trainer: type(trainer).__name__)
+def test_a_plan_that_cannot_be_leaves_the_model_as_it_was(trainer: Any) -> None:
+    subject = tiny_subject("llama")
+    before, kinds = weights(subject), [type(module) for module in subject.model.modules()]
+    with pytest.raises(Unsupported, match="training_steps"):
+        trainer.apply(subject, calibration())
+    assert [type(module) for module in subject.model.modules()] == kinds
+    assert same(weights(subject), before)
