@@ -58,7 +58,7 @@ class Plan:
         for name, value in (("at_once", self.at_once), ("patience", self.patience)):
             if value is not None and value < 1:
                 raise Unsupported(f"{name}={value} is not allowed, expected at least 1, or null")
-        for name, count in (("steps", self.steps), ("windows", self.windows)):
+        for name, count in (("training_steps", self.steps), ("windows", self.windows)):
             if count < 1:
                 raise Unsupported(f"{name}={count} is not allowed, expected at least 1")
         if not self.learning_rate > 0:
