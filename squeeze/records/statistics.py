@@ -24,7 +24,7 @@ TOKEN_BLOCK = 512  # tokens: those of 64 depend on their neighbours so much that
 FEWEST_ITEMS = 5_000  # below, "keeps 97 % of accuracy" cannot be shown at accuracies near 0.5
 RESAMPLES = 5_000
 # Level of the tests on token blocks, neighbours of which still depend on each other a little: at 0.05 they call 5.5 to
-# 6.0 % of equal texts different, at 0.04 4.4 to 4.9 % (16 to 128 blocks that begin anywhere in a window).
+# 6.0 % of equal texts different, at 0.04 4.4 to 4.9 % (100,000 texts of 16 to 128 blocks that begin within a window).
 BLOCK_ALPHA = 0.04
 
 FEWEST_VALUES = 5
