@@ -25,7 +25,7 @@ FEWEST_ITEMS = 5_000  # below, "keeps 97 % of accuracy" cannot be shown at accur
 FEWEST_TEXTS = 500  # of classifiers, whose accuracies are near 0.9: the bound keeps its 5 % there
 RESAMPLES = 5_000
 # Level of the tests on token blocks, neighbours of which still depend on each other a little: at 0.05 they call 5.5 to
-# 6.0 % of equal texts different, at 0.04 4.4 to 4.9 % (16 to 128 blocks that begin anywhere in a window).
+# 6.0 % of equal texts different, at 0.04 4.4 to 4.9 % (100,000 texts of 16 to 128 blocks that begin within a window).
 BLOCK_ALPHA = 0.04
 
 FEWEST_VALUES = 5
