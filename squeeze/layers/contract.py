@@ -120,7 +120,7 @@ def layer_specs(model: nn.Module) -> dict[str, dict[str, Any]]:
     Raises SqueezeError for a layer of a package that is neither squeeze nor an installed plugin.
     """
     return {
-        name: {"_target_": plugins.name_of(type(module)), **spec(module)}  # type: ignore[arg-type]
+        name: {"_target_": plugins.name_of(type(module)), **spec(module)}
         for name, module in model.named_modules()
         if is_described(module)
     }
