@@ -116,8 +116,8 @@ def test_a_mistake_is_one_line_that_names_field_value_and_what_is_allowed(own, m
         ("family: x\nsteps: ???", "technique.steps: '???' is not allowed"),
         ("family: x\nsteps:\n- _target_: os.system\n  command: echo", "'os.system' is refused"),
         (
-            "family: x\nsteps:\n- _target_: planted:methods.Prune\n  sparsity: ${rank}",
-            "'${rank}' is refused",
+            "family: x\nsteps:\n- _target_: planted:methods.Prune\n  sparsity: ${radius}",
+            "'${radius}' is refused",
         ),
         ("defaults: [round]\nfamily: x\nsteps: []", "without a defaults list"),
         ("- 1", "expected a mapping"),

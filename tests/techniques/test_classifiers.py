@@ -121,8 +121,11 @@ def test_a_student_that_is_rounded_is_smaller_still_and_answers_as_before(techni
     subject, student = trained(technique), trained("distil_classifier")
     artifact.save(subject, tmp_path / "rounded")
     artifact.save(student, tmp_path / "student")
-    sizes = [(tmp_path / name / artifact.WEIGHTS).stat().st_size for name in ("rounded", "student")]
-    assert sizes[0] < sizes[1] / 2
+    positions = (
+        student.model.bert.embeddings.position_embeddings.weight.nbytes
+    )  # most of the tiny model, and not rounded
+    sizes = [(tmp_path / name / artifact.WEIGHTS).stat().st_size - positions for name in ("rounded", "student")]
+    assert sizes[0] < sizes[1] / 3
     expected = outputs(student)
     assert torch.allclose(
         outputs(artifact.load(tmp_path / "rounded")), expected, atol=0.1 * float(expected.abs().max())

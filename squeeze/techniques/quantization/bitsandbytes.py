@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Literal, cast
 
+from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from squeeze.core.errors import Unsupported
@@ -31,9 +32,9 @@ class LLMInt8:
     threshold: float
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
-        """Return the compressed subject. Raises Unsupported where bitsandbytes is not installed."""
+        """Return the compressed subject. Raises Unsupported where bitsandbytes is not installed, or layers not plain."""
         _check_installed()
-        float_linears(subject.model)
+        _plain_linears(subject.model)
         quantized = _quantize(subject, load_in_8bit=True, llm_int8_threshold=self.threshold)
         return quantized.claiming(bits=8, compute_real=True)
 
@@ -54,13 +55,14 @@ class Float4:
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
         """Return the compressed subject.
 
-        Raises Unsupported where bitsandbytes is not installed, or its CPU kernel cannot take a layer's shape.
+        Raises Unsupported where bitsandbytes is not installed, layers are not plain, or its CPU kernel cannot take one's
+        shape.
         """
         if self.quant_type not in ("nf4", "fp4"):
             raise Unsupported(f"bitsandbytes has no 4-bit type {self.quant_type!r}; expected 'nf4' or 'fp4'")
         _check_installed()
         on_cpu = next(subject.model.parameters()).device.type == "cpu"
-        for name in float_linears(subject.model):
+        for name in _plain_linears(subject.model):
             rows, columns = architecture.weight(subject.model.get_submodule(name)).shape
             if on_cpu and (rows % CPU_ROWS or columns % BLOCK):
                 raise Unsupported(
@@ -82,14 +84,18 @@ def _check_installed() -> None:
         raise Unsupported("bitsandbytes is not installed; run `pip install bitsandbytes`")
 
 
+def _plain_linears(model: nn.Module) -> list[str]:
+    """Return the names of the blocks' linear layers, all of them plain, as the library makes them anew."""
+    names = float_linears(model)
+    if described := layer_specs(model):
+        name, spec = next(iter(described.items()))
+        raise Unsupported(f"{name}: bitsandbytes has plain layers alone, found {spec['_target_']}; use technique=rtn")
+    return names
+
+
 def _quantize(subject: Subject, **options: Any) -> Subject:
     """Let transformers quantize the weights in memory: the blocks' linear layers, all others as they are."""
     model = cast(PreTrainedModel, subject.model)
-    if described := layer_specs(model):
-        name, spec = next(iter(described.items()))
-        raise Unsupported(
-            f"{name} is a {spec['_target_']}, but bitsandbytes takes plain layers alone; use technique=rtn"
-        )
     outside = set(architecture.linears(model)) - set(architecture.block_linears(model))
     parameters = subject.claims.get("parameters", count_parameters(model))
     with quiet():  # neither advice on kernels nor a progress bar
