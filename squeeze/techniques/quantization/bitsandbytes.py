@@ -32,7 +32,7 @@ class LLMInt8:
     threshold: float
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
-        """Return the compressed subject. Raises Unsupported where bitsandbytes is not installed, or layers not plain."""
+        """Return the compressed subject. Raises Unsupported without bitsandbytes, and for layers that are not plain."""
         _check_installed()
         _plain_linears(subject.model)
         quantized = _quantize(subject, load_in_8bit=True, llm_int8_threshold=self.threshold)
@@ -55,8 +55,8 @@ class Float4:
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
         """Return the compressed subject.
 
-        Raises Unsupported where bitsandbytes is not installed, layers are not plain, or its CPU kernel cannot take one's
-        shape.
+        Raises Unsupported without bitsandbytes, for layers that are not plain, and for shapes that its CPU kernel cannot
+        take.
         """
         if self.quant_type not in ("nf4", "fp4"):
             raise Unsupported(f"bitsandbytes has no 4-bit type {self.quant_type!r}; expected 'nf4' or 'fp4'")
