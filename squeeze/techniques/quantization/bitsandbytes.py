@@ -55,8 +55,8 @@ class Float4:
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
         """Return the compressed subject.
 
-        Raises Unsupported without bitsandbytes, for layers that are not plain, and for shapes that its CPU kernel cannot
-        take.
+        Raises Unsupported without bitsandbytes, for layers that are not plain, and for shapes that its CPU kernel does
+        not take.
         """
         if self.quant_type not in ("nf4", "fp4"):
             raise Unsupported(f"bitsandbytes has no 4-bit type {self.quant_type!r}; expected 'nf4' or 'fp4'")
