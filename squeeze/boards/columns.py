@@ -156,7 +156,7 @@ COLUMNS = (
         "real",
         _real,
         left=True,
-        words=f"B small on disk, M in memory, C low-bit arithmetic, {DASH} nothing of it",
+        words=f"B small on disk, M in memory, C arithmetic of low bits or less of it, {DASH} none of these",
     ),
     Column("ok", lambda row: str(row["coverage"]), words="the technique's cells that succeeded"),
 )

@@ -43,6 +43,7 @@ from squeeze.records.rows import Side, called, find, unlike_environments
 from squeeze.records.statistics import accuracy_change, fewest_items, mcnemar, ratio, retained_accuracy
 from squeeze.records.store import RecordStore
 from squeeze.records.turns import processes, round_ratio, round_ratios
+from squeeze.records.welch import ratio_apart
 
 Named = tuple[str, Side]  # what a row is called beside the other, and the row
 TIMINGS = {"ttft_s": "first token", "token_s": "decoding", "encode_s": "classifying"}
@@ -150,15 +151,19 @@ def _speed(first: Side, second: Side, margins: Margins) -> Iterator[str]:
 
 
 def _times_as_fast(first: Side, second: Side, name: str) -> Estimate:
-    """Return how many times as fast the first row is as the second, of the calls whose times are the array ``name``."""
+    """Return how many times as fast the first row is as the second, of the calls whose times are the array ``name``.
+
+    Rows of one block, beside the same processes of the baseline, are compared round by round. Those of two blocks have
+    no round in common, nor as many of them.
+    """
     kind, _, batch = name.rpartition("_b")
     one, other = ([1 / each for each in round_ratios(side.arrays, kind, batch)] for side in (first, second))
     rounds = min(len(one), len(other))
     beside, beside_other = (side.arrays[f"baseline_{name}"][:rounds] for side in (first, second))
     if np.array_equal(beside, beside_other):
         pairs = zip(processes(first.arrays)[:rounds], processes(second.arrays)[:rounds], strict=True)
-        one, other = [1 / round_ratio(*pair, kind, batch) for pair in pairs], [1.0] * rounds
-    return ratio(one, other)
+        return ratio([1 / round_ratio(*pair, kind, batch) for pair in pairs], [1.0] * rounds)
+    return ratio_apart(one, other)
 
 
 def _perplexity(first: Side, second: Side, margins: Margins) -> Iterator[str]:

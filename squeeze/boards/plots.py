@@ -228,7 +228,7 @@ def _caption(shown: Sequence[pd.DataFrame], boards_left_out: int) -> str:
         f"In boards of at most {MOST_ROWS} rows, before a name: its ranks, as far as tests tell. Behind, against the "
         "baseline in perplexity or accuracy (left) and speed (right): ▲ better, ▼ worse, "
         "= equal within the margin, ~ undecided, ? failed.",
-        "Hollow: left, not small on disk in fact; right, no low-bit arithmetic.",
+        "Hollow: left, not small on disk in fact; right, no arithmetic of low bits or less of it.",
         f"↑ beyond {HEADROOM:g} times the best perplexity, drawn on the edge.",
         f"Failed and not drawn: {failed}.",
     ]

@@ -120,9 +120,9 @@ def gradients_pass(model: nn.Module) -> Iterator[None]:
     layers = [layer for layer in architecture.linears(model).values() if is_packed(layer)]
     for layer in layers:
         state: Any = getattr(layer.weight, "quant_state", None)
-        transposed = getattr(state, "packing_format_for_cpu", False) and not state.nested
+        packed_anew = getattr(state, "packing_format_for_cpu", False)
         layer.state_dict()
-        if transposed:
+        if packed_anew and not state.nested:
             state.absmax = state.absmax.T.reshape(-1).float()
         layer.train()
     yield

@@ -25,7 +25,7 @@ NEIGHBOURS = 32  # weights, no more than share a scale in any usual grouping
 PROBED_COLUMNS = 64  # of a matrix that only its own forward can show
 DENSE = 0.9  # of the dtype's bits: what is stored in more is not compressed
 GROUP_NUMBERS = 2  # stored beside the codes of a group: a scale and a zero point, in the model's dtype
-FEWEST_IN_ROW = 64  # weights of a row, where that is the group
+FEWEST_IN_ROW = 64  # weights of a row, where that is the group; of thin factors fewer, as many as there are
 UNKNOWN_TOLERANCE = 1.25  # bits a weight, where no group is claimed: a library's own blocks, or codebooks
 ROUNDED = 0.01  # of claimed bits, which are an average where layers differ; and of codes that end at whole bytes
 SPARSITY_TOLERANCE = 0.01
@@ -39,7 +39,8 @@ class Recount:
     levels: most distinct values found among 32 neighbours. compressed_share: share of the weights whose layer is stored
     in less than 90 % of the model dtype's bits. level_bits: log2 of each matrix's own levels, on average (5 at most, as
     of 32 neighbours): codes of b bits have at most 2^b of them. dense_bits: of the model's dtype. adapter_bits: how
-    many of the stored bits a weight lie in an adapter beside its base; sparsity and levels are the base's.
+    many of the stored bits a weight lie in an adapter beside its base; sparsity and levels are the base's. in_row:
+    weights of a row, on average.
     """
 
     weights: int
@@ -50,6 +51,7 @@ class Recount:
     level_bits: float
     dense_bits: int = 16
     adapter_bits: float = 0.0
+    in_row: float = FEWEST_IN_ROW
 
     def figures(self) -> dict[str, float | int]:
         """Return the sample names and values."""
@@ -77,7 +79,7 @@ class Recount:
         """Return how the codes are not of the claimed bits, or an adapter beside them takes more than they do."""
         found = []
         of_codes = self.effective_bits - self.adapter_bits
-        if of_codes > bits + stored_beside(claims, self.dense_bits):
+        if of_codes > bits + stored_beside(claims, self.dense_bits, self.in_row):
             left = 1 - self.compressed_share
             found.append(f"claimed {bits:g} bits, stored {of_codes:.2f} a weight ({left:.0%} left dense)")
         elif share_a_scale(claims) and self.level_bits > math.log2(most_values(claims)) + ROUNDED:
@@ -88,14 +90,14 @@ class Recount:
         return found
 
 
-def stored_beside(claims: Mapping[str, Any], dense_bits: int = 16) -> float:
+def stored_beside(claims: Mapping[str, Any], dense_bits: int = 16, in_row: float = FEWEST_IN_ROW) -> float:
     """Return the bits a weight that may be stored beside claimed codes: what scales and zero points of a group take.
 
-    dense_bits: of the model's dtype, which torchao's have.
+    dense_bits: of the model's dtype, which torchao's have. in_row: weights of a row, on average.
     """
     if "group_size" not in claims:
         return UNKNOWN_TOLERANCE
-    return GROUP_NUMBERS * dense_bits / (claims["group_size"] or FEWEST_IN_ROW) + ROUNDED
+    return GROUP_NUMBERS * dense_bits / (claims["group_size"] or min(FEWEST_IN_ROW, in_row)) + ROUNDED
 
 
 def most_values(claims: Mapping[str, Any]) -> float:
@@ -117,11 +119,12 @@ def recount(folder: Path, subject: Subject, baseline: nn.Module) -> Recount:
     stored, beside = _bytes_by_layer(folder, layers)
     dtype = architecture.dtype(subject.model)
     dense_bits = 8 * dtype.itemsize
-    weights = compressed = levels = 0
+    weights = rows = compressed = levels = 0
     bits = zeros = level_bits = 0.0
     for name, layer in layers.items():
         count, own_bits, values = own[name], 8 * stored[name], dense(_base(layer))
         weights += count
+        rows += len(values)
         bits += own_bits
         zeros += count * (1 - int(values.count_nonzero()) / values.numel())
         found = most_levels(values)
@@ -129,7 +132,7 @@ def recount(folder: Path, subject: Subject, baseline: nn.Module) -> Recount:
         level_bits += count * math.log2(max(found, 1))
         compressed += count if own_bits < DENSE * dense_bits * count else 0
     shares = (bits / weights, zeros / weights, levels, compressed / weights, level_bits / weights)
-    return Recount(weights, *shares, dense_bits, 8 * beside / weights)
+    return Recount(weights, *shares, dense_bits, 8 * beside / weights, weights / rows)
 
 
 def weights_by_layer(model: nn.Module, baseline: nn.Module) -> dict[str, int]:

@@ -99,6 +99,17 @@ def test_rows_of_the_same_rounds_are_compared_turn_by_turn(store, capsys):
     assert "decoding at batch 1: 1.200 times as fast (95 % interval 1.2 to 1.2," in capsys.readouterr().out
 
 
+def test_rows_of_two_blocks_are_compared_though_one_has_more_rounds(store, capsys):
+    """As where the one is extended: its rounds were beside other processes of the baseline."""
+    longer = samples(1.0, 0.0, seed=2, moment=1)
+    longer = {name: np.concatenate([a, a[:2]]) if len(a) == ROUNDS else a for name, a in longer.items()}
+    keep(store, 4, samples(1.5, 0.0, seed=1))
+    keep(store, 8, longer)
+    explain(store.results, RTN4, RTN8)
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "decoding at batch 1" in line]
+    assert line.endswith("5 rounds: faster")
+
+
 def test_each_row_is_judged_against_its_own_baseline(store, capsys):
     near = {"kl_median": Estimate(0.001), "kl_p90": Estimate(0.001), "kl_p99": Estimate(0.001)}
     far = near | {"kl_divergence": Estimate(0.2, 0.1, 0.3, n=16), "kl_floor": Estimate(0.0006, n=5115)}

@@ -179,7 +179,7 @@ def test_figures_that_no_measurement_gives_break_no_command(
     path.with_suffix(".json").write_text(json.dumps(record))
     for command in QUICK:
         code, _, lines = said(capsys, results, command)
-        assert code == 0
+        assert code == 0, (command, lines)
         assert [line for line in lines if path.stem in line] == ([] if "--costs" not in command else lines), command
     code, _, lines = said(capsys, results, ("compare", SPOILT, OTHER, "--results", "{}"))
     assert (code, len(lines)) == (2, 1)

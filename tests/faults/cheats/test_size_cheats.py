@@ -78,8 +78,9 @@ def said(found: Inspection, words: str) -> bool:
 
 @pytest.mark.parametrize("technique", NAMES)
 def test_no_honest_technique_is_called_dishonest(technique: str, tmp_path: Path, baseline: Path) -> None:
-    artifact.save(apply(technique, tiny_subject("llama", "bfloat16")), tmp_path)
-    assert look(tmp_path, baseline).mismatches == []
+    folder = tmp_path / "artifact"  # beside the cache of the test
+    artifact.save(apply(technique, tiny_subject("llama", "bfloat16")), folder)
+    assert look(folder, baseline).mismatches == []
 
 
 def test_an_honest_layer_of_a_plugin_is_not_called_dishonest(
