@@ -28,7 +28,8 @@ def ratio_apart(one: Sequence[float], other: Sequence[float]) -> Estimate:
     shares = [float(each.var(ddof=1)) / each.size for each in logs]
     error = float(np.sqrt(sum(shares)))
     if error == 0:
-        return Estimate(*[float(np.exp(centre))] * 3, p_value=float(centre == 0), n=fewest)
+        same = float(np.exp(centre))
+        return Estimate(same, same, same, float(centre == 0), fewest)
     freedom = sum(shares) ** 2 / sum(share**2 / (each.size - 1) for share, each in zip(shares, logs, strict=True))
     half = error * scipy.stats.t.isf(ALPHA / 2, freedom)
     value, low, high = np.exp([centre, centre - half, centre + half]).tolist()
