@@ -23,6 +23,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from squeeze.boards import summary, words
 from squeeze.boards.table import flagged
+from squeeze.boards.trades import DISTILBERT
 from squeeze.records.record import UNRANKED, Status
 from squeeze.records.sanitize import line
 
@@ -33,6 +34,7 @@ MOST_BOARDS = 3
 MOST_ROWS = 60  # of a board, the best and those on its fronts; more would be a cloud
 MOST_NAMES = 20
 DRAWN = (1e-15, 1e15)  # figures beyond are of no measurement, and more than axes can hold
+PUBLISHED = "1"  # the marker of another model's figures
 HEADROOM = 5.0  # perplexities above this multiple of the best are drawn on the upper edge
 HALO = withStroke(linewidth=2.5, foreground="white")  # keeps names readable on lines
 STYLE: Any = {
@@ -135,7 +137,19 @@ def _draw(axes: Axes, panel: Panel, board: pd.DataFrame, families: Sequence[str]
     by_need = rows.sort_values(["front", "beyond"], ascending=False, kind="stable")  # only its name says how far beyond
     named = by_need.drop_duplicates(["label", "x", "y"]).head(MOST_NAMES)
     told = panel if len(board) <= MOST_ROWS else None  # long names in a crowd take minutes to move apart
-    return [axes.text(row["x"], row["y"], _name(told, row), look) for _, row in named.iterrows()]
+    names = [axes.text(row["x"], row["y"], _name(told, row), look) for _, row in named.iterrows()]
+    return names + (_trade(axes, panel, rows, look) if panel in OF_CLASSIFIERS else [])
+
+
+def _trade(axes: Axes, panel: Panel, rows: pd.DataFrame, look: dict[str, Any]) -> list[Text]:
+    """Draw what DistilBERT has of BERT as the same shares of the largest baseline; returns its name."""
+    baselines = rows[rows["family"] == "baseline"].sort_values("bytes", ascending=False, kind="stable")
+    if baselines.empty:
+        return []
+    whole = baselines.iloc[0]
+    x, y = whole["x"] * DISTILBERT.of(panel.column), whole["y"] * DISTILBERT.accuracy
+    axes.plot(x, y, PUBLISHED, color="#666666", ms=10, mew=1.4, zorder=3)
+    return [axes.text(x, y, DISTILBERT.name, {**look, "style": "italic"})]
 
 
 def _placed(panel: Panel, board: pd.DataFrame) -> pd.DataFrame:
@@ -232,6 +246,8 @@ def _caption(shown: Sequence[pd.DataFrame], boards_left_out: int) -> str:
         f"↑ beyond {HEADROOM:g} times the best perplexity, drawn on the edge.",
         f"Failed and not drawn: {failed}.",
     ]
+    if any(summary.classified(board) for board in shown):
+        parts.append(f"{DISTILBERT.name}: another model, its shares of its teacher ({DISTILBERT.source}).")
     if any(len(board) > MOST_ROWS for board in shown):
         parts.append(f"Of each board, the best {MOST_ROWS} rows.")
     if boards_left_out:

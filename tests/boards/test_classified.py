@@ -163,6 +163,19 @@ def test_the_plot_has_accuracy_on_its_axis(frame: pd.DataFrame) -> None:
     assert {axes.get_ylabel() for axes in plots.draw(table(smoke_records())).axes} == {"perplexity (less is better)"}
 
 
+def test_a_published_student_is_drawn_beside_ours_and_named_as_another_model(frame: pd.DataFrame) -> None:
+    figure = plots.draw(frame)
+    whole = frame[frame["family"] == "baseline"].sort_values("bytes").iloc[-1]
+    for axes, x in zip(figure.axes, (0.60 * whole["bytes"] / 1e6, 1.63 * whole["items_per_s"]), strict=True):
+        [drawn] = [line for line in axes.lines if line.get_marker() == plots.PUBLISHED]
+        assert drawn.get_xydata().ravel().tolist() == pytest.approx([x, 0.97 * whole["acc_pooled"]])
+        assert any(text.get_text() == "DistilBERT of BERT, as published" for text in axes.texts)
+    assert "another model" in figure.get_supxlabel()
+    of_text = plots.draw(table(smoke_records()))
+    assert "another model" not in of_text.get_supxlabel()
+    assert not [line for axes in of_text.axes for line in axes.lines if line.get_marker() == plots.PUBLISHED]
+
+
 def test_a_row_is_said_in_the_words_of_classifiers() -> None:
     own = classified.records()[2]
     told = list(figures(own, classified.records()))
