@@ -28,6 +28,7 @@ from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.statistics_cache import StatisticsCache
 from squeeze.techniques.training import finetune
 from tests import snippets
+from tests.dying import dies_at
 from tests.faults.sweeps import MODEL, RUNTIME
 from tests.snippets import TRAIN, put
 from tests.tiny import tiny_subject
@@ -110,15 +111,7 @@ def test_a_killed_training_goes_on_and_its_cost_is_counted_whole(
         "learning_rate": 0.1,
     }
     trained = replace(cell(step), calibration=calibration)
-    real, done = finetune.next_token, []
-
-    def deadly(*arguments: Any) -> torch.Tensor:
-        done.append(1)
-        if len(done) == 4:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(finetune, "next_token", deadly)
+    done = dies_at(monkeypatch, finetune, "next_token", 4)
     with pytest.raises(KeyboardInterrupt):
         build(trained, tmp_path / "killed", measured)
     assert list((tmp_path / "cache/training").rglob("*.safetensors"))
@@ -282,15 +275,7 @@ def test_a_training_in_the_open_is_not_gone_on_with_where_what_is_scored_is_with
 ) -> None:
     monkeypatch.setattr(training_loop, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(building, "calibration_windows", lambda *_: (windows[0], windows[1][:0]))
-    real, done = finetune.next_token, []
-
-    def deadly(*arguments: Any) -> torch.Tensor:
-        done.append(1)
-        if len(done) == 4:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(finetune, "next_token", deadly)
+    done = dies_at(monkeypatch, finetune, "next_token", 4)
     with pytest.raises(KeyboardInterrupt):
         build(calibrated(TRAINED), tmp_path / "open", measured)
     build(calibrated(TRAINED), tmp_path / "withheld", measured, withheld=True)

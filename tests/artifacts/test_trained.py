@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,6 +24,7 @@ from squeeze.sources.identity import trained_place
 from squeeze.sources.trained import INFO
 from squeeze.techniques import training_loop
 from squeeze.techniques.training import sentence_training
+from tests.dying import dies_at
 from tests.faults.sweeps import RUNTIME
 from tests.snippets import TRAIN, labelled, put
 from tests.sources.test_trained import MODEL as DEFAULT
@@ -80,15 +80,7 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_bytes(tmp_path: Path, monkeypa
     monkeypatch.setenv("SQUEEZE_CACHE", str(tmp_path / "another"))
     monkeypatch.setattr(training_loop, "SAVE_EVERY", 0.0)
     put()
-    real, done = trained.cross_entropy, []
-
-    def deadly(*arguments: Any) -> torch.Tensor:
-        done.append(1)
-        if len(done) == 4:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(trained, "cross_entropy", deadly)
+    done = dies_at(monkeypatch, trained, "cross_entropy", 4)
     with pytest.raises(KeyboardInterrupt):
         made()
     assert not (cache_root() / trained_place(MODEL)).exists()
@@ -146,15 +138,7 @@ def test_what_was_begun_in_the_open_is_not_gone_on_with_where_what_is_scored_is_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training_loop, "SAVE_EVERY", 0.0)
-    real, done = trained.cross_entropy, []
-
-    def deadly(*arguments: Any) -> torch.Tensor:
-        done.append(1)
-        if len(done) == 4:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(trained, "cross_entropy", deadly)
+    done = dies_at(monkeypatch, trained, "cross_entropy", 4)
     with pytest.raises(KeyboardInterrupt):
         made()
     trained.fine_tune(MODEL, RUNTIME, tmp_path / "withheld", withheld=True)

@@ -31,6 +31,7 @@ from squeeze.techniques.quantization.smoothquant import SmoothQuant
 from squeeze.techniques.training import recover
 from squeeze.techniques.training.lora import LoRA
 from squeeze.techniques.training.recover import Recover
+from tests.dying import dies_at
 from tests.tiny import tiny_model, tiny_subject
 
 TOKEN_IDS = torch.randint(256, (8, 32), generator=torch.Generator().manual_seed(0))
@@ -229,16 +230,9 @@ def test_a_killed_training_goes_on_to_the_same_layers(
     make: Any, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training_loop, "SAVE_EVERY", 0.0)
-    steps, real, calls = technique(how, training_steps=5), recover.distilled, []
+    steps = technique(how, training_steps=5)
     whole = steps.apply(make(), calibration()).model.state_dict()
-
-    def deadly(*arguments: Any) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(recover, "distilled", deadly)
+    dies_at(monkeypatch, recover, "distilled", 6)
     with pytest.raises(KeyboardInterrupt):
         steps.apply(make(), calibration(workplace=Workplace(tmp_path)))
     assert list(tmp_path.rglob("*.safetensors"))
