@@ -35,7 +35,9 @@ MOST_ROWS = 60  # of a board, the best and those on its fronts; more would be a 
 MOST_NAMES = 20
 DRAWN = (1e-15, 1e15)  # figures beyond are of no measurement, and more than axes can hold
 PUBLISHED = "1"  # the marker of another model's figures
-HEADROOM = 5.0  # perplexities above this multiple of the best are drawn on the upper edge
+HEADROOM = 5.0  # perplexities above this multiple of the best are drawn on the upper edge,
+MOST_BEYOND = 3  # unless they are more than these: then the axis goes on to the others,
+MOST_HEADROOM = 100.0  # as far as this multiple
 HALO = withStroke(linewidth=2.5, foreground="white")  # keeps names readable on lines
 STYLE: Any = {
     "font.size": 9,
@@ -137,8 +139,17 @@ def _draw(axes: Axes, panel: Panel, board: pd.DataFrame, families: Sequence[str]
     by_need = rows.sort_values(["front", "beyond"], ascending=False, kind="stable")  # only its name says how far beyond
     named = by_need.drop_duplicates(["label", "x", "y"]).head(MOST_NAMES)
     told = panel if len(board) <= MOST_ROWS else None  # long names in a crowd take minutes to move apart
-    names = [axes.text(row["x"], row["y"], _name(told, row), look) for _, row in named.iterrows()]
+    names = [axes.text(x, y, name, look) for x, y, name in _names(told, named)]
     return names + (_trade(axes, panel, rows, look) if panel in OF_CLASSIFIERS else [])
+
+
+def _names(panel: Panel | None, rows: pd.DataFrame) -> list[tuple[float, float, str]]:
+    """Return (x, y, name) of each row; those that lie on each other on the edge have one name, a line each."""
+    together: dict[object, list[tuple[float, float, str]]] = {}
+    for _, row in rows.iterrows():
+        place = f"{row['x']:.3g}" if row["beyond"] else object()
+        together.setdefault(place, []).append((row["x"], row["y"], _name(panel, row)))
+    return [(*places[0][:2], "\n".join(name for *_, name in places)) for places in together.values()]
 
 
 def _trade(axes: Axes, panel: Panel, rows: pd.DataFrame, look: dict[str, Any]) -> list[Text]:
@@ -160,7 +171,7 @@ def _placed(panel: Panel, board: pd.DataFrame) -> pd.DataFrame:
     for name in figures:
         drawn &= figures[name].between(*DRAWN)
     rows, quality = board[drawn], figures.loc[drawn, panel.quality.column]
-    ceiling = quality.min() * HEADROOM if sign < 0 else np.inf
+    ceiling = _ceiling(quality) if sign < 0 else np.inf
     rows = rows.assign(
         x=figures.loc[drawn, panel.column] / panel.unit,
         y=quality.clip(upper=ceiling),
@@ -169,6 +180,13 @@ def _placed(panel: Panel, board: pd.DataFrame) -> pd.DataFrame:
     )
     rows["front"] = front(-panel.better * rows["x"], -sign * quality) & ~rows["beyond"]
     return rows.sort_values("front", ascending=False, kind="stable").head(MOST_ROWS)
+
+
+def _ceiling(perplexities: pd.Series) -> float:
+    """Return where the axis ends: names of rows that are drawn on its edge lie on each other, where they are many."""
+    ordered, best = perplexities.sort_values(ascending=False), perplexities.min()
+    reached = ordered.iloc[min(MOST_BEYOND, len(ordered) - 1)] if len(ordered) else np.nan
+    return float(np.clip(reached, best * HEADROOM, best * MOST_HEADROOM))
 
 
 def _point(axes: Axes, panel: Panel, row: pd.Series, families: Sequence[str]) -> None:
@@ -243,7 +261,7 @@ def _caption(shown: Sequence[pd.DataFrame], boards_left_out: int) -> str:
         "baseline in perplexity or accuracy (left) and speed (right): ▲ better, ▼ worse, "
         "= equal within the margin, ~ undecided, ? failed.",
         "Hollow: left, not small on disk in fact; right, no arithmetic of low bits or less of it.",
-        f"↑ beyond {HEADROOM:g} times the best perplexity, drawn on the edge.",
+        "↑ beyond the axis, drawn on its edge.",
         f"Failed and not drawn: {failed}.",
     ]
     if any(summary.classified(board) for board in shown):

@@ -63,6 +63,26 @@ def test_a_collapsed_model_is_drawn_on_the_edge_with_its_figure(figure):
     assert max(line.get_ydata()[0] for line in markers(size)) == pytest.approx(13.46 * plots.HEADROOM)
 
 
+def test_where_many_would_lie_on_the_edge_the_axis_goes_on_to_all_but_a_few(monkeypatch):
+    records = smoke_records()
+    monkeypatch.setattr(plots, "MOST_BEYOND", 1)
+    size, _ = plots.draw(table(records)).axes
+    assert sorted(line.get_ydata()[0] for line in markers(size))[-3:] == [80.0, 110.0, 110.0]
+    assert [text.get_text() for text in size.texts if "↑" in text.get_text()] == ["11 rtn-2-g64 ▼ ↑ 4e5"]
+    monkeypatch.setattr(plots, "MOST_BEYOND", 0)
+    size, _ = plots.draw(table(records)).axes
+    assert max(line.get_ydata()[0] for line in markers(size)) == pytest.approx(13.46 * plots.MOST_HEADROOM)
+
+
+def test_rows_on_one_place_of_the_edge_share_a_name_of_a_line_each():
+    records = smoke_records()
+    size = Estimate(86.02e6)  # not told apart from rtn-2's 86 in the picture
+    moved = [replace(one, estimates={**one.estimates, "bytes": size}) for one in records[7:8]]
+    axes, _ = plots.draw(table([*records[:7], *moved, *records[8:]])).axes
+    [name] = [text.get_text() for text in axes.texts if "rtn-2" in text.get_text()]
+    assert sorted(name.splitlines()) == ["10 rtn-3-g64 ▼ ↑ 110", "11 rtn-2-g64 ▼ ↑ 4e5"]
+
+
 def test_where_there_is_no_room_for_all_names_those_on_the_edge_have_theirs(monkeypatch):
     monkeypatch.setattr(plots, "MOST_NAMES", 8)  # five lie on the front
     size, _ = plots.draw(table(smoke_records())).axes
