@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -129,6 +129,9 @@ def build(
     if Processes.now().is_first:  # of several that train together, the others read what it writes
         for workplace in workplaces:
             workplace.clear()
+        for emptied in {workplace.folder.parent for workplace in workplaces if workplace.folder}:
+            with suppress(OSError):  # there was none, or somebody is at work in it
+                emptied.rmdir()
 
 
 def calibration(cell: Cell, subject: Subject, device: str, shared: StatisticsCache) -> CalibrationText:
