@@ -253,7 +253,8 @@ def _estimates(frame: pd.DataFrame, name: str, of: Kind, untested: npt.NDArray[n
     if of is PERPLEXITY:
         own = frame[name.removesuffix("_delta")].astype(float) if name.removesuffix("_delta") in frame else np.nan
         value, low, high = (1 + each / (own - value) for each in (value, low, high))
-    corrected = p_value.groupby(frame["board"]).transform(holm)
+    same = low == high  # a model beside itself: no test of anything, either
+    corrected = p_value.mask(same).groupby(frame["board"]).transform(holm).where(~same, p_value)
     floor = frame["kl_floor"].astype(float) if of.distance and "kl_floor" in frame else value * np.nan
     return Estimates(*(np.asarray(each, dtype=np.float64) for each in (value, low, high, corrected, n, floor)))
 

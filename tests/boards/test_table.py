@@ -144,6 +144,17 @@ def test_speed_verdicts_are_corrected_over_the_board():
     assert verdicts.to_dict() == {2: "undecided", 3: "undecided", 4: "slower"}
 
 
+def test_a_model_beside_itself_is_no_test_and_weighs_on_no_other():
+    same = Estimate(0.0, 0.0, 0.0, 1.0, 16)
+    worse = Estimate(2.0, 1.0, 3.0, 0.04, 16)
+    baseline, other = smoke_records()[0], smoke_records()[5]
+    rows = [
+        replace(baseline, estimates={**baseline.estimates, "perplexity_delta": same}),
+        replace(other, estimates={"perplexity": Estimate(15.5), "perplexity_delta": worse}),
+    ]
+    assert tabulate(rows)["perplexity_delta_verdict"].tolist() == ["equal", "worse"]
+
+
 def test_rows_that_warm_up_and_too_few_rounds_have_no_speed_verdict_but_a_reason():
     warming = with_speedup(2, 3.0, 0.9, flags=("grid_flattered", "warming"))
     few = with_speedup(3, 3.0, None)
