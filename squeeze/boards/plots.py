@@ -38,6 +38,7 @@ PUBLISHED = "1"  # the marker of another model's figures
 HEADROOM = 5.0  # perplexities above this multiple of the best are drawn on the upper edge,
 MOST_BEYOND = 3  # unless they are more than these: then the axis goes on to the others,
 MOST_HEADROOM = 100.0  # as far as this multiple
+FOOTROOM, MOST_FOOTROOM = 0.1, 1.0  # of accuracy, likewise, this far below the best
 HALO = withStroke(linewidth=2.5, foreground="white")  # keeps names readable on lines
 STYLE: Any = {
     "font.size": 9,
@@ -147,7 +148,7 @@ def _names(panel: Panel | None, rows: pd.DataFrame) -> list[tuple[float, float, 
     """Return (x, y, name) of each row; those that lie on each other on the edge have one name, a line each."""
     together: dict[object, list[tuple[float, float, str]]] = {}
     for _, row in rows.iterrows():
-        place = f"{row['x']:.3g}" if row["beyond"] else object()
+        place = f"{row['x']:.2g}" if row["beyond"] else object()
         together.setdefault(place, []).append((row["x"], row["y"], _name(panel, row)))
     return [(*places[0][:2], "\n".join(name for *_, name in places)) for places in together.values()]
 
@@ -171,22 +172,24 @@ def _placed(panel: Panel, board: pd.DataFrame) -> pd.DataFrame:
     for name in figures:
         drawn &= figures[name].between(*DRAWN)
     rows, quality = board[drawn], figures.loc[drawn, panel.quality.column]
-    ceiling = _ceiling(quality) if sign < 0 else np.inf
+    end = _end(quality, sign)
     rows = rows.assign(
         x=figures.loc[drawn, panel.column] / panel.unit,
-        y=quality.clip(upper=ceiling),
+        y=quality.clip(upper=end) if sign < 0 else quality.clip(lower=end),
         quality=quality,
-        beyond=quality > ceiling,
+        beyond=sign * (quality - end) < 0,
     )
     rows["front"] = front(-panel.better * rows["x"], -sign * quality) & ~rows["beyond"]
     return rows.sort_values("front", ascending=False, kind="stable").head(MOST_ROWS)
 
 
-def _ceiling(perplexities: pd.Series) -> float:
-    """Return where the axis ends: names of rows that are drawn on its edge lie on each other, where they are many."""
-    ordered, best = perplexities.sort_values(ascending=False), perplexities.min()
-    reached = ordered.iloc[min(MOST_BEYOND, len(ordered) - 1)] if len(ordered) else np.nan
-    return float(np.clip(reached, best * HEADROOM, best * MOST_HEADROOM))
+def _end(quality: pd.Series, better: int) -> float:
+    """Return where the axis ends on its worse side: where many rows lie on an edge, so do their names."""
+    worst_first = quality.sort_values(ascending=better > 0)
+    reached = worst_first.iloc[min(MOST_BEYOND, len(quality) - 1)] if len(quality) else np.nan
+    if better < 0:
+        return float(np.clip(reached, quality.min() * HEADROOM, quality.min() * MOST_HEADROOM))
+    return float(np.clip(reached, quality.max() - MOST_FOOTROOM, quality.max() - FOOTROOM))
 
 
 def _point(axes: Axes, panel: Panel, row: pd.Series, families: Sequence[str]) -> None:
@@ -211,12 +214,13 @@ def _bar(value: float, row: pd.Series, name: str, *, relative: bool) -> list[lis
 def _name(panel: Panel | None, row: pd.Series) -> str:
     """Return a row's label; in a panel, its range of ranks before and the sign of its verdict: ``3-6 rtn-4-g64 ▲``."""
     label, value = _plain(words.short_label(row)), row["quality"]
+    arrow = "↑" if value > row["y"] else "↓"
     if panel is not None:
         place = words.rank(row).strip(words.DASH)
         label = " ".join(part for part in (place, label, words.mark(row, panel.verdict)) if part)
     if not row["beyond"]:
         return label
-    return f"{label} ↑ " + (f"{value:.3g}" if value < 1000 else f"{value:.0e}".replace("e+0", "e"))
+    return f"{label} {arrow} " + (f"{value:.3g}" if value < 1000 else f"{value:.0e}".replace("e+0", "e"))
 
 
 def _plain(text: str) -> str:
@@ -261,7 +265,7 @@ def _caption(shown: Sequence[pd.DataFrame], boards_left_out: int) -> str:
         "baseline in perplexity or accuracy (left) and speed (right): ▲ better, ▼ worse, "
         "= equal within the margin, ~ undecided, ? failed.",
         "Hollow: left, not small on disk in fact; right, no arithmetic of low bits or less of it.",
-        "↑ beyond the axis, drawn on its edge.",
+        "↑ ↓ beyond the axis, drawn on its edge.",
         f"Failed and not drawn: {failed}.",
     ]
     if any(summary.classified(board) for board in shown):

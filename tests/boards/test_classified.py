@@ -163,6 +163,17 @@ def test_the_plot_has_accuracy_on_its_axis(frame: pd.DataFrame) -> None:
     assert {axes.get_ylabel() for axes in plots.draw(table(smoke_records())).axes} == {"perplexity (less is better)"}
 
 
+def test_an_accuracy_far_below_the_best_is_drawn_on_the_lower_edge_with_its_figure(frame: pd.DataFrame) -> None:
+    far = plots._placed(plots.OF_CLASSIFIERS[0], frame).set_index("label")
+    [pruned] = [name for name in far.index if "wanda" in name]
+    assert far["beyond"].tolist() == [name == pruned for name in far.index]
+    assert far["y"][pruned] == pytest.approx(frame["acc_pooled"].max() - plots.FOOTROOM)
+    assert far.drop(pruned)["y"].equals(far.drop(pruned)["quality"])
+    size, _ = plots.draw(frame).axes
+    [name] = [text.get_text() for text in size.texts if "wanda" in text.get_text()]
+    assert name.endswith(f"↓ {far['quality'][pruned]:.3g}")
+
+
 def test_a_published_student_is_drawn_beside_ours_and_named_as_another_model(frame: pd.DataFrame) -> None:
     figure = plots.draw(frame)
     whole = frame[frame["family"] == "baseline"].sort_values("bytes").iloc[-1]
