@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
 from squeeze.core import cache
 from squeeze.core.errors import IntegrityError, SqueezeError, TransientError, hint
@@ -126,7 +126,7 @@ def _pip(*arguments: str) -> str:
 def _opened(address: str, settings: Mapping[str, str]) -> http.client.HTTPResponse:
     """Ask for an address of http or https, with the user and password that it may hold; return the answer.
 
-    Where it leads on to another address, user and password stay behind: that may be anybody's server.
+    Where it leads on to another server, user and password stay behind: that may be anybody's.
     """
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https"):
@@ -139,9 +139,20 @@ def _opened(address: str, settings: Mapping[str, str]) -> http.client.HTTPRespon
         secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(secret.encode()).decode()}")
     certificates = settings.get(":env:.cert") or settings.get("global.cert")
-    context = ssl.create_default_context(cafile=certificates) if parts.scheme == "https" else None
-    answer: http.client.HTTPResponse = urlopen(request, timeout=PATIENCE, context=context)
+    secure = HTTPSHandler(context=ssl.create_default_context(cafile=certificates))
+    answer: http.client.HTTPResponse = build_opener(secure, _Onward).open(request, timeout=PATIENCE)
     return answer
+
+
+class _Onward(HTTPRedirectHandler):
+    """Follow where an index leads on to, with user and password as long as it is the same server."""
+
+    def redirect_request(self, req: Request, *arguments: Any) -> Request | None:
+        onward = super().redirect_request(req, *arguments)
+        if onward is not None and (onward.type, onward.host) == (req.type, req.host):
+            for name, secret in req.unredirected_hdrs.items():
+                onward.add_unredirected_header(name, secret)
+        return onward
 
 
 def _save(source: http.client.HTTPResponse, path: Path, advance: Advance) -> None:

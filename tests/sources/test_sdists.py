@@ -189,6 +189,18 @@ def test_where_the_index_leads_on_to_gets_no_password(
 
 
 @pytest.mark.parametrize("path", ["/simple/toy-assets/", f"/files/{TOP}.tar.gz"])
+def test_where_the_index_leads_on_to_within_itself_gets_the_password(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://me:hunter2@{index.address}")
+    pinned = publish(index, tmp_path / "ran")
+    index.pages["/moved"] = index.pages.pop(path)
+    index.moved[path] = "/moved"
+    sdists.archive(REQUIREMENT, pinned)
+    assert [asked["Authorization"] for asked in index.asked] == ["Basic bWU6aHVudGVyMg=="] * 3
+
+
+@pytest.mark.parametrize("path", ["/simple/toy-assets/", f"/files/{TOP}.tar.gz"])
 def test_an_answer_that_ends_early_may_be_asked_for_again(index: Index, tmp_path: Path, path: str) -> None:
     pinned = publish(index, tmp_path / "ran")
     index.withheld[path] = 10
