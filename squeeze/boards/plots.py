@@ -136,7 +136,7 @@ def _draw(axes: Axes, panel: Panel, board: pd.DataFrame, families: Sequence[str]
         axes.yaxis.set_minor_locator(NullLocator())
     axes.ticklabel_format(axis="x", useOffset=False)  # rows of one size would stand at "+1.636e2"
     axes.margins(x=0.15, y=0.12)
-    look = {"fontsize": 8, "zorder": 1.5, "path_effects": [HALO]}
+    look = {"fontsize": 8, "zorder": 1.5, "path_effects": [HALO], "in_layout": False}  # they are moved inside
     by_need = rows.sort_values(["front", "beyond"], ascending=False, kind="stable")  # only its name says how far beyond
     named = by_need.drop_duplicates(["label", "x", "y"]).head(MOST_NAMES)
     told = panel if len(board) <= MOST_ROWS else None  # long names in a crowd take minutes to move apart
@@ -213,7 +213,7 @@ def _bar(value: float, row: pd.Series, name: str, *, relative: bool) -> list[lis
 
 def _name(panel: Panel | None, row: pd.Series) -> str:
     """Return a row's label; in a panel, its range of ranks before and the sign of its verdict: ``3-6 rtn-4-g64 ▲``."""
-    label, value = _plain(words.short_label(row)), row["quality"]
+    label, value = _plain(words.short_label(row)).replace("@", "\n@"), row["quality"]  # half as wide
     arrow = "↑" if value > row["y"] else "↓"
     if panel is not None:
         place = words.rank(row).strip(words.DASH)

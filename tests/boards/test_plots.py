@@ -45,6 +45,14 @@ def test_names_do_not_overlap_and_stay_inside_the_panel(figure):
         assert all(frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1 for box in boxes)
 
 
+def test_long_names_take_no_room_from_the_panels_and_break_where_settings_begin(figure):
+    frame = table(smoke_records())
+    long = plots.draw(frame.assign(label=frame["label"] + "-and_so_on" * 4 + "@training_steps=64"))
+    for axes, short in zip(long.axes, figure.axes, strict=True):
+        assert axes.get_position().width == pytest.approx(short.get_position().width, rel=0.02)
+        assert all("\n@training_steps=64" in text.get_text() for text in axes.texts if text.get_text())
+
+
 def test_families_differ_in_colour_and_marker(figure):
     looks = {(to_hex(line.get_color()), line.get_marker()) for line in markers(figure.axes[0])}
     assert len(looks) == len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == 3
