@@ -1,7 +1,8 @@
 """Save a subject as an artifact, a folder that really is what it claims to be: safetensors and JSON; load it back.
 
     model.safetensors   every stored tensor, packed as the layers hold it; tied tensors once
-    artifact.json       format, architecture, dtype, parameter count, compressed layers, a cache of its own, claims
+    artifact.json       format, architecture, dtype, parameter count, compressed layers, claims; and where the model has
+                        them, a cache of its own, a form that its configuration does not describe
     config.json         the transformers configuration;  tokenizer files beside it
     adapter/            low-rank adapters of the model, where it has any; see ``adapter.py``
 
@@ -41,7 +42,7 @@ from squeeze.layers.contract import (
 )
 from squeeze.layers.lora import set_aside
 from squeeze.models import architecture
-from squeeze.models.subject import CacheFactory, Subject
+from squeeze.models.subject import Subject
 
 FORMAT = 2  # in 1, layers were named by their modules' paths
 DESCRIPTION = "artifact.json"
@@ -60,7 +61,9 @@ def save(subject: Subject, folder: Path) -> None:
             adapter.write(subject.model, adapters, folder)
             description["adapter"] = adapter.FOLDER
     if subject.cache is not None:
-        description["cache"] = _cache_spec(subject.cache)
+        description["cache"] = _spec(subject.cache)
+    if (form := architecture.form(subject.model)) is not None:
+        description["form"] = _spec(form)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
 
 
@@ -107,7 +110,7 @@ def load(folder: Path, device: str = "cpu", *, prepare: bool = True) -> Subject:
     if prepare:
         prepare_layers(model)
     claims = {**description["claims"], "loader": description["loader"], "parameters": description["parameters"]}
-    return Subject(model, tokenizer, claims, _cache(description))
+    return Subject(model, tokenizer, claims, _made(description, "cache", "group"))
 
 
 def skeleton(folder: Path) -> PreTrainedModel:
@@ -183,6 +186,9 @@ def _own_model(folder: Path, description: dict[str, Any]) -> PreTrainedModel:
         model = _model_class(description["architecture"])._from_config(
             config, dtype=getattr(torch, description["dtype"])
         )
+    form = _made(description, "form", "shape")
+    if form is not None:
+        form.shape(model)
     for name, spec in description["layers"].items():
         arguments = {key: value for key, value in spec.items() if key != "_target_"}
         architecture.replace(model, name, layer_class(spec["_target_"])(**arguments))
@@ -206,24 +212,24 @@ def _library_model(folder: Path, description: dict[str, Any]) -> PreTrainedModel
     )
 
 
-def _cache_spec(cache: CacheFactory) -> dict[str, Any]:
-    """Return the class of a cache factory and its fields, as ``layer_specs`` has those of layers."""
-    return {"_target_": plugins.name_of(type(cache)), **dataclasses.asdict(cache)}  # type: ignore[call-overload]
+def _spec(part: Any) -> dict[str, Any]:
+    """Return the class of a cache factory or a form and its fields, as ``layer_specs`` has those of layers."""
+    return {"_target_": plugins.name_of(type(part)), **dataclasses.asdict(part)}
 
 
-def _cache(description: dict[str, Any]) -> CacheFactory | None:
-    spec = dict(description.get("cache", {}))
+def _made(description: dict[str, Any], part: str, owed: str) -> Any:
+    """Return the cache factory, or the form, that a description names, which has the attribute owed; None without."""
+    spec = dict(description.get(part, {}))
     if not spec:
         return None
     name = spec.pop("_target_")
     try:
         found = plugins.load(plugins.find("layers", name))
     except SqueezeError as error:
-        raise IntegrityError(f"{DESCRIPTION} names the cache {error}") from error
-    if not (dataclasses.is_dataclass(found) and hasattr(found, "group")):
-        raise IntegrityError(f"{DESCRIPTION} names the cache {name!r}, which makes none")
-    made: CacheFactory = found(**spec)  # type: ignore[assignment]
-    return made
+        raise IntegrityError(f"{DESCRIPTION} names the {part} {error}") from error
+    if not (dataclasses.is_dataclass(found) and hasattr(found, owed)):
+        raise IntegrityError(f"{DESCRIPTION} names the {part} {name!r}, which makes none")
+    return found(**spec)
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -97,6 +97,11 @@ def final_norm(model: nn.Module) -> nn.Module:
     raise Unsupported(f"{type(model).__name__}: no final norm found under any of {', '.join(FINAL_NORMS)}")
 
 
+def form(model: nn.Module) -> Any:
+    """Return the form of a model that its configuration alone does not describe (``layers.sliced``); None, mostly."""
+    return getattr(model, "form", None)
+
+
 def is_classifier(model: nn.Module) -> bool:
     """Tell whether a model tells the classes of whole texts apart: as transformers calls such models."""
     return type(model).__name__.endswith("ForSequenceClassification")

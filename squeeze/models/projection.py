@@ -51,6 +51,8 @@ def check_projection(model: nn.Module, hidden: int, heads: int) -> None:
             f"a hidden size of {hidden} is no multiple of {heads} heads, as transformers asks for; the next smaller one"
             f" that is: {hidden // heads * heads}"
         )
+    if architecture.form(model) is not None:
+        raise Unsupported("hidden states of a sliced model have no basis in common; project the uncompressed model")
     check_float(model, (*(name for names in READERS.values() for name in names), *WRITERS))
     embedding, head = _tables(model)
     if type(embedding) is not nn.Embedding or not (head is None or type(head) is nn.Linear):

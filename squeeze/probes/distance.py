@@ -22,7 +22,7 @@ from squeeze.artifacts.loading import load
 from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.core.process import settle
 from squeeze.core.progress import counted
-from squeeze.models.architecture import head, named_blocks
+from squeeze.models.architecture import form, head, named_blocks
 from squeeze.models.logits import Logits
 from squeeze.models.subject import Subject
 from squeeze.probes.divergence import logits_of_both, relative_entropy, wide_head
@@ -167,6 +167,9 @@ def why_not_by_layer(a: nn.Module, b: nn.Module) -> str:
         depths = [len(named_blocks(model)) for model in (a, b)]
     except Unsupported as error:
         return str(error)
+    for name, model in (("A", a), ("B", b)):
+        if form(model) is not None:
+            return f"{name}'s hidden states lie in another frame at each place"
     if depths[0] != depths[1]:
         return f"A has {depths[0]} blocks, B {depths[1]}"
     widths = [model.config.get_text_config().hidden_size for model in (a, b)]  # type: ignore[union-attr,operator]

@@ -131,6 +131,12 @@ AXES: tuple[Axis, ...] = (
         label=lambda value, _: None if value is None else f"kept{value:g}",
     ),
     Axis(
+        "hidden_kept",
+        Rule("a number above 0, at most 1", lambda value: is_number(value) and 0 < value <= 1),
+        "share of the hidden dimensions that stay, where a technique slices them",
+        label=lambda value, _: None if value is None else f"hidden{value:g}",
+    ),
+    Axis(
         "damping_of",
         one_of("own", "mean"),
         "of a Hessian's diagonal: own, each element's share of itself, or mean, of the diagonal's mean",

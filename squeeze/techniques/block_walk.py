@@ -6,9 +6,8 @@ the model there is never more than one block's statistics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from squeeze.core.errors import SqueezeError
-from squeeze.models.architecture import base_model, linears, named_blocks, weight
+from squeeze.models.architecture import linears, named_blocks, weight
+from squeeze.models.block_calls import Call, before_first_block, block_calls
 from squeeze.models.settings import bfloat16_products
 from squeeze.techniques.contract import InputStatistics, Stop
 
@@ -38,8 +38,8 @@ def walk(model: nn.Module, token_ids: torch.Tensor, *, sequential: bool = False)
         raise SqueezeError("calibration has no tokens, expected at least one window; name a calibration with a corpus")
     token_ids = token_ids.to(next(model.parameters()).device)
     batch = max(BATCH // token_ids.shape[1], 1)
-    calls = _block_calls(model, token_ids[:1])
-    hidden = _before_first_block(model, token_ids, batch)
+    calls = block_calls(model, token_ids[:1])
+    hidden = before_first_block(model, token_ids, batch)
     for name, block in named_blocks(model):
         run = partial(_run, block, calls[name], hidden, batch)
         with observed_inputs(block, leave=sequential) as seen:
@@ -125,62 +125,6 @@ class _Accumulator:
         return InputStatistics(self.products.div_(count), self.absolute.div_(count), self.low, self.high, self.tokens)
 
 
-@dataclass(frozen=True)
-class _Call:
-    """Hold what a block is called with beside the hidden states: masks, position embeddings."""
-
-    positional: tuple[Any, ...]
-    named: Mapping[str, Any]
-
-
-@torch.no_grad()
-def _block_calls(model: nn.Module, window: torch.Tensor) -> dict[str, _Call]:
-    """Return how the model calls each block for one (1, window); without padding that holds for any batch."""
-    calls: dict[str, _Call] = {}
-
-    def note(name: str, _: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-        calls[name] = _Call(positional[1:], named)
-
-    handles = [
-        block.register_forward_pre_hook(partial(note, name), with_kwargs=True) for name, block in named_blocks(model)
-    ]
-    try:
-        base_model(model)(input_ids=window, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
-class _Reached(Exception):  # noqa: N818 - control flow, not an error
-    """Signal that the first block was reached with these hidden states."""
-
-    def __init__(self, hidden: torch.Tensor):
-        super().__init__()
-        self.hidden = hidden
-
-
-@torch.no_grad()
-def _before_first_block(model: nn.Module, token_ids: torch.Tensor, batch: int) -> torch.Tensor:
-    """Return the hidden states that the first block reads: (samples, window, hidden)."""
-
-    def stop(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        raise _Reached(inputs[0])
-
-    def embedded(windows: torch.Tensor) -> torch.Tensor:
-        try:
-            base_model(model)(input_ids=windows, use_cache=False)
-        except _Reached as reached:
-            return reached.hidden
-        raise SqueezeError(f"{type(model).__name__} never ran its first block")
-
-    handle = named_blocks(model)[0][1].register_forward_pre_hook(stop)
-    try:
-        return torch.cat([embedded(windows) for windows in torch.split(token_ids, batch)])
-    finally:
-        handle.remove()
-
-
 @contextmanager
 def _widened(block: nn.Module) -> Iterator[None]:
     """Dequantize weights once while the context lasts, for layers that would do so at every call."""
@@ -195,7 +139,7 @@ def _widened(block: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _run(block: nn.Module, call: _Call, hidden: torch.Tensor, batch: int, *, keep: bool) -> None:
+def _run(block: nn.Module, call: Call, hidden: torch.Tensor, batch: int, *, keep: bool) -> None:
     """Run a block on all hidden states, as far as it goes; with ``keep``, replace them with its outputs."""
     for windows in torch.split(hidden, batch):
         with suppress(AllSeen):

@@ -1,4 +1,4 @@
-"""Factor the Hessian of a layer's inputs, with damping."""
+"""Factor the Hessian of a layer's inputs, with damping; find the directions that hold most of it."""
 
 from __future__ import annotations
 
@@ -32,3 +32,14 @@ def inverse_cholesky(hessian: torch.Tensor, damping: float, damping_of: str = DA
     identity = torch.eye(len(hessian), device=hessian.device)
     inverse: torch.Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
     return inverse.flip(0, 1)
+
+
+def principal_directions(moment: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the first ``count`` eigenvectors of a mean of x x^T, (n, n): (n, count) float32, orthonormal columns.
+
+    Of a vector and its negative always the same one: that whose largest component is positive.
+    """
+    vectors = torch.linalg.eigh(moment.double()).eigenvectors.flip(1)[:, :count]
+    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    basis: torch.Tensor = (vectors * largest.sign()).float()
+    return basis

@@ -23,6 +23,8 @@ from squeeze.models.subject import Subject
 from squeeze.probes.distance import Comparison, Conditions, distance, why_not_by_layer
 from squeeze.probes.hidden_states import Errors
 from squeeze.records.distance import Distance
+from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.pruning.slicegpt import SliceGPT
 from tests.tiny import CAUSAL, tiny_subject
 
 NAMES = ("first", "second")
@@ -203,6 +205,13 @@ def test_models_of_other_sizes_are_compared_as_a_whole_only(tmp_path: Path) -> N
     narrow.config.hidden_size = 32  # type: ignore[union-attr]
     assert why_not_by_layer(narrow, short.model) == "A has 2 blocks, B 1"
     assert "32 dimensions, B's 64" in why_not_by_layer(narrow, tiny_subject("llama").model)
+
+
+def test_states_of_a_sliced_model_are_not_compared() -> None:
+    text = CalibrationText(torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0)))
+    sliced = SliceGPT(1.0).apply(tiny_subject("llama"), text).model
+    assert why_not_by_layer(tiny_subject("llama").model, sliced).startswith("B's hidden states lie in another frame")
+    assert why_not_by_layer(tiny_subject("llama").model, tiny_subject("llama").model) == ""
 
 
 def test_other_vocabularies_are_refused_with_both_sizes(tmp_path: Path) -> None:

@@ -18,11 +18,12 @@ from squeeze.runtimes.eager import Eager
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.contract import Technique
 from squeeze.techniques.pruning.layer_drop import LayerDrop
+from squeeze.techniques.pruning.slicegpt import SliceGPT
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.training.from_scratch import FromScratch
 from squeeze.techniques.training.narrow import Narrow
 from tests.causal import random_causal
-from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
+from tests.tiny import ARCHITECTURES, CAUSAL, tiny_model, tiny_subject
 
 PROTOCOL = {"prompt_tokens": 16, "batch_sizes": [1]}
 TEXT = (torch.arange(64) * 7 % 251)[None]
@@ -61,6 +62,14 @@ def test_a_student_from_scratch_is_found_to_be_what_it_claims(tmp_path: Path) ->
     assert found.mismatches == []
     shares = {name: found.figures[name] for name in SHARES if name in found.figures}
     assert shares == {"layers_kept": 0.5, "hidden_kept": 0.5, "heads_kept": 0.5}
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("steps", [(), (RoundToNearest(8, None, symmetric=True),)])
+def test_a_sliced_model_is_found_to_be_what_it_claims(name: str, steps: tuple[Technique, ...], tmp_path: Path) -> None:
+    found = looked_at(tmp_path, name, SliceGPT(0.75), *steps)
+    assert found.mismatches == []
+    assert {name: found.figures[name] for name in SHARES if name in found.figures} == {"hidden_kept": 0.75}
 
 
 @pytest.mark.parametrize("step", [Narrow(0.5), HALF])

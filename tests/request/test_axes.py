@@ -152,6 +152,15 @@ def test_the_share_of_blocks_that_stay_is_in_the_label() -> None:
         cells(["model=tiny_llama", "technique=layer_drop", "layers_kept=0"])
 
 
+def test_so_is_the_share_of_hidden_dimensions() -> None:
+    found = cells(["model=tiny_llama", "technique=slicegpt,wanda", "hidden_kept=0.75,0.9"])
+    assert [cell.label for cell in found if cell.technique["name"] == "slicegpt"] == [
+        "tiny_llama-slicegpt-hidden0.75",
+        "tiny_llama-slicegpt-hidden0.9",
+    ]
+    assert len(found) == 3
+
+
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_published_labels_have_not_changed(path: Path) -> None:
     label = Cell.from_json(json.loads(path.read_text())["cell"]).label

@@ -36,7 +36,9 @@ TRAINED = DISTILLED | RECOVERED | CHAINED
 # They look at predicted tokens; an encoder predicts none.
 NEED_A_HEAD = {"finetune", "kv_cache", "qat", "qat_lsq", *TRAINED}
 REFUSE = NEED_A_HEAD - (TRAINED - {"lora", "self_distillation"})  # whose first step needs none
-PAIRS = [(name, shape) for name in NAMES for shape in ARCHITECTURES if not (shape == "bert" and name in NEED_A_HEAD)]
+SLICED = {"slicegpt", "slicegpt_rtn"}  # of an encoder's states, which its norms write as well, there is no such form
+NO_ENCODERS = NEED_A_HEAD | SLICED
+PAIRS = [(name, shape) for name in NAMES for shape in ARCHITECTURES if not (shape == "bert" and name in NO_ENCODERS)]
 TOKEN_IDS = torch.arange(24).reshape(2, 12)
 SMALL = 0.9  # of the dense bytes of the same parameters in the same dtype
 

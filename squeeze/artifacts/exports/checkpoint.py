@@ -23,6 +23,7 @@ from squeeze.core.errors import Unsupported
 from squeeze.layers.contract import is_compressed, is_described
 from squeeze.layers.packing import pack, unpack
 from squeeze.layers.quantized import QuantizedLinear
+from squeeze.models import architecture
 from squeeze.models.subject import Subject
 
 WORD_BYTES = 4
@@ -43,6 +44,8 @@ def packed_layers(subject: Subject, kinds: tuple[type[nn.Module], ...]) -> dict[
     Raises Unsupported where a layer is compressed in another way than by codes with whole zero points, or stands in
     the place of a layer of another kind, and where no layer is packed.
     """
+    if architecture.form(subject.model) is not None:
+        raise Unsupported("its hidden states are sliced, for which no format has a place; export rtn, gptq or awq")
     with torch.device("meta"):
         plain = type(subject.model)(subject.model.config)
     layers: dict[str, QuantizedLinear] = {}

@@ -90,6 +90,8 @@ def _plain_linears(model: nn.Module) -> list[str]:
     if described := layer_specs(model):
         name, spec = next(iter(described.items()))
         raise Unsupported(f"{name}: bitsandbytes has plain layers alone, found {spec['_target_']}; use technique=rtn")
+    if architecture.form(model) is not None:
+        raise Unsupported("bitsandbytes makes the model anew, whose hidden states are sliced; use technique=rtn")
     return names
 
 

@@ -24,6 +24,7 @@ from squeeze.models.projection import check_projection, norms, project_hidden
 from squeeze.models.subject import Subject
 from squeeze.models.surgery import check_float, check_heads, highest, keep_channels, keep_heads
 from squeeze.techniques.contract import Calibration
+from squeeze.techniques.hessian import principal_directions
 
 TOKENS = 2048  # that go through the model at once
 
@@ -127,7 +128,4 @@ def principal(model: nn.Module, token_ids: Tensor, count: int) -> Tensor:
     finally:
         for handle in handles:
             handle.remove()
-    vectors = torch.linalg.eigh(moments[0].double()).eigenvectors.flip(1)[:, :count]
-    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-    basis: Tensor = (vectors * largest.sign()).float()  # of a vector and its negative, always the same one
-    return basis
+    return principal_directions(moments[0], count)
