@@ -21,8 +21,8 @@ BOUNDS = {BESIDE: "value", f"{BESIDE}_low": "low", f"{BESIDE}_high": "high"}  # 
 BEST, TIED = "best", "tie: not told apart"
 LEGEND = (
     "Of each family the ranked row of the best perplexity (of classifiers: accuracy) within the bytes. Beside "
-    "the best: perplexity over the best row's (accuracy less the best row's), with its 95 % interval, paired by block of tokens "
-    "(by item). A tie: no difference shown, corrected (Holm) for all pairs of these rows."
+    "the best: perplexity over the best row's (accuracy less the best row's), with its 95 % interval, paired by "
+    "block of tokens (by item). A tie: no difference shown, corrected (Holm) for all pairs of these rows."
 )
 
 
