@@ -12,12 +12,16 @@ import torch
 from scripts.crosscheck import __main__ as crosscheck
 from scripts.crosscheck import trial as one_trial
 from scripts.crosscheck.comparisons import OURS, UNCOMPRESSED, Comparison, Trial, comparisons, trials
+from scripts.crosscheck.masks import STRIDE, agreement, zeros
 from scripts.crosscheck.perplexity import perplexity, token_losses
 from scripts.crosscheck.table import collate, perplexity_ratio, verdict
+from squeeze.layers.contract import matrices, prepare_layers
 from squeeze.records.record import Estimate
 from squeeze.request.expand import cells
+from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.losses import next_token
-from tests.tiny import CAUSAL, tiny_model
+from squeeze.techniques.pruning.magnitude import Magnitude
+from tests.tiny import CAUSAL, tiny_model, tiny_subject
 
 PAIR = Comparison(Trial(OURS, {"request": "technique=x"}, "a form"), Trial("lib", {"bits": 4}, "another"), "a note")
 
@@ -129,6 +133,49 @@ def test_gptq_is_compared_in_each_librarys_own_settings_too(bits, library, dampi
     apart = {("absmax", "own", 0.3), ("signed", "mean", damping)}  # what each difference is worth by itself
     assert forms - apart == {best, own}
     assert forms & apart == (apart if (library, bits) == ("llmcompressor", 3) else set())
+
+
+def test_masks_agree_where_both_or_neither_is_zero(tmp_path):
+    """By hand: of four weights, one is pruned by us alone."""
+    ours, theirs = np.array([True, True, False, False]), np.array([True, False, False, False])
+    assert agreement(ours, theirs) == 0.75
+    assert agreement(ours, ours) == 1
+    assert agreement(ours, ~ours) == 0
+    assert agreement(ours, None) is agreement(None, theirs) is agreement(ours, theirs[:3]) is None
+    leave(tmp_path, UNCOMPRESSED, losses())
+    for trial, mask in ((PAIR.ours, ours), (PAIR.theirs, theirs)):
+        leave(tmp_path, trial, losses())
+        np.savez(tmp_path / f"{trial.name}.npz", losses=losses(), zeros=mask)
+    text = collate(tmp_path, [PAIR])
+    assert "Theirs: another. 75.0% of the weights are zero in both or neither. a note\n" in text
+    header, line = (tmp_path / "crosscheck.csv").read_text().splitlines()
+    assert dict(zip(header.split(","), line.split(","), strict=True))["same_zeros"] == "0.75"
+
+
+@pytest.mark.parametrize("architecture", CAUSAL[:2])
+def test_zeros_are_those_of_the_blocks_however_they_are_stored(architecture):
+    subject = tiny_subject(architecture)
+    assert zeros(subject.model) is None, "nothing is pruned"
+    pruned = Magnitude(0.5).apply(subject, CalibrationText.empty())
+    dense = [layer.dequantize().flatten()[::STRIDE] == 0 for _, layer in matrices(pruned.model)]
+    expected = torch.cat(dense).numpy()
+    assert 0.4 < expected.mean() < 0.6
+    assert (zeros(pruned.model) == expected).all()
+    prepare_layers(pruned.model)
+    assert (zeros(pruned.model) == expected).all()
+
+
+def test_pruning_is_compared_in_the_librarys_settings_and_by_its_masks():
+    pairs = [pair for pair in comparisons() if pair.theirs.options.get("method") in ("wanda", "sparsegpt")]
+    assert {(pair.theirs.options["method"], pair.theirs.options.get("run")) for pair in pairs} == {
+        (method, run) for method in ("wanda", "sparsegpt") for run in (None, 4)
+    }
+    for pair in pairs:
+        [cell] = cells(pair.ours.request.split())
+        assert cell.axis("sparsity") == pair.theirs.options["sparsity"]
+        assert cell.axis("run") == pair.theirs.options.get("run")
+    [structured] = [pair for pair in comparisons() if pair.theirs.library == "torch_pruning"]
+    assert "by=magnitude" in structured.ours.request
 
 
 def test_trained_rounding_is_among_the_references():

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from scripts.crosscheck.comparisons import UNCOMPRESSED, Comparison, Trial, comparisons
+from scripts.crosscheck.masks import Mask, agreement
 from squeeze.boards.leaderboard import csv
 from squeeze.core.files import write_atomically
 from squeeze.records.record import Estimate
@@ -23,7 +24,7 @@ FIGURES = ("perplexity", "seconds", "peak_bytes")
 COLUMNS = (
     *("ours", "form", "library", "version", "theirs", "their_form"),
     *(column for figure in FIGURES for column in (figure, f"their_{figure}")),
-    *("ratio", "ratio_low", "ratio_high", "verdict", "note"),
+    *("ratio", "ratio_low", "ratio_high", "verdict", "same_zeros", "note"),
 )
 HEADINGS = ("", "ours", "library", "perplexity", "theirs", "ratio", "verdict", "s", "theirs", "MB", "theirs")
 ALIGNMENT = ("--:", ":--", ":--", "--:", "--:", "--:", ":--", "--:", "--:", "--:", "--:")
@@ -35,10 +36,15 @@ machine that did nothing else (untimed: it was shared); MB: the process's peak m
 
 @dataclass(frozen=True)
 class Outcome:
-    """Hold what a trial wrote. losses: (windows, window - 1), nats; empty where facts hold an ``error``."""
+    """Hold what a trial wrote.
+
+    losses: (windows, window - 1), nats; empty where facts hold an ``error``. zeros: of a sample of the weights of a
+    pruned model, which are zero.
+    """
 
     facts: Mapping[str, Any]
     losses: npt.NDArray[np.float32]
+    zeros: Mask | None = None
 
     @classmethod
     def read(cls, results: Path, trial: Trial) -> Outcome:
@@ -48,7 +54,7 @@ class Outcome:
         if "error" in facts:
             return cls(facts, np.empty((0, 0), dtype=np.float32))
         with np.load(path.with_suffix(".npz")) as arrays:
-            return cls(facts, arrays["losses"])
+            return cls(facts, arrays["losses"], arrays.get("zeros"))
 
 
 def collate(results: Path, pairs: Iterable[Comparison] | None = None) -> str:
@@ -77,7 +83,7 @@ def rows(results: Path, pairs: Iterable[Comparison]) -> Iterator[dict[str, Any]]
             continue
         estimate = perplexity_ratio(ours.losses, theirs.losses)
         row |= {"ratio": estimate.value, "ratio_low": estimate.low, "ratio_high": estimate.high}
-        yield {**row, "verdict": verdict(estimate)}
+        yield {**row, "verdict": verdict(estimate), "same_zeros": agreement(ours.zeros, theirs.zeros)}
 
 
 def perplexity_ratio(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> Estimate:
@@ -110,7 +116,10 @@ def markdown(frame: pd.DataFrame, uncompressed: Outcome, left: Sequence[str]) ->
     legend = LEGEND.format(tokens=tokens, perplexity=perplexity, block=TOKEN_BLOCK)
     lines = [HEADINGS, ALIGNMENT, *([str(number), *_cells(row)] for number, row in numbered)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    forms = [f"{number}. Ours: {row['form']}. Theirs: {row['their_form']}. {row['note']}" for number, row in numbered]
+    forms = [
+        f"{number}. Ours: {row['form']}. Theirs: {row['their_form']}. {_of_zeros(row)}{row['note']}"
+        for number, row in numbered
+    ]
     parts = ["# Cross-checks", legend, table, "\n".join(map(str.rstrip, forms))]
     if left:
         parts.append(f"Not run here: {'; '.join(left)}.")
@@ -135,6 +144,10 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         *(_seconds(row[name], failed=pd.isna(row["ratio"])) for name in ("seconds", "their_seconds")),
         *(_number(row[name], ".0f", 1e-6) for name in ("peak_bytes", "their_peak_bytes")),
     ]
+
+
+def _of_zeros(row: Mapping[str, Any]) -> str:
+    return "" if pd.isna(row["same_zeros"]) else f"{row['same_zeros']:.1%} of the weights are zero in both or neither. "
 
 
 def _seconds(value: float | None, failed: bool) -> str:

@@ -1,7 +1,8 @@
 """Carry out one trial in this process: quantize, score, and write what came of it.
 
 NAME.json: name, library, version, seconds (unless the machine is shared) and peak_bytes of quantizing (loading the
-model included, importing libraries not), perplexity. NAME.npz: losses, (windows, window - 1) float32, nats.
+model included, importing libraries not), perplexity. NAME.npz: losses, (windows, window - 1) float32, nats; of a pruned
+model also zeros, which of a sample of its weights are zero (``masks.zeros``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from scripts.crosscheck.comparisons import OURS, Trial, trials
+from scripts.crosscheck.masks import zeros
 from scripts.crosscheck.perplexity import perplexity, token_losses
 from scripts.crosscheck.prepare import Inputs
 from squeeze.probes.memory import measured
@@ -34,7 +36,8 @@ def run(trial: Trial, inputs: Inputs, results: Path, timed: bool = True) -> None
     with tempfile.TemporaryDirectory() as scratch:
         model = module.ready(quantized, Path(scratch)) if hasattr(module, "ready") else quantized
         losses = token_losses(model.eval(), inputs.evaluation)
-    np.savez_compressed(results / f"{trial.name}.npz", losses=losses)
+    mask = zeros(model)
+    np.savez_compressed(results / f"{trial.name}.npz", losses=losses, **({} if mask is None else {"zeros": mask}))
     outcome = {
         "name": trial.name,
         "library": trial.library,

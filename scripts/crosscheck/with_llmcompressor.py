@@ -1,4 +1,7 @@
-"""Quantize by GPTQ, AWQ and SmoothQuant with llm-compressor; what is scored are the layers that it leaves in memory."""
+"""Quantize by GPTQ, AWQ and SmoothQuant, or prune by Wanda and SparseGPT, with llm-compressor.
+
+What is scored are the layers that it leaves in memory.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import torch
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
+from llmcompressor.modifiers.pruning.sparsegpt import SparseGPTModifier
+from llmcompressor.modifiers.pruning.wanda import WandaPruningModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
@@ -23,9 +28,10 @@ if not torch.accelerator.is_available():  # AWQModifier pins memory for one all 
 
 
 def quantize(inputs: Inputs, method: str, samples: int | None = None, **options: Any) -> nn.Module:
-    """Return the model that llm-compressor quantizes in memory.
+    """Return the model that llm-compressor compresses in memory.
 
-    method: gptq or awq (bits, group_size, symmetric, and fields of the modifier), or smoothquant (alpha).
+    method: gptq or awq (bits, group_size, symmetric, and fields of the modifier), smoothquant (alpha), or wanda or
+    sparsegpt (sparsity; run, of which neighbours this share becomes zero; and fields of the modifier).
 
     samples: how many windows of calibration, the first ones; None: all.
     """
@@ -33,7 +39,7 @@ def quantize(inputs: Inputs, method: str, samples: int | None = None, **options:
     return oneshot(
         model=inputs.model(),
         tokenizer=inputs.tokenizer(),
-        recipe={"gptq": _gptq, "awq": _awq, "smoothquant": _smoothquant}[method](**options),
+        recipe=RECIPES[method](**options),
         dataset=Dataset.from_dict({"input_ids": windows, "attention_mask": [[1] * len(ids) for ids in windows]}),
         num_calibration_samples=len(windows),
         max_seq_length=len(windows[0]),
@@ -61,3 +67,18 @@ def _smoothquant(alpha: float) -> list[Any]:
         SmoothQuantModifier(smoothing_strength=alpha),
         QuantizationModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"]),
     ]
+
+
+def _wanda(sparsity: float, run: int | None = None, **form: Any) -> list[Any]:
+    return [WandaPruningModifier(**_pattern(sparsity, run), ignore=["re:.*lm_head"], **form)]
+
+
+def _sparsegpt(sparsity: float, run: int | None = None, **form: Any) -> list[Any]:
+    return [SparseGPTModifier(**_pattern(sparsity, run), ignore=["re:.*lm_head"], **form)]
+
+
+def _pattern(sparsity: float, run: int | None) -> dict[str, Any]:
+    return {"sparsity": sparsity, **({} if run is None else {"mask_structure": f"{round(sparsity * run)}:{run}"})}
+
+
+RECIPES = {"gptq": _gptq, "awq": _awq, "smoothquant": _smoothquant, "wanda": _wanda, "sparsegpt": _sparsegpt}

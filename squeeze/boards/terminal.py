@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from squeeze.boards import columns, literature, narrow, serving, summary, terms
+from squeeze.boards import claims, columns, iso, literature, narrow, serving, summary, terms
 from squeeze.boards.columns import Column
 from squeeze.boards.drift import Drift, drifts
 from squeeze.boards.literature import Comparison
-from squeeze.boards.table import read
+from squeeze.boards.table import read, table
 from squeeze.boards.terms import Terms
+from squeeze.core.files import write_atomically
 from squeeze.core.progress import console
 from squeeze.records.record import Record
 from squeeze.records.rows import called
@@ -72,6 +73,49 @@ def show_serving(results: Path, asked: Terms = terms.NONE) -> None:
         out.print(Text(text, style="dim"))
 
 
+def show_iso(results: Path, most: str, picture: Path | None = None, asked: Terms = terms.NONE) -> None:
+    """Print, of each family, the best ranked row within so many bytes, and which families have none.
+
+    most: such as ``100M``. picture: a file to draw what each family reaches, byte by byte, into; None: nothing.
+    Raises SqueezeError for a size that is none, and when there is no record.
+    """
+    budget = iso.budget(most)
+    frame, records = _joinable(results, asked)
+    out = console()
+    for board in summary.boards(frame):
+        chosen = iso.best_of_families(board, budget, records)
+        if len(chosen):
+            out.print(_table(f"{summary.title(board)}, at most {budget:,.0f} bytes", iso.columns(chosen), chosen))
+        else:
+            out.print(Text(summary.title(board)))
+        for text in iso.without(board, chosen, budget):
+            out.print(Text(text, style="yellow"))
+        out.print()
+    out.print(Text(iso.LEGEND, style="dim"))
+    if picture is not None:
+        from squeeze.boards.family_plot import families  # matplotlib: a second
+
+        write_atomically(picture, families(frame, budget))
+
+
+def show_claims(results: Path, asked: Terms = terms.NONE) -> None:
+    """Print what each compressed row claims to leave of the model, and what it was found to leave and to win.
+
+    Raises SqueezeError when there is no record.
+    """
+    frame, records = _joinable(results, asked)
+    out = console()
+    for board in summary.boards(frame):
+        rows = claims.joined(board, records)
+        if rows.empty:
+            continue
+        out.print(_table(summary.title(board), claims.columns(rows), rows))
+        for text in claims.unwon(rows.to_dict("records")):
+            out.print(Text(line(text), style="yellow"), soft_wrap=True)
+        out.print()
+    out.print(Text(claims.LEGEND, style="dim"))
+
+
 def show_literature(results: Path) -> None:
     """Print measured perplexities beside published ones, and of rows without a counterpart the fields that differ.
 
@@ -95,6 +139,12 @@ def show_literature(results: Path) -> None:
     if joined.unmeasured:
         text = f"{len(joined.unmeasured)} published numbers have no row here; `squeeze run sweep=paper` measures them"
         out.print(Text(f"{text}, where the hub is reachable", style="dim"), soft_wrap=True)
+
+
+def _joinable(results: Path, asked: Terms) -> tuple[pd.DataFrame, dict[str, Record]]:
+    """Return the table of a results folder, and its records by attempt. Raises SqueezeError when there is none."""
+    records = list(RecordStore(results).require())
+    return table(map(asked.applied, records), asked.margins), {record.attempt: record for record in records}
 
 
 def _print(

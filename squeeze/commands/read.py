@@ -18,13 +18,43 @@ if TYPE_CHECKING:
 @click.option("--costs", is_flag=True, help="Show what the measuring itself took, by stage.")
 @click.option("--literature", is_flag=True, help="Show what others have published of the same, and how far off it is.")
 @click.option("--serving", is_flag=True, help="Show what serving takes: latencies by batch size, loading, energy.")
+@click.option("--claims", is_flag=True, help="Show what each row claims to leave beside what it was found to leave.")
+@click.option(
+    "--iso-bytes", "most", metavar="SIZE", help="Show the best row of each family within SIZE, such as 100M (k, M, G)."
+)
+@click.option(
+    "--plot",
+    "picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.png",
+    help="Draw what each family reaches by bytes into a file, too; with --iso-bytes.",
+)
 @terms_options
-def board(results: Path, costs: bool, literature: bool, serving: bool, asked: Terms) -> None:
+def board(
+    results: Path,
+    costs: bool,
+    literature: bool,
+    serving: bool,
+    claims: bool,
+    most: str | None,
+    picture: Path | None,
+    asked: Terms,
+) -> None:
     """Print the leaderboard.
 
     With --price or --memory, what follows from them stands in the table of --serving.
     """
-    if literature:
+    if picture is not None and most is None:
+        raise click.UsageError("--plot draws families by their bytes; expected --iso-bytes SIZE beside it")
+    if most is not None:
+        from squeeze.boards.terminal import show_iso
+
+        show_iso(results, most, picture, asked)
+    elif claims:
+        from squeeze.boards.terminal import show_claims
+
+        show_claims(results, asked)
+    elif literature:
         from squeeze.boards.terminal import show_literature
 
         show_literature(results)

@@ -9,6 +9,7 @@ from squeeze.core.errors import Unsupported
 from squeeze.layers import affine
 from squeeze.layers.contract import float_linears
 from squeeze.layers.quantized import put
+from squeeze.layers.sparse_packed import leave_zeros_out
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
@@ -25,6 +26,8 @@ class RoundToNearest:
     "minmax", each group's own, or "mse", shrunk to where the squared error is least.
     embed_bits: of the token embedding and the head, 8 or 4; None leaves them alone. embed_ranges: theirs; "mse" where
     nothing is said, which is how every table was rounded before there was a choice.
+    zeros_left_out: whether weights that are zero, pruned or rounded, are stored as a bit each instead of a code, in
+    layers where that takes fewer bytes.
 
     All linear layers of the blocks; norms, and embeddings of positions, stay as they are.
     """
@@ -36,6 +39,7 @@ class RoundToNearest:
     embed_bits: Literal[8, 4] | None = None
     embed_ranges: Literal["minmax", "mse"] = "mse"
     grid: Literal["signed", "absmax"] = "signed"
+    zeros_left_out: bool = False
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
         """Return the compressed subject.
@@ -53,5 +57,7 @@ class RoundToNearest:
             weight = architecture.weight(model.get_submodule(name))
             grid = RANGES[self.ranges](weight, self.bits, self.group_size or weight.shape[1], self.symmetric, self.grid)
             put(model, name, grid.quantize(weight), grid)
+        if self.zeros_left_out:
+            leave_zeros_out(model)
         claims = vocabulary.quantize(model, self.embed_bits, self.group_size, self.embed_ranges)
         return subject.claiming(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric, **claims)

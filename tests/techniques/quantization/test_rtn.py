@@ -12,7 +12,9 @@ from squeeze.core.errors import Unsupported
 from squeeze.layers.affine import BITS
 from squeeze.layers.contract import layer_specs, weight_numel
 from squeeze.models import architecture
+from squeeze.probes.recount import recount
 from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
@@ -54,6 +56,27 @@ def test_logits_are_those_of_the_rounded_float_model(
     subject = RoundToNearest(bits, group_size, symmetric).apply(tiny_subject(name), NO_DATA)
     assert torch.allclose(subject.model(TOKEN_IDS)[0], expected(TOKEN_IDS)[0], atol=1e-4)
     assert subject.claims == {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_zeros_that_are_left_out_change_bytes_and_nothing_else(name: str, symmetric: bool, tmp_path: Path) -> None:
+    pruned = Magnitude(0.5)
+    with_codes = RoundToNearest(4, 32, symmetric).apply(pruned.apply(tiny_subject(name), NO_DATA), NO_DATA)
+    fewer = RoundToNearest(4, 32, symmetric, zeros_left_out=True)
+    without = fewer.apply(pruned.apply(tiny_subject(name), NO_DATA), NO_DATA)
+    assert torch.equal(without.model(TOKEN_IDS)[0], with_codes.model(TOKEN_IDS)[0])
+    assert without.claims == with_codes.claims
+    for subject, folder in ((with_codes, "codes"), (without, "mask")):
+        artifact.save(subject, tmp_path / folder)
+    baseline = tiny_model(name)
+    kept, left = (
+        recount(tmp_path / folder, artifact.load(tmp_path / folder, prepare=False), baseline)
+        for folder in ("codes", "mask")
+    )
+    assert kept.sparsity == left.sparsity >= 0.5
+    assert left.effective_bits == pytest.approx(kept.effective_bits - 4 + 1 + 4 * (1 - left.sparsity), abs=0.05)
+    assert left.mismatches(without.claims) == []
 
 
 @pytest.mark.parametrize("bits", BITS)
