@@ -107,4 +107,5 @@ def _check(name: str, layer: nn.Module) -> None:
 
 
 def _base(layer: nn.Module) -> nn.Module:
-    return layer if is_compressed(layer) else ColumnsLinear.of(architecture.weight(layer), bias_of(layer))
+    ours: bool = is_compressed(layer)
+    return layer if ours else ColumnsLinear.of(architecture.weight(layer), bias_of(layer))
