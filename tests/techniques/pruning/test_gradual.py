@@ -12,7 +12,7 @@ from squeeze.layers.contract import matrices
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.techniques.calibration import CalibrationText
-from squeeze.techniques.pruning import gradual
+from squeeze.techniques.pruning import gradual, in_training
 from squeeze.techniques.pruning.gradual import Gradual, Pruned, chosen, cubic, decayed
 from squeeze.techniques.pruning.magnitude import Magnitude
 from tests.tiny import tiny_model, tiny_subject
@@ -86,6 +86,23 @@ def test_it_prunes_every_so_many_steps_until_the_end_of_the_schedule(monkeypatch
     each = seen[:: len(architecture.block_linears(tiny_model("llama")))]
     assert [sparsity for sparsity, _ in each] == pytest.approx([cubic(step / 6, 0, 0.5) for step in (2, 4, 6)])
     assert [share for _, share in each] == pytest.approx([0.225, 0.075, 0.0])
+
+
+@pytest.mark.parametrize("regrow", [0.0, 0.3])
+def test_what_is_lost_stays_so_from_one_pruning_to_the_next(regrow: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the optimizer moves it on: the steps see these shares of zeros, each in turn."""
+    seen: list[float] = []
+    real = in_training.distilled
+
+    def spy(model: Any, *arguments: Any) -> torch.Tensor:
+        weight = model.get_submodule("model.layers.0.mlp.up_proj").weight
+        seen.append(int((weight == 0).sum()) / weight.numel())
+        return real(model, *arguments)
+
+    monkeypatch.setattr(in_training, "distilled", spy)
+    pruned(regrow=regrow)
+    after = [cubic(step / 6, 0, 0.5) for step in (0, 2, 4, 6)]
+    assert seen == pytest.approx([share for share in after for _ in range(2)], abs=1e-4)
 
 
 def test_zeros_of_an_earlier_step_are_where_the_schedule_begins_and_stay(monkeypatch: pytest.MonkeyPatch) -> None:
