@@ -30,7 +30,7 @@ RANGES = tuple(
         (r".*", 0.0, math.inf),  # sizes, times, rates and ratios
     )
 )
-SHARES = ("sparsity", "compressed_share")  # of what was realised
+SHARES = ("sparsity", "input_sparsity", "compressed_share")  # of what was realised
 
 
 def impossible(record: Record) -> Iterator[str]:

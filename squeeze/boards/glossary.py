@@ -51,6 +51,7 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
         "memory_real": Term("whether it is small in memory while it runs"),
         "compute_real": Term("whether low-bit or skipped arithmetic runs, rather than dequantise-and-multiply"),
         "sparsity": Term("share of weights that are zero, recounted"),
+        "input_sparsity": Term("share of the block multiplications that meet a zero made in a layer's input, counted"),
         "layers_kept": Term("share of the uncompressed model's blocks, counted; of rows that have fewer"),
         "channels_kept": Term("share of the channels of its MLPs, counted"),
         "heads_kept": Term("share of its heads, counted by their channels"),

@@ -28,6 +28,7 @@ FLOATING = frozenset(
         *("aten::linear", "aten::einsum", "aten::inner", "aten::tensordot", "aten::vdot", "aten::mkldnn_linear"),
         *("aten::conv1d", "aten::conv2d", "aten::convolution", "aten::_convolution", "mkldnn::_linear_pointwise"),
         *("aten::_weight_int4pack_mm", "aten::_weight_int4pack_mm_for_cpu", "aten::_weight_int8pack_mm"),
+        "aten::embedding_bag",  # with weights of its own for each row it is a product, too
         *("aten::_scaled_mm", "bitsandbytes::gemv_4bit", "bitsandbytes::int8_linear_matmul"),
     }
 )

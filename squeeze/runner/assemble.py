@@ -30,7 +30,7 @@ from squeeze.runner.results import Measured, Process
 REALISED = (
     *("bytes_real", "memory_real", "compute_real", "batch_dependent", "sparsity", "levels", "compressed_share"),
     *("scored_as", "scored_difference", "decode_difference", "running_bits", "mismatches", "gomp_spincount"),
-    *("causal_difference", "layers_kept", "channels_kept", "heads_kept", "hidden_kept"),
+    *("causal_difference", "layers_kept", "channels_kept", "heads_kept", "hidden_kept", "input_sparsity"),
 )
 NOT_AVAILABLE = "not available"
 FLOOR = "floor_"  # arrays of a baseline that say how far it is from itself; in its own record they stand once, too

@@ -24,6 +24,7 @@ from squeeze.techniques.processes import Processes
 from squeeze.techniques.training_state import State
 
 Loss = Callable[[torch.Tensor], torch.Tensor]  # rows (n, ...) int64, such as windows of token ids -> scalar, their mean
+AfterStep = Callable[[int], None]  # how many steps of the optimizer are done
 Schedule = Literal["linear", "cosine", "constant"]
 
 WARM_UP = 0.1  # share of the steps in which the learning rate rises, before it falls as the schedule says
@@ -90,6 +91,7 @@ def train(
     title: str,
     workplace: Workplace,
     held_out: torch.Tensor | None = None,
+    after_step: AfterStep | None = None,
 ) -> int:
     """Minimise ``loss`` over the rows (samples, window) int64 of ``token_ids``, in their order, again and again.
 
@@ -100,6 +102,8 @@ def train(
 
     held_out: rows that are not trained on; their loss, without gradient, is in the curve that the workplace keeps. What
     it takes to look at them is no part of the training's seconds and joules.
+    after_step: called after each step of the optimizer, while the gradients that made it are still there; it may change
+    the parameters. What it knows has to follow from these and from the step, or a killed training is not gone on with.
     Where several processes have joined (``processes``), each computes its share of the rows of every step.
 
     Returns the steps done: those of the plan, or fewer where ``patience`` ended it.
@@ -138,6 +142,8 @@ def train(
             nn.utils.clip_grad_norm_(parameters, LONGEST_GRADIENT)
             state.optimizer.param_groups[0]["lr"] = plan.rate(step)
             state.optimizer.step()
+            if after_step is not None:
+                after_step(step + 1)
             state.optimizer.zero_grad()
             state.add(Point(step + 1, value, look(step + 1)), keeps_best=keeps_best)
             trained(step + 1, value)

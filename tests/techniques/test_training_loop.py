@@ -68,6 +68,41 @@ def test_what_was_killed_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_comes_after_a_step_sees_its_gradient_and_may_change_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in its eighth step, it goes on from weights as they were changed after the seventh."""
+    monkeypatch.setattr(training_loop, "SAVE_EVERY", 0.0)
+
+    def first_stays(workplace: Workplace, kill_at: int | None = None) -> tuple[nn.Parameter, list[int]]:
+        parameter, steps, calls = nn.Parameter(torch.zeros(3)), [], count()
+
+        def loss(token_ids: torch.Tensor) -> torch.Tensor:
+            if next(calls) == kill_at:
+                raise Killed
+            return ((parameter - 1) ** 2).sum()
+
+        def keep_first(done: int) -> None:
+            steps.append(done)
+            assert parameter.grad is not None
+            assert (parameter.grad < 0).all()
+            with torch.no_grad():
+                parameter[0] = 0
+
+        train([parameter], loss, TOKEN_IDS, PLAN, title="made up", workplace=workplace, after_step=keep_first)
+        return parameter, steps
+
+    whole, steps = first_stays(Workplace())
+    assert steps == list(range(1, 13))
+    assert whole[0] == 0
+    assert (whole[1:] > 0.3).all()
+    with pytest.raises(Killed):
+        first_stays(Workplace(tmp_path), kill_at=7)
+    continued, steps = first_stays(Workplace(tmp_path))
+    assert steps == list(range(8, 13))
+    assert torch.equal(continued, whole)
+
+
 def test_checkpoints_are_spaced_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(Workplace(tmp_path))
     assert list(tmp_path.iterdir()) == []
