@@ -12,9 +12,9 @@ from torch import nn
 
 from squeeze.layers.contract import dtype_name
 
-# Where skipping is faster than the dense product, by `python -m scripts.sparse_activations`.
-SKIPS_FROM = 0.5  # share of an input's entries that are zero
-SKIPS_OF = 2**20  # weights of a matrix
+# Where skipping is faster than the dense product, by `python -m scripts.sparse_activations`. Other dtypes never skip.
+SKIPS_FROM = {torch.bfloat16: 0.25, torch.float32: 0.5}  # share of an input's entries that are zero
+SKIPS_OF = 2**18  # weights of a matrix
 
 
 class Thresholded(nn.Module):
@@ -103,7 +103,7 @@ class ColumnsLinear(nn.Module):
 
     def prepare(self) -> None:
         """Lay the weight out column by column where columns may be skipped; from then on the layer only runs."""
-        if self.weight.numel() >= SKIPS_OF and self.weight.device.type == "cpu":
+        if self.dtype in SKIPS_FROM and self.weight.numel() >= SKIPS_OF and self.weight.device.type == "cpu":
             self.weight, self.skips = by_columns(self.weight), True
 
     def dequantize(self) -> torch.Tensor:
@@ -119,9 +119,10 @@ class ColumnsLinear(nn.Module):
         """Return the layer's outputs: (..., in_features) -> (..., out_features)."""
         # A compiled graph cannot branch on how many zeros there are.
         if self.skips and inputs.numel() == self.in_features and not torch.compiler.is_compiling():
-            active = inputs.flatten().nonzero().squeeze(1)
-            if len(active) <= (1 - SKIPS_FROM) * self.in_features:
-                outputs = skipped(self.weight, inputs.flatten(), active)
+            token = inputs.flatten()
+            active = token.nonzero().squeeze(1)
+            if len(active) <= (1 - SKIPS_FROM[self.dtype]) * self.in_features:
+                outputs = skipped(self.weight, token, active)
                 outputs = outputs if self.bias is None else outputs + self.bias
                 return outputs.view(*inputs.shape[:-1], self.out_features)
         return F.linear(inputs, self.weight, self.bias)
@@ -139,6 +140,6 @@ def skipped(weight: torch.Tensor, inputs: torch.Tensor, active: torch.Tensor) ->
     (n,) int64. The columns are shared out among the threads, a sum for each.
     """
     parts = max(1, min(torch.get_num_threads(), len(active)))
-    starts = torch.arange(parts) * len(active) // parts
+    starts = torch.tensor([part * len(active) // parts for part in range(parts)])
     sums = F.embedding_bag(active, weight.T, starts, mode="sum", per_sample_weights=inputs[active])
     return sums[0] if parts == 1 else sums.sum(dim=0)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from squeeze.artifacts import format as artifact
 from squeeze.layers.contract import count_parameters
-from squeeze.probes import decoding, kept, products, realised, size, zeroed
+from squeeze.probes import decoding, kept, products, realised, size
 from squeeze.probes.recount import recount
+from squeeze.probes.zeroed import zeroed
 from squeeze.runtimes.contract import TorchEngine
 
 
@@ -36,15 +37,16 @@ def inspect(folder: Path, baseline: Path, engine: TorchEngine, protocol: Mapping
     counted = recount(folder, stored, dense)
     model = engine.subject.model
     shares = kept.shares(stored.model, dense)
-    zeros = zeroed.figures(model, text)
+    zeros = zeroed(model, text)
+    found["bytes_per_token"] -= zeros.unread
     rows = decoding.inputs(model, realised.low_bit_layers(model), text)
     return Inspection(
-        {**weighed, **found, **counted.figures(), **shares, **zeros},
+        {**weighed, **found, **counted.figures(), **shares, **zeros.figures()},
         [
             *size.mismatches(folder, baseline, count_parameters(stored.model)),
             *counted.mismatches(stored.claims),
             *kept.mismatches(shares, stored.claims),
-            *zeroed.mismatches(zeros, stored.claims),
+            *zeros.mismatches(stored.claims),
             *products.mismatches(stored.model, model, rows),
             *running,
         ],

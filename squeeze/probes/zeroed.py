@@ -7,12 +7,14 @@ that lie below it were zero before: so they had no part in it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from squeeze.layers.contract import is_described, matrices
+from squeeze.layers.thresholded import ColumnsLinear
 from squeeze.probes import decoding
 from squeeze.probes.recount import logical_weights
 
@@ -20,27 +22,46 @@ CLAIM = "input_sparsity"
 TOLERANCE = 0.03  # of the entries: another text, and layers before that have thresholds, too
 
 
-@torch.inference_mode()
-def figures(model: nn.Module, text: Tensor) -> dict[str, float]:
-    """Return the share of the blocks' multiplications that meet a zero which a layer has made; nothing without such.
+@dataclass(frozen=True)
+class Zeroed:
+    """Hold what was counted of a model. share: of the blocks' multiplications that meet a zero which a layer has made.
 
-    text: (1, tokens) int64. A layer's entries count by its weights: input_sparsity is what decoding could leave out.
+    unread: bytes of weights that a decoding step leaves out, in layers that skip columns.
     """
+
+    share: float = 0.0
+    unread: int = 0
+
+    def figures(self) -> dict[str, float]:
+        """Return the sample names and values; nothing where no layer makes zeros."""
+        return {CLAIM: self.share} if self.share else {}
+
+    def mismatches(self, claims: Mapping[str, Any]) -> list[str]:
+        """Return the claim that does not hold, with both numbers."""
+        claimed = claims.get(CLAIM, 0.0)
+        if self.share >= claimed - TOLERANCE:
+            return []
+        return [f"claimed {claimed:.1%} zeros in the layers' inputs, found {self.share:.1%}"]
+
+
+@torch.inference_mode()
+def zeroed(model: nn.Module, text: Tensor) -> Zeroed:
+    """Count while a model that is ready to run reads a text, (1, tokens) int64; a layer counts by its weights."""
     layers = {name: module for name, module in model.named_modules() if _has_threshold(module)}
     if not layers:
-        return {}
+        return Zeroed()
     shares = _shares(model, layers, text)
     weights = {name: logical_weights(layer) for name, layer in matrices(model)}
     within = {name: sum(count for own, count in weights.items() if own.startswith(f"{name}.")) for name in layers}
-    return {CLAIM: sum(within[name] * share for name, share in shares.items()) / sum(weights.values())}
+    made = sum(within[name] * share for name, share in shares.items())
+    unread = sum(share * _skippable(layers[name]) for name, share in shares.items())
+    return Zeroed(made / sum(weights.values()), round(unread))
 
 
-def mismatches(found: Mapping[str, float], claims: Mapping[str, Any]) -> list[str]:
-    """Return the claim that does not hold, with both numbers; found: see ``figures``."""
-    claimed, share = claims.get(CLAIM, 0.0), found.get(CLAIM, 0.0)
-    if share >= claimed - TOLERANCE:
-        return []
-    return [f"claimed {claimed:.1%} zeros in the layers' inputs, found {share:.1%}"]
+def _skippable(layer: Any) -> int:
+    """Return the bytes of the weights whose columns a layer skips; 0 where it skips none."""
+    base = getattr(layer, "base", None)
+    return int(base.weight.nbytes) if isinstance(base, ColumnsLinear) and base.skips else 0
 
 
 def _has_threshold(module: nn.Module) -> bool:

@@ -26,7 +26,7 @@ def layer_of(weight: torch.Tensor, bias: torch.Tensor | None, threshold: float) 
 @pytest.fixture
 def _small_ones_skip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thresholded, "SKIPS_OF", 0)
-    monkeypatch.setattr(thresholded, "SKIPS_FROM", 0.5)
+    monkeypatch.setattr(thresholded, "SKIPS_FROM", dict.fromkeys(DTYPES, 0.5))
 
 
 def test_entries_up_to_the_threshold_count_as_zero() -> None:
@@ -100,8 +100,13 @@ def test_one_token_skips_where_zeros_are_many(
         assert torch.allclose(found.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-def test_small_matrices_are_laid_out_as_they_were() -> None:
-    layer = ColumnsLinear.of(random(24, 40), None)
+@pytest.mark.parametrize(("dtype", "fewest"), [(torch.float32, 961), (torch.float16, 0)])
+def test_what_never_skips_is_laid_out_as_it_was(
+    dtype: torch.dtype, fewest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A matrix of 24 x 40, or of a dtype that nobody has measured."""
+    monkeypatch.setattr(thresholded, "SKIPS_OF", fewest)
+    layer = ColumnsLinear.of(random(24, 40, dtype=dtype), None)
     layer.prepare()
     assert layer.weight.is_contiguous()
     assert not layer.skips

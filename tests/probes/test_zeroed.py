@@ -14,8 +14,9 @@ from squeeze.artifacts import format as artifact
 from squeeze.layers import thresholded
 from squeeze.layers.thresholded import ColumnsLinear, Thresholded
 from squeeze.models import architecture
-from squeeze.probes import decoding, zeroed
+from squeeze.probes import decoding
 from squeeze.probes.inspection import Inspection, inspect
+from squeeze.probes.zeroed import Zeroed, zeroed
 from squeeze.runtimes.eager import Eager
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.inference.teal import TEAL
@@ -46,6 +47,11 @@ def test_an_honest_row_is_found_to_be_what_it_claims(
     assert found.mismatches == []
     assert found.figures["input_sparsity"] == pytest.approx(0.5, abs=0.03)
     assert (found.figures["bytes_real"], found.figures["memory_real"], found.figures["compute_real"]) == (False,) * 3
+    plain = looked_at(tmp_path / "plain", name, dtype=dtype)
+    layers = architecture.block_linears(tiny_model(name, dtype)).values()
+    matrices = sum(architecture.weight(layer).nbytes for layer in layers)
+    left_out = plain.figures["bytes_per_token"] - found.figures["bytes_per_token"]
+    assert left_out == pytest.approx(0.5 * matrices, rel=0.06)
     running = Eager("cpu", 1).load(tmp_path / "own").subject.model
     assert decoding.difference(running, TEXT).mismatches() == []
 
@@ -86,8 +92,8 @@ def with_layers(kind: type[Thresholded], names: list[str] | None = None) -> nn.M
 
 
 def test_a_threshold_that_only_stands_there_is_not_believed() -> None:
-    assert zeroed.figures(with_layers(Pretender), TEXT) == {"input_sparsity": 0.0}
-    assert zeroed.figures(with_layers(Thresholded), TEXT)["input_sparsity"] > 0.4
+    assert zeroed(with_layers(Pretender), TEXT) == Zeroed()
+    assert zeroed(with_layers(Thresholded), TEXT).share > 0.4
 
 
 def test_layers_count_by_the_weights_that_their_inputs_meet() -> None:
@@ -96,11 +102,12 @@ def test_layers_count_by_the_weights_that_their_inputs_meet() -> None:
     model = with_layers(Thresholded, [name])
     read: list[torch.Tensor] = []
     model.get_submodule(name).register_forward_pre_hook(lambda _, arguments: read.append(arguments[0]))
-    found = zeroed.figures(model, TEXT)["input_sparsity"]
+    found = zeroed(model, TEXT).share
     share = float((read[0].abs() <= 0.6745).float().mean())
     assert found == pytest.approx(share * 128 * 64 / (2 * (3 * 64 * 128 + 2 * 64 * 64 + 2 * 32 * 64)))
 
 
 def test_a_model_without_thresholds_has_no_figure() -> None:
-    assert zeroed.figures(tiny_model("llama"), TEXT) == {}
-    assert zeroed.mismatches({}, {"bits": 4}) == []
+    found = zeroed(tiny_model("llama"), TEXT)
+    assert found.figures() == {}
+    assert found.mismatches({"bits": 4}) == []
