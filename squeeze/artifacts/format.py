@@ -1,7 +1,8 @@
 """Save a subject as an artifact, a folder that really is what it claims to be: safetensors and JSON; load it back.
 
     model.safetensors   every stored tensor, packed as the layers hold it; tied tensors once
-    artifact.json       format, architecture, dtype, parameter count, compressed layers, a cache of its own, claims
+    artifact.json       format, architecture, dtype, parameter count, compressed layers, sizes that the configuration
+                        does not say, a cache of its own, claims
     config.json         the transformers configuration;  tokenizer files beside it
     adapter/            low-rank adapters of the model, where it has any; see ``adapter.py``
 
@@ -40,7 +41,7 @@ from squeeze.layers.contract import (
     shared_layers,
 )
 from squeeze.layers.lora import set_aside
-from squeeze.models import architecture
+from squeeze.models import architecture, own_sizes
 from squeeze.models.subject import CacheFactory, Subject
 
 FORMAT = 2  # in 1, layers were named by their modules' paths
@@ -68,6 +69,7 @@ def _save_model(subject: Subject, folder: Path) -> dict[str, Any]:
     """Write a model without adapters and its configuration; return what loading must know of it."""
     loader = subject.claims.get("loader", "squeeze")
     tied: dict[str, str] = {}
+    sizes: dict[str, dict[str, int]] = {}
     if loader == "transformers":
         subject.model.save_pretrained(folder)  # type: ignore[operator]
     else:
@@ -75,6 +77,7 @@ def _save_model(subject: Subject, folder: Path) -> dict[str, Any]:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", **_library_header(subject.model)})
         sort_metadata(folder / WEIGHTS)
         subject.model.config.save_pretrained(folder)  # type: ignore[union-attr,operator]
+        sizes = own_sizes.stated(subject.model)
     return {
         "format": FORMAT,
         "loader": loader,
@@ -84,6 +87,7 @@ def _save_model(subject: Subject, folder: Path) -> dict[str, Any]:
         "layers": layer_specs(subject.model),
         "shared": shared_layers(subject.model),
         "tied": tied,
+        **({"own_sizes": sizes} if sizes else {}),
         "claims": {key: value for key, value in subject.claims.items() if key not in {"loader", "parameters"}},
     }
 
@@ -183,6 +187,7 @@ def _own_model(folder: Path, description: dict[str, Any]) -> PreTrainedModel:
         model = _model_class(description["architecture"])._from_config(
             config, dtype=getattr(torch, description["dtype"])
         )
+    own_sizes.give(model, description.get("own_sizes", {}))
     for name, spec in description["layers"].items():
         arguments = {key: value for key, value in spec.items() if key != "_target_"}
         architecture.replace(model, name, layer_class(spec["_target_"])(**arguments))
