@@ -2,7 +2,7 @@
 
     model.safetensors   every stored tensor, packed as the layers hold it; tied tensors once
     artifact.json       format, architecture, dtype, parameter count, compressed layers, claims; and where the model has
-                        them, a cache of its own, a form that its configuration does not describe
+                        them, sizes or a form that its configuration does not say, a cache of its own
     config.json         the transformers configuration;  tokenizer files beside it
     adapter/            low-rank adapters of the model, where it has any; see ``adapter.py``
 
@@ -41,7 +41,7 @@ from squeeze.layers.contract import (
     shared_layers,
 )
 from squeeze.layers.lora import set_aside
-from squeeze.models import architecture
+from squeeze.models import architecture, own_sizes
 from squeeze.models.subject import Subject
 
 FORMAT = 2  # in 1, layers were named by their modules' paths
@@ -71,6 +71,7 @@ def _save_model(subject: Subject, folder: Path) -> dict[str, Any]:
     """Write a model without adapters and its configuration; return what loading must know of it."""
     loader = subject.claims.get("loader", "squeeze")
     tied: dict[str, str] = {}
+    sizes: dict[str, dict[str, int]] = {}
     if loader == "transformers":
         subject.model.save_pretrained(folder)  # type: ignore[operator]
     else:
@@ -78,6 +79,7 @@ def _save_model(subject: Subject, folder: Path) -> dict[str, Any]:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", **_library_header(subject.model)})
         sort_metadata(folder / WEIGHTS)
         subject.model.config.save_pretrained(folder)  # type: ignore[union-attr,operator]
+        sizes = own_sizes.stated(subject.model)
     return {
         "format": FORMAT,
         "loader": loader,
@@ -87,6 +89,7 @@ def _save_model(subject: Subject, folder: Path) -> dict[str, Any]:
         "layers": layer_specs(subject.model),
         "shared": shared_layers(subject.model),
         "tied": tied,
+        **({"own_sizes": sizes} if sizes else {}),
         "claims": {key: value for key, value in subject.claims.items() if key not in {"loader", "parameters"}},
     }
 
@@ -189,6 +192,7 @@ def _own_model(folder: Path, description: dict[str, Any]) -> PreTrainedModel:
     form = _made(description, "form", "shape")
     if form is not None:
         form.shape(model)
+    own_sizes.give(model, description.get("own_sizes", {}))
     for name, spec in description["layers"].items():
         arguments = {key: value for key, value in spec.items() if key != "_target_"}
         architecture.replace(model, name, layer_class(spec["_target_"])(**arguments))

@@ -61,6 +61,11 @@ def weight(layer: nn.Module) -> torch.Tensor:
     return stored.T if isinstance(layer, Conv1D) else stored
 
 
+def shape(layer: Any) -> tuple[int, int]:
+    """Return a linear layer's (out_features, in_features), compressed or not."""
+    return (layer.nf, layer.nx) if isinstance(layer, Conv1D) else (layer.out_features, layer.in_features)
+
+
 def bias(layer: nn.Module) -> torch.Tensor | None:
     """Return a linear layer's bias, (out_features,), or None."""
     stored = getattr(layer, "bias", None)

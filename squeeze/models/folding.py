@@ -17,24 +17,25 @@ from transformers.pytorch_utils import Conv1D
 
 from squeeze.core.errors import Unsupported
 from squeeze.models import architecture
+from squeeze.models.layout import head_size
 
-# (producer's outputs, heads) -> those outputs that reach the consumers, in the order of the consumers' input channels
+# (producer's outputs, channels of a head) -> those that reach the consumers, in the order of the consumers' inputs
 Outputs = Callable[[int, int], torch.Tensor]
 
 
-def every(outputs: int, heads: int) -> torch.Tensor:  # noqa: ARG001 - one of several
+def every(outputs: int, head_size: int) -> torch.Tensor:  # noqa: ARG001 - one of several
     """Return all of the producer's outputs: they are the consumers' inputs."""
     return torch.arange(outputs)
 
 
-def values(outputs: int, heads: int) -> torch.Tensor:  # noqa: ARG001
+def values(outputs: int, head_size: int) -> torch.Tensor:  # noqa: ARG001
     """Return the last third: queries, keys and values lie one after the other (GPT-2)."""
     return torch.arange(outputs)[-outputs // 3 :]
 
 
-def values_by_head(outputs: int, heads: int) -> torch.Tensor:
+def values_by_head(outputs: int, head_size: int) -> torch.Tensor:
     """Return the last third of each head: queries, keys and values of one head lie together (GPT-NeoX)."""
-    return torch.arange(outputs).view(heads, 3, -1)[:, 2].flatten()
+    return torch.arange(outputs).view(-1, 3, head_size)[:, 2].flatten()
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class Fold:
     producer: str
     consumers: tuple[str, ...]
     outputs: Outputs = every
-    heads: int = 1
+    head_size: int = 1
 
     def channels(self, block: nn.Module) -> torch.Tensor:
         """Return which outputs of the producer are the consumers' input channels: (channels,)."""
-        return self.outputs(_weight(block.get_submodule(self.producer)).shape[0], self.heads)
+        return self.outputs(_weight(block.get_submodule(self.producer)).shape[0], self.head_size)
 
     def apply(self, block: nn.Module, scales: torch.Tensor) -> None:
         """Multiply the consumers' input columns by ``scales`` (channels,), divide the producer's outputs by them.
@@ -107,7 +108,7 @@ def folds(model: nn.Module) -> tuple[Fold, ...]:
     config: PretrainedConfig = model.config
     if config.model_type not in FOLDS:
         raise Unsupported(f"scales cannot be folded in {config.model_type} models; those known: {', '.join(FOLDS)}")
-    known = (replace(fold, heads=config.num_attention_heads) for fold in FOLDS[config.model_type])
+    known = (replace(fold, head_size=head_size(model)) for fold in FOLDS[config.model_type])
     block = architecture.blocks(model)[0]
     for name in {name for fold in FOLDS[config.model_type] for name in fold.consumers}:
         if not isinstance(layer := block.get_submodule(name), nn.Linear | Conv1D):

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from squeeze.core.errors import Unsupported
 from squeeze.models import architecture
-from squeeze.models.layout import shape
 from squeeze.models.surgery import check_float, set_weight
 
 MODEL_TYPE = "llama"
@@ -103,7 +102,9 @@ def project_hidden(model: nn.Module, basis: Tensor) -> None:
         if head is not None:
             _project_reader(head, base.norm.weight, basis, scale)
         _reset(base.norm, torch.ones(narrow), scale)
-    config.head_dim = shape(architecture.blocks(model)[0].get_submodule(QUERIES))[0] // config.num_attention_heads
+    config.head_dim = (
+        architecture.shape(architecture.blocks(model)[0].get_submodule(QUERIES))[0] // config.num_attention_heads
+    )
     config.hidden_size = narrow
     config.rms_norm_eps *= scale**2
 

@@ -1,7 +1,8 @@
 """Cut blocks, channels and heads out of a model, in place: what is left is a smaller, plain model of transformers.
 
-The configuration describes the result, so that a saved folder loads with ``from_pretrained`` alone; where it could not,
-the cut is refused before anything is touched. No weight that stays is changed. (``projection`` makes hidden states
+After ``keep_...`` the configuration describes the result, so that a saved folder loads with ``from_pretrained`` alone;
+where it could not, the cut is refused before anything is touched. After ``cut_...`` it says what it said before: blocks
+may differ, and ``own_sizes`` tells what they have. No weight that stays is changed. (``projection`` makes hidden states
 narrower, which changes all of them.)
 """
 
@@ -18,7 +19,8 @@ from transformers.pytorch_utils import Conv1D
 
 from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.models import architecture
-from squeeze.models.layout import head_groups, layout, shape, sizes
+from squeeze.models.layout import Coupled, group_size, head_groups, head_size, layout, sizes
+from squeeze.models.own_sizes import OF_HEADS
 
 # Lists of a configuration that have an entry for each block.
 PER_BLOCK = ("layer_types", "mlp_layer_types", "no_rope_layers")
@@ -62,15 +64,11 @@ def keep_channels(model: nn.Module, channels: Sequence[Sequence[int]]) -> None:
     channels: of each block, ascending. The configuration's number of them follows.
     Raises SqueezeError for other lists, Unsupported for an architecture that is not known, and for compressed layers.
     """
-    where, blocks = layout(model), architecture.blocks(model)
-    _check_lists("channels", channels, len(blocks), sizes(model).channels)
+    where = layout(model)
+    check_alike(model)
+    _check_lists("channels", channels, len(architecture.blocks(model)), int(sizes(model).channels))
     check_float(model, (*where.up, where.down))
-    for block, kept in zip(blocks, channels, strict=True):
-        reader = block.get_submodule(where.down)
-        index = torch.tensor(kept, device=architecture.weight(reader).device)
-        for name in where.up:
-            _select(block.get_submodule(name), outputs=index)
-        _select(reader, inputs=index)
+    cut_channels(model, channels)
     _follow(model, where.channels, len(channels[0]))
 
 
@@ -80,25 +78,40 @@ def keep_heads(model: nn.Module, groups: Sequence[Sequence[int]]) -> None:
     groups: of each block, ascending; a group is a head of keys and values, and all heads of queries that read it.
     The configuration follows. Raises SqueezeError for other lists, and Unsupported as ``check_heads`` does.
     """
-    config, where, blocks = _config(model), layout(model), architecture.blocks(model)
-    before = head_groups(model)
-    _check_lists("groups of heads", groups, len(blocks), before)
+    config, before, size = _config(model), head_groups(model), head_size(model)
+    check_alike(model)
+    _check_lists("groups of heads", groups, len(architecture.blocks(model)), before)
     if len(groups[0]) == before:
         return
     check_heads(model, len(groups[0]), config.hidden_size)
-    of_queries = shape(blocks[0].get_submodule(where.queries))[0] // before  # channels of a group
-    of_keys = shape(blocks[0].get_submodule(where.keys_and_values[0]))[0] // before
-    for block, kept in zip(blocks, groups, strict=True):
-        reader = block.get_submodule(where.output)
-        device = architecture.weight(reader).device
-        queries, keys = (_members(kept, size, device) for size in (of_queries, of_keys))
-        _select(block.get_submodule(where.queries), outputs=queries)
-        for name in where.keys_and_values:
-            _select(block.get_submodule(name), outputs=keys)
-        _select(reader, inputs=queries)
-    config.head_dim = of_keys
-    config.num_attention_heads = config.num_attention_heads // before * len(groups[0])
+    cut_heads(model, groups)
+    config.num_attention_heads = group_size(model) // size * len(groups[0])
     config.num_key_value_heads = len(groups[0])
+    config.head_dim = size
+
+
+def cut_channels(model: nn.Module, channels: Sequence[Sequence[int]]) -> None:
+    """Keep only these channels of each block's MLP, in place: ascending, of each block as many as are named.
+
+    The configuration stays as it is. The layers are plain ones of floats (``check_float``).
+    """
+    _cut(model, layout(model).mlp, channels, 1)
+
+
+def cut_heads(model: nn.Module, groups: Sequence[Sequence[int]]) -> None:
+    """Keep only these groups of heads in each block, in place: ascending, of each block as many as are named.
+
+    The configuration stays as it is. The layers are plain ones of floats (``check_float``).
+    """
+    where, blocks = layout(model).attention, architecture.blocks(model)
+    before = [architecture.shape(block.get_submodule(where.reader))[1] for block in blocks]
+    _cut(model, where, groups, group_size(model))
+    for block, whole in zip(blocks, before, strict=True):
+        left = architecture.shape(block.get_submodule(where.reader))[1]
+        attention = block.get_submodule(where.reader.rpartition(".")[0])
+        for name in OF_HEADS:
+            if isinstance(size := getattr(attention, name, None), int):
+                setattr(attention, name, size * left // whole)
 
 
 def highest(scores: torch.Tensor, count: int) -> list[int]:
@@ -107,26 +120,46 @@ def highest(scores: torch.Tensor, count: int) -> list[int]:
     return sorted(ordered[:count])
 
 
-def check_heads(model: nn.Module, groups: int, hidden: int) -> None:
-    """Raise Unsupported where no configuration describes this model with so many groups of heads, and this hidden size.
+def why_undescribed(model: nn.Module, groups: int, hidden: int) -> str:
+    """Return why no configuration describes this model with so many groups of heads, and this hidden size; or nothing.
 
-    That is so where a head's size is not a field of its own, where the heads do not divide the hidden size
-    (transformers refuses that); compressed layers cannot be cut, either.
+    None does where a head's size is not a field of its own, and where the heads do not divide the hidden size
+    (transformers refuses that).
     """
-    config, where, before = _config(model), layout(model), head_groups(model)
-    if not where.queries:
-        raise Unsupported(
+    config, before = _config(model), head_groups(model)
+    if not layout(model).says_head_size:
+        return (
             f"{config.model_type} has no size of a head in its configuration: with {groups} of {before} heads it would"
             " not load; keep all heads, and cut channels or blocks"
         )
-    queries = config.num_attention_heads // before
+    queries = group_size(model) // head_size(model)
     if hidden % (queries * groups):
         fitting = [queries * count for count in range(1, before + 1) if hidden % (queries * count) == 0]
-        raise Unsupported(
+        return (
             f"{queries * groups} heads do not divide a hidden size of {hidden}, which transformers asks for; numbers"
             f" that do: {', '.join(map(str, fitting)) or 'none'}"
         )
-    check_float(model, (where.queries, *where.keys_and_values, where.output))
+    return ""
+
+
+def check_heads(model: nn.Module, groups: int, hidden: int) -> None:
+    """Raise Unsupported where ``why_undescribed`` has a reason; compressed layers cannot be cut, either."""
+    if reason := why_undescribed(model, groups, hidden):
+        raise Unsupported(reason)
+    where = layout(model)
+    check_float(model, (*where.heads, where.output))
+
+
+def check_alike(model: nn.Module) -> None:
+    """Raise Unsupported unless all blocks have as many channels and heads: then one number says how many stay."""
+    where, blocks = layout(model), architecture.blocks(model)
+    for name in (where.down, where.output):
+        widths = sorted({architecture.shape(block.get_submodule(name))[1] for block in blocks})
+        if len(widths) > 1:
+            raise Unsupported(
+                f"{name} has {widths[0]} inputs in one block and {widths[-1]} in another, expected one number of all;"
+                " put the step that gives blocks sizes of their own last"
+            )
 
 
 def check_float(model: nn.Module, names: Sequence[str]) -> None:
@@ -150,6 +183,19 @@ def set_weight(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None
         layer.bias = nn.Parameter(bias, requires_grad=False)
     for name, size in zip(("nf", "nx") if transposed else ("out_features", "in_features"), weight.shape, strict=True):
         setattr(layer, name, size)
+
+
+def _cut(model: nn.Module, coupled: Coupled, kept: Sequence[Sequence[int]], width: int) -> None:
+    """Keep only these groups of ``width`` neighbouring inputs of each block's reader, and what makes them."""
+    for block, places in zip(architecture.blocks(model), kept, strict=True):
+        reader = block.get_submodule(coupled.reader)
+        groups, device = architecture.shape(reader)[1] // width, architecture.weight(reader).device
+        for name in coupled.makers:
+            maker = block.get_submodule(name)
+            size = architecture.shape(maker)[0] // (coupled.sections * groups)
+            everywhere = [section * groups + place for section in range(coupled.sections) for place in places]
+            _select(maker, outputs=_members(everywhere, size, device))
+        _select(reader, inputs=_members(places, width, device))
 
 
 def _select(layer: nn.Module, *, outputs: torch.Tensor | None = None, inputs: torch.Tensor | None = None) -> None:

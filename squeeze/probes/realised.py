@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from squeeze.layers.contract import count_parameters, dtype_name, is_compressed, matrices, weight_numel
 from squeeze.models import architecture
+from squeeze.models.layout import LAYOUTS, head_size, sizes
 from squeeze.models.subject import Subject
 from squeeze.probes import arithmetic, held
 from squeeze.probes.arithmetic import Profile
@@ -177,16 +178,24 @@ def operations(model: nn.Module, weights: Mapping[str, int], tokens: int, batch:
 
     weights: of each matrix within the blocks.
     """
-    config: Any = model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return prefill_operations(
         block_weights=sum(weights.values()),
         head_weights=_head_weights(model),
-        attention_width=config.num_attention_heads * head_dim,
+        attention_width=attention_width(model),
         layers=len(architecture.blocks(model)),
         tokens=tokens,
         batch=batch,
     )
+
+
+def attention_width(model: nn.Module) -> float:
+    """Return the channels of all heads of a block, on average: those that the configuration says, or fewer.
+
+    Blocks have heads of their own number where that is pruned (``own_sizes``).
+    """
+    config: Any = model.config
+    said: int = config.num_attention_heads * head_size(model)
+    return min(said, sizes(model).attention) if config.model_type in LAYOUTS else said
 
 
 def _head_weights(model: nn.Module) -> int:

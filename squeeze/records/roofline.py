@@ -41,11 +41,12 @@ def mfu(seconds: float, operations: float, peak: float) -> float:
 
 
 def prefill_operations(
-    *, block_weights: int, head_weights: int, attention_width: int, layers: int, tokens: int, batch: int = 1
+    *, block_weights: int, head_weights: int, attention_width: float, layers: int, tokens: int, batch: int = 1
 ) -> float:
     """Return multiply-adds x 2 of one prefill that applies the head to the last position only.
 
-    block_weights: logical weights of all linear layers in the blocks; attention_width: heads x head size.
+    block_weights: logical weights of all linear layers in the blocks; attention_width: heads x head size, the mean of
+    all blocks.
     Causal attention: query-key and weights-value products, 2 tokens^2 x width each, of which one half is masked.
     """
     linear = 2 * block_weights * tokens

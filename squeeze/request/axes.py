@@ -127,7 +127,7 @@ AXES: tuple[Axis, ...] = (
     Axis(
         "weights_kept",
         Rule("a number above 0, at most 1", lambda value: is_number(value) and 0 < value <= 1),
-        "share of a matrix's weights that the two factors have which stand for it",
+        "share of the weights that stay: of a matrix's, in two factors; of the blocks', in whole neurons and heads",
         label=lambda value, _: None if value is None else f"kept{value:g}",
     ),
     Axis(
@@ -135,6 +135,18 @@ AXES: tuple[Axis, ...] = (
         Rule("a number above 0, at most 1", lambda value: is_number(value) and 0 < value <= 1),
         "share of the hidden dimensions that stay, where a technique slices them",
         label=lambda value, _: None if value is None else f"hidden{value:g}",
+    ),
+    Axis(
+        "neurons_kept",
+        Rule("a number above 0, at most 1", lambda value: is_number(value) and 0 < value <= 1),
+        "share of the neurons of each MLP that stay, where a technique removes whole ones",
+        label=lambda value, _: None if value is None else f"neurons{value:g}",
+    ),
+    Axis(
+        "heads_kept",
+        Rule("a number above 0, at most 1", lambda value: is_number(value) and 0 < value <= 1),
+        "share of the heads of each block that stay, where a technique removes whole ones",
+        label=lambda value, _: None if value is None else f"heads{value:g}",
     ),
     Axis(
         "damping_of",

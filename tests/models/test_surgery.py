@@ -15,7 +15,7 @@ from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.models import architecture
 from squeeze.models.layout import head_groups, layout, sizes
 from squeeze.models.subject import Subject
-from squeeze.models.surgery import highest, keep_blocks, keep_channels, keep_heads
+from squeeze.models.surgery import cut_channels, cut_heads, highest, keep_blocks, keep_channels, keep_heads
 from squeeze.models.tiny import byte_tokenizer
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization.rtn import RoundToNearest
@@ -121,6 +121,40 @@ def test_heads_are_kept_where_no_configuration_says_how_large_one_is(name: str) 
     with pytest.raises(Unsupported, match=r"with 2 of 4 heads it would not load; keep all heads"):
         keep_heads(model, [[0, 1], [0, 1]])
     assert torch.equal(outputs(model), outputs(tiny_model(name)))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.inference_mode()
+def test_blocks_may_lose_different_heads_and_channels(name: str) -> None:
+    """What is cut gives nothing, so it is missed by nobody; the configuration says what it said."""
+    model = subject_of(name, **({"num_key_value_heads": 4} if name == "llama" else {})).model
+    said, where = model.config.to_dict(), layout(model)
+    heads, channels = [[2], [0, 1, 3]], [range(5, 128, 3), range(64)]
+    for block, groups, kept in zip(architecture.blocks(model), heads, channels, strict=True):
+        gone = [16 * group + place for group in {*range(4)} - {*groups} for place in range(16)]
+        architecture.weight(block.get_submodule(where.output))[:, gone] = 0
+        architecture.weight(block.get_submodule(where.down))[:, sorted({*range(128)} - {*kept})] = 0
+    expected = outputs(model)
+    cut_heads(model, heads)
+    cut_channels(model, channels)
+    torch.testing.assert_close(outputs(model), expected, atol=1e-5, rtol=1e-5)
+    assert model.config.to_dict() == said
+    if name in CAUSAL:
+        first = model(TOKEN_IDS[:, :6], use_cache=True)
+        rest = model(TOKEN_IDS[:, 6:], past_key_values=first.past_key_values).logits
+        torch.testing.assert_close(torch.cat([first.logits, rest], dim=1), expected, atol=1e-4, rtol=1e-4)
+    cut_heads(model, [[0], [1]])
+    assert not torch.allclose(outputs(model), expected, atol=1e-3)
+
+
+def test_blocks_that_differ_are_not_cut_to_one_number() -> None:
+    model = tiny_model("llama")
+    cut_channels(model, HALF)
+    cut_channels(model, [range(64), range(8)])
+    with pytest.raises(Unsupported, match=r"mlp.down_proj has 8 inputs in one block and 64 in another"):
+        keep_channels(model, [range(8)] * 2)
+    with pytest.raises(Unsupported, match="expected one number of all"):
+        keep_heads(model, [[0], [0]])
 
 
 def test_heads_that_transformers_would_refuse_are_refused_first() -> None:

@@ -10,13 +10,15 @@ import torch
 
 from squeeze.artifacts import format as artifact
 from squeeze.models.layout import SHARES
-from squeeze.models.surgery import keep_blocks
+from squeeze.models.surgery import cut_heads, keep_blocks
 from squeeze.probes import kept, realised
 from squeeze.probes.inspection import Inspection, inspect
 from squeeze.probes.recount import weights_by_layer
 from squeeze.runtimes.eager import Eager
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.contract import Technique
+from squeeze.techniques.pruning.flap import FLAP
+from squeeze.techniques.pruning.heads import Heads
 from squeeze.techniques.pruning.layer_drop import LayerDrop
 from squeeze.techniques.pruning.slicegpt import SliceGPT
 from squeeze.techniques.quantization.rtn import RoundToNearest
@@ -95,6 +97,23 @@ def test_a_claim_of_another_share_is_found(
     steps: tuple[Technique, ...], claims: dict[str, float], expected: str, tmp_path: Path
 ) -> None:
     assert looked_at(tmp_path, "llama", *steps, **claims).mismatches == [expected]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("step", [FLAP(0.6, "adaptive"), Heads(0.5, "wanda")], ids=["flap", "heads"])
+def test_blocks_of_their_own_sizes_are_found_to_be_what_is_claimed(step: Technique, name: str, tmp_path: Path) -> None:
+    found = looked_at(tmp_path, name, step)
+    assert found.mismatches == []
+    stored = artifact.load(tmp_path / "own").claims
+    assert {"channels_kept", "heads_kept"} & found.figures.keys() == {"channels_kept", "heads_kept"} & stored.keys()
+    assert all(found.figures[share] == stored[share] for share in SHARES if share in stored)
+
+
+def test_attention_is_as_wide_as_its_heads_on_average() -> None:
+    model = tiny_model("gpt2")
+    cut_heads(model, [[0], [0, 1]])
+    assert realised.attention_width(model) == 24
+    assert realised.attention_width(random_causal("gemma2")) == realised.attention_width(tiny_model("gpt2")) == 64
 
 
 def test_an_uncut_model_has_no_shares(tmp_path: Path) -> None:

@@ -161,6 +161,21 @@ def test_so_is_the_share_of_hidden_dimensions() -> None:
     assert len(found) == 3
 
 
+@pytest.mark.parametrize(
+    ("technique", "axis", "label"),
+    [
+        ("neurons", "neurons_kept", "neurons0.9"),
+        ("heads", "heads_kept", "heads0.9"),
+        ("flap", "weights_kept", "kept0.9"),
+    ],
+)
+def test_so_are_those_of_neurons_heads_and_weights(technique: str, axis: str, label: str) -> None:
+    (cell,) = cells(["model=tiny_llama", f"technique={technique}", f"{axis}=0.9"])
+    assert cell.label == f"tiny_llama-{technique}-{label}"
+    with pytest.raises(SqueezeError, match=f"{axis}: 1.5 is not allowed; expected a number above 0, at most 1"):
+        cells(["model=tiny_llama", f"technique={technique}", f"{axis}=1.5"])
+
+
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_published_labels_have_not_changed(path: Path) -> None:
     label = Cell.from_json(json.loads(path.read_text())["cell"]).label

@@ -34,8 +34,9 @@ RECOVERED = {"lora", "qlora", "gptq_recover", "kmeans_recover", "svd_recover", "
 CHAINED = {"layer_drop_qat", "layer_drop_distil_gptq", "svd_recover_rtn", "wanda_recover_rtn"}
 PRUNED_IN_TRAINING = {"l1", "gradual", "gradual_rigl"}
 TRAINED = DISTILLED | RECOVERED | CHAINED
+BY_GRADIENT = {"neurons", "heads", "neurons_gptq"}  # of the loss
 # They look at predicted tokens; an encoder predicts none.
-NEED_A_HEAD = {"finetune", "kv_cache", "qat", "qat_lsq", *PRUNED_IN_TRAINING, *TRAINED}
+NEED_A_HEAD = {"finetune", "kv_cache", "qat", "qat_lsq", *BY_GRADIENT, *PRUNED_IN_TRAINING, *TRAINED}
 REFUSE = NEED_A_HEAD - (TRAINED - {"lora", "self_distillation"})  # whose first step needs none
 SLICED = {"slicegpt", "slicegpt_rtn"}  # of an encoder's states, which its norms write as well, there is no such form
 NO_ENCODERS = NEED_A_HEAD | SLICED
@@ -44,12 +45,14 @@ TOKEN_IDS = torch.arange(24).reshape(2, 12)
 SMALL = 0.9  # of the dense bytes of the same parameters in the same dtype
 
 
-# Sizes of students that are smaller than the tiny models; those in the recipes are for real ones.
-SIZES = {
+# Sizes of what is smaller than the tiny models; those in the recipes are for real ones.
+SIZES: dict[str, dict[str, float]] = {
     "student_narrow": {"channels": 0.125},
     "student_scratch": {"layers": 1, "hidden": 64, "channels": 64, "heads": 4},
 }
-SIZES |= {f"{name}_distil": sizes for name, sizes in SIZES.items()}
+SIZES |= {name: {"neurons_kept": 0.125} for name in ("neurons", "neurons_wanda")}
+SIZES |= {"neurons_gptq": {"neurons_kept": 0.5}, "heads": {"heads_kept": 0.25}}
+SIZES |= {f"{name}_distil": sizes for name, sizes in SIZES.items() if name.startswith("student")}
 
 
 @pytest.fixture(autouse=True)

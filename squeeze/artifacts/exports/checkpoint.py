@@ -24,6 +24,7 @@ from squeeze.layers.contract import is_compressed, is_described
 from squeeze.layers.packing import pack, unpack
 from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models import architecture
+from squeeze.models.own_sizes import check_described
 from squeeze.models.subject import Subject
 
 WORD_BYTES = 4
@@ -111,8 +112,10 @@ def write(
 ) -> None:
     """Write a folder for ``from_pretrained``: the model's tensors, for the layers named in ``parts`` those given.
 
-    Raises SqueezeError where the folder holds anything.
+    Raises Unsupported for a model that its configuration does not describe, and SqueezeError where the folder holds
+    anything.
     """
+    check_described(subject.model)
     own = tuple(f"{name}." for name in parts)
     tensors = {name: tensor for name, tensor in _stored(subject.model).items() if not name.startswith(own)}
     for name, given in parts.items():

@@ -13,6 +13,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from squeeze.core.errors import Unsupported
 from squeeze.layers.contract import count_parameters, float_linears, layer_specs
 from squeeze.models import architecture
+from squeeze.models.own_sizes import check_described
 from squeeze.models.settings import quiet
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
@@ -98,6 +99,7 @@ def _plain_linears(model: nn.Module) -> list[str]:
 def _quantize(subject: Subject, **options: Any) -> Subject:
     """Let transformers quantize the weights in memory: the blocks' linear layers, all others as they are."""
     model = cast(PreTrainedModel, subject.model)
+    check_described(model)
     outside = set(architecture.linears(model)) - set(architecture.block_linears(model))
     parameters = subject.claims.get("parameters", count_parameters(model))
     with quiet():  # neither advice on kernels nor a progress bar

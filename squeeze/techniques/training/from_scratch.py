@@ -69,7 +69,7 @@ class FromScratch:
         where, before = layout(teacher), sizes(teacher)
         config: Any = copy.deepcopy(teacher.config)
         layers, hidden = self.layers or before.layers, self.hidden or before.hidden
-        channels, heads = self.channels or before.channels, self.heads or config.num_attention_heads
+        channels, heads = self.channels or int(before.channels), self.heads or config.num_attention_heads
         grouped = getattr(config, "num_key_value_heads", None)
         kv_heads = self.kv_heads or grouped or heads
         given = {name: getattr(self, name) for name in ("layers", "hidden", "channels", "heads", "kv_heads")}

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from squeeze.core.errors import Unsupported
 from squeeze.layers.contract import count_parameters
 from squeeze.models import architecture
-from squeeze.models.layout import head_groups, layout, shares, sizes
+from squeeze.models.layout import group_size, head_groups, layout, shares, sizes
 from squeeze.models.projection import check_projection, norms, project_hidden
 from squeeze.models.subject import Subject
-from squeeze.models.surgery import check_float, check_heads, highest, keep_channels, keep_heads
+from squeeze.models.surgery import check_alike, check_float, check_heads, highest, keep_channels, keep_heads
 from squeeze.techniques.contract import Calibration
 from squeeze.techniques.hessian import principal_directions
 
@@ -53,13 +53,12 @@ class Narrow:
         channels, groups, hidden = self._kept(model)
         where, before = layout(model), sizes(model)
         parameters = subject.claims.get("parameters", count_parameters(model))
-        of_a_group = before.attention // head_groups(model)
         kept_channels: list[list[int]] = []
         kept_groups: list[list[int]] = []
         for _, block, inputs in calibration.input_statistics(model):
             for name, size, kept, count in (
                 (where.down, 1, kept_channels, channels),
-                (where.output, of_a_group, kept_groups, groups),
+                (where.output, group_size(model), kept_groups, groups),
             ):
                 weight = architecture.weight(block.get_submodule(name))
                 kept.append(highest(output_energy(weight, inputs[name].hessian, size), count))
@@ -76,6 +75,7 @@ class Narrow:
             if not 0 < getattr(self, name) <= 1:
                 raise Unsupported(f"narrow cannot keep {name}={getattr(self, name)}; expected more than 0, at most 1")
         where, before, all_groups = layout(model), sizes(model), head_groups(model)
+        check_alike(model)
         channels = max(1, round(self.channels * before.channels))
         groups = max(1, round(self.heads * all_groups))
         hidden = max(1, round(self.hidden * before.hidden))
