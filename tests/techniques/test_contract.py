@@ -58,7 +58,7 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 def cell_of(technique: str) -> Cell:
     sizes = [f"technique.steps.0.{name}={size}" for name, size in SIZES.get(technique, {}).items()]
-    axes = ["group_size=32", "training_steps=2", "weights_kept=0.5"]
+    axes = ["group_size=32", "training_steps=2", "weights_kept=0.5", "rank=4"]
     (cell,) = cells(["model=tiny_llama", f"technique={technique}", *axes, *sizes])
     return cell
 
