@@ -47,6 +47,7 @@ SIZES = {
     "student_scratch": {"layers": 1, "hidden": 64, "channels": 64, "heads": 4},
 }
 SIZES |= {f"{name}_distil": sizes for name, sizes in SIZES.items()}
+SIZES["wanda_eora"] = {"sparsity": 0.6}  # a change beside such small layers takes much of what zeros save
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,7 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 def cell_of(technique: str) -> Cell:
     sizes = [f"technique.steps.0.{name}={size}" for name, size in SIZES.get(technique, {}).items()]
-    axes = ["group_size=32", "training_steps=2", "weights_kept=0.5", "rank=4"]
+    axes = ["group_size=32", "training_steps=2", "weights_kept=0.5", "rank=2"]
     (cell,) = cells(["model=tiny_llama", f"technique={technique}", *axes, *sizes])
     return cell
 

@@ -40,4 +40,5 @@ class EoRA:
 def eigenspace(hessian: torch.Tensor) -> torch.Tensor:
     """Return Q Lambda^(1/2) of H = Q Lambda Q^T; H: (in_features, in_features) float32, X X^T up to a factor."""
     values, vectors = torch.linalg.eigh(hessian)
-    return vectors * values.clamp_min(0).sqrt()
+    scaled: torch.Tensor = vectors * values.clamp_min(0).sqrt()
+    return scaled

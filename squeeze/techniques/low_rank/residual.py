@@ -18,6 +18,7 @@ from torch import nn
 from squeeze.core.errors import Unsupported
 from squeeze.layers.contract import float_linears, is_compressed, matrices
 from squeeze.layers.lora import LoraLinear, features, matrix_of
+from squeeze.layers.trainable import gradients_pass
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
@@ -45,12 +46,14 @@ def correct(
     _check_same(technique, model, original)
     if sequential:
         float_linears(model)  # dense equals in their places, whose inputs can be watched
-    for name, seen in roots(model if sequential else original, packed, calibration, root, sequential=sequential):
-        if name in packed:
-            base = packed.pop(name)
-            residual = architecture.weight(original.get_submodule(name)).float() - matrix_of(base, dtype).float()
-            pair = (tensor.to(dtype) for tensor in change(residual, rank, seen))
-            architecture.replace(model, name, LoraLinear.of(base, *pair, alpha=rank, dtype=dtype))
+    watched = model if sequential else original
+    with gradients_pass(model):  # a library's layer that has run is stored as it was
+        for name, seen in roots(watched, packed, calibration, root, sequential=sequential):
+            if name in packed:
+                base = packed[name]
+                residual = architecture.weight(original.get_submodule(name)).float() - matrix_of(base, dtype).float()
+                pair = (tensor.to(dtype) for tensor in change(residual, rank, seen))
+                architecture.replace(model, name, LoraLinear.of(base, *pair, alpha=rank, dtype=dtype))
     return subject.claiming(residual_rank=rank)
 
 
@@ -93,8 +96,8 @@ def _check_same(technique: str, model: nn.Module, original: nn.Module) -> None:
                 f" {_in_words(expected)} there; put it behind steps that neither cut nor factorise"
             )
     blocks = tuple(f"{name}." for name, _ in architecture.named_blocks(original))
-    own = model.state_dict()
-    for name, tensor in original.state_dict().items():
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in original.named_parameters():
         if not name.startswith(blocks) or name.removesuffix(".weight") in there:
             continue
         if name not in own or not torch.equal(own[name], tensor):

@@ -36,7 +36,7 @@ TWO_BITS, PRUNED = RoundToNearest(2, 32, symmetric=False), Wanda(0.5, run=None, 
 
 
 def after(subject: Subject, *steps: Any) -> Subject:
-    """The tiny llama, or another subject of that name, after these steps."""
+    """A tiny subject after these steps."""
     text = CalibrationText(TEXT, load_baseline=lambda: tiny_model(name_of(subject)))
     for step in steps:
         subject = step.apply(subject, text)
@@ -86,7 +86,7 @@ def test_where_nothing_was_taken_nothing_is_added() -> None:
 @pytest.mark.parametrize(
     "base",
     [
-        GPTQ(4, 32, symmetric=True, act_order=True, damping=0.1, sequential=True),
+        GPTQ(4, 32, symmetric=True, act_order=True, static_groups=True, damping=0.1, sequential=True),
         KMeans(4, rows=None),
         Magnitude(0.5),
         Float4("nf4", double_quant=False),
@@ -153,7 +153,10 @@ def test_pruned_layers_stay_sparse_beside_it() -> None:
         ([TWO_BITS, LQER(-3, scaled=False, sequential=False)], "a change of rank -3; expected 1"),
         ([TWO_BITS, EoRA(33, sequential=False)], "rank is 33, but .*k_proj has one of 32 at the most"),
         ([TWO_BITS, EORA, L2QER], "has an adapter already"),
-        ([SVD(0.5, whitened=False, damping=0.0, sequential=False), TWO_BITS, EORA], "missing here and .* there"),
+        (
+            [SVD(0.5, whitened=False, damping=0.0, sequential=False), RoundToNearest(4, None, True), EORA],
+            "missing here and .* there",
+        ),
         ([LayerDrop(0.5, "every_other"), TWO_BITS, EORA], r"layers\.1\.\S+ is missing here"),
         ([SmoothQuant(0.5), EORA], "layernorm.weight has changed"),
         ([Float4("nf4", double_quant=False), EoRA(4, sequential=True)], "Linear4bit, .* use sequential: false"),
