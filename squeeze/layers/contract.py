@@ -174,8 +174,14 @@ def float_linears(model: nn.Module) -> list[str]:
     Layers that an earlier step compressed are replaced by their dense equals: their values stay (zeros, grid points),
     how they are stored is for this step to decide.
     Raises Unsupported, before any of it, where a library's own layers have taken their place: those cannot be
-    compressed further.
+    compressed further; and where a change is kept beside a compressed layer: added up, both would be lost.
     """
+    for name, layer in matrices(model):
+        if is_compressed(base := getattr(layer, "base", None)):
+            raise Unsupported(
+                f"{name} keeps a change beside its {type(base).__name__}, and packing their sum anew would undo both;"
+                " put this step before the one that made the change, as in [wanda, rtn, eora]"
+            )
     floats = (architecture.weight(layer).is_floating_point() for layer in architecture.block_linears(model).values())
     if all(floats):
         _make_dense(model)

@@ -86,7 +86,7 @@ AXES: tuple[Axis, ...] = (
     Axis(
         "rank",
         POSITIVE,
-        "of low-rank adapters (LoRA)",
+        "of low-rank adapters (LoRA, EoRA, LQER)",
         label=lambda value, _: None if value is None else f"rank{value}",
     ),
     Axis(

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.layers import sliced
 from squeeze.layers.contract import count_parameters
-from squeeze.models import architecture
+from squeeze.models import architecture, own_sizes
 from squeeze.models.block_calls import before_first_block, block_calls
 from squeeze.models.layout import shares, sizes
 from squeeze.models.subject import OF_CODES, Subject
@@ -65,7 +65,7 @@ class SliceGPT:
         parameters = subject.claims.get("parameters", count_parameters(model))
         slice_model(model, token_ids, kept(before.hidden, self.hidden_kept))
         left = shares(before, sizes(model), subject.claims)
-        return subject.without(*OF_CODES, "sparsity").claiming(parameters=parameters, **left)
+        return subject.without(*OF_CODES, "sparsity").claiming(parameters=parameters, **left, **own_sizes.claims(model))
 
 
 def kept(hidden: int, share: float) -> int:

@@ -6,24 +6,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts.exports import checkpoint
 from squeeze.core.errors import SqueezeError, Unsupported
-from squeeze.layers.contract import count_parameters, layer_specs
+from squeeze.layers.contract import count_parameters, float_linears, layer_specs
 from squeeze.layers.factors import Factors
+from squeeze.models import architecture
 from squeeze.models.subject import OF_CODES
 from squeeze.probes import size
 from squeeze.probes.recount import recount
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.low_rank import svd
+from squeeze.techniques.low_rank.factorisation import factors, rank_of
 from squeeze.techniques.low_rank.svd import SVD
 from squeeze.techniques.quantization.awq import AWQ
 from squeeze.techniques.quantization.bitsandbytes import Float4, LLMInt8
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.quantization.smoothquant import SmoothQuant
+from tests.output_errors import output_errors
 from tests.tiny import tiny_model, tiny_subject
 
 TEXT = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(0))
@@ -42,10 +46,24 @@ def inputs_and_hessian() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("rank", [1, 5, 16])
 def test_the_plain_error_is_the_tail_of_the_singular_values(rank: int) -> None:
     weight = drawn(16, 24)
-    down, up = svd.factors(weight, rank, None)
+    down, up = factors(weight, rank, None)
     tail = torch.linalg.svdvals(weight)[rank:].square().sum()
     assert (down.shape, up.shape) == ((rank, 24), (16, rank))
     assert float((weight - up @ down).square().sum()) == pytest.approx(float(tail), rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("rank", [1, 5, 12])
+def test_the_factors_are_those_of_the_formula(rank: int) -> None:
+    """SVD-LLM, section 3.1, written down in float64."""
+    weight, (_, hessian) = drawn(16, 24), inputs_and_hessian()
+    damped = hessian.double().numpy() * (1 + 0.01 * np.eye(24))
+    whitening = np.linalg.cholesky(damped)
+    left, values, right = np.linalg.svd(weight.double().numpy() @ whitening, full_matrices=False)
+    expected = (left[:, :rank] * values[:rank]) @ right[:rank] @ np.linalg.inv(whitening)
+    down, up = factors(weight, rank, svd.whitener(hessian, 0.01))
+    assert np.allclose((up @ down).numpy(), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    missing = (weight - up @ down).double().numpy() @ whitening
+    assert np.square(missing).sum() == pytest.approx(np.square(values[rank:]).sum(), rel=1e-5)
 
 
 @pytest.mark.parametrize("rank", [1, 5, 12])
@@ -57,7 +75,7 @@ def test_the_whitened_error_of_the_outputs_is_the_tail_and_less_than_the_plain_o
     def error(down: torch.Tensor, up: torch.Tensor) -> float:
         return float((x @ (weight - up @ down).T).square().sum() / len(x))
 
-    whitened, plain = error(*svd.factors(weight, rank, root)), error(*svd.factors(weight, rank, None))
+    whitened, plain = error(*factors(weight, rank, root)), error(*factors(weight, rank, None))
     tail = torch.linalg.svdvals(weight @ root)[rank:].square().sum()
     assert whitened == pytest.approx(float(tail), rel=1e-3)
     assert whitened < plain
@@ -73,20 +91,20 @@ def test_inputs_that_hang_together_need_damping() -> None:
 def test_factors_have_one_norm_whatever_the_size_of_the_inputs(energies: list[float]) -> None:
     """All zero are those of an expert that was never chosen."""
     weight, root = drawn(4, 3), svd.whitener(torch.diag(torch.tensor(energies)), 0.01)
-    down, up = svd.factors(weight, 3, root)
+    down, up = factors(weight, 3, root)
     assert float(down.norm()) == pytest.approx(float(up.norm()), rel=1e-5)
     assert torch.allclose(up @ down, weight, atol=1e-5)
 
 
 def test_a_matrix_of_zeros_has_factors_of_zeros() -> None:
-    down, up = svd.factors(torch.zeros(4, 3), 2, None)
+    down, up = factors(torch.zeros(4, 3), 2, None)
     assert torch.equal(up @ down, torch.zeros(4, 3))
 
 
 def test_the_rank_is_the_highest_that_keeps_the_share() -> None:
-    rank = svd.rank_of(192, 576, 0.8)
+    rank = rank_of(192, 576, 0.8)
     assert rank * (192 + 576) <= 0.8 * 192 * 576 < (rank + 1) * (192 + 576)
-    assert svd.rank_of(4, 4, 0.01) == 1
+    assert rank_of(4, 4, 0.01) == 1
 
 
 @pytest.mark.parametrize("whitened", [True, False])
@@ -109,9 +127,9 @@ def test_the_model_has_fewer_weights_and_says_so(whitened: bool, tmp_path: Path)
 def test_factors_of_full_rank_are_the_model_itself() -> None:
     """No share has such a rank, whose factors would be larger than the matrix: nothing but rounding changes."""
     subject, dense = tiny_subject("llama"), tiny_model("llama")
-    for name in svd.float_linears(subject.model):
+    for name in float_linears(subject.model):
         weight = subject.model.get_submodule(name).weight.data
-        down, up = svd.factors(weight, min(weight.shape), None)
+        down, up = factors(weight, min(weight.shape), None)
         subject.model.get_submodule(name).weight.data = up @ down
     with torch.inference_mode():
         assert torch.allclose(subject.model(TEXT).logits, dense(TEXT).logits, atol=1e-4)
@@ -175,3 +193,15 @@ def test_an_export_refuses_factors() -> None:
 def test_another_share_is_refused(share: float) -> None:
     with pytest.raises(Unsupported, match="expected more than 0, at most 1"):
         SVD(share, whitened=True, damping=0.01, sequential=True).apply(tiny_subject("llama"), CalibrationText(TEXT))
+
+
+def test_whitened_factors_leave_less_of_each_layers_outputs_than_plain_ones() -> None:
+    """Those of keys and values, which have fewer rows than there are queries, too."""
+    found = {}
+    for whitened in (True, False):
+        technique = SVD(0.5, whitened=whitened, damping=1e-4, sequential=False)
+        found[whitened] = output_errors(technique.apply(tiny_subject("llama"), CalibrationText(TEXT)), "llama", TEXT)
+    rows = {name: len(layer.weight) for name, layer in architecture.block_linears(tiny_model("llama")).items()}
+    assert rows["model.layers.0.self_attn.k_proj"] < rows["model.layers.0.self_attn.q_proj"]
+    assert found[True].keys() == rows.keys()
+    assert all(found[True][name] < error for name, error in found[False].items())
