@@ -149,6 +149,12 @@ AXES: tuple[Axis, ...] = (
         label=lambda value, _: None if value is None else f"heads{value:g}",
     ),
     Axis(
+        "cache_tokens",
+        POSITIVE,
+        "the most tokens whose keys and values are held, where a technique forgets some",
+        label=lambda value, _: None if value is None else f"c{value}",
+    ),
+    Axis(
         "damping_of",
         one_of("own", "mean"),
         "of a Hessian's diagonal: own, each element's share of itself, or mean, of the diagonal's mean",

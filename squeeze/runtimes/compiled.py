@@ -50,7 +50,7 @@ class Compiled:
         Raises Unsupported for a subject with a cache of its own: the shapes of a graph are fixed.
         """
         if subject.cache is not None:
-            raise Unsupported("a quantized cache grows and cannot be compiled; use runtime=eager")
+            raise Unsupported("a cache of its own grows and shrinks, and cannot be compiled; use runtime=eager")
         return CompiledEngine(subject, synchronizer(self.device))
 
 

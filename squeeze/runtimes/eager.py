@@ -16,7 +16,7 @@ from squeeze.layers.contract import live_bytes
 from squeeze.models.subject import Subject
 from squeeze.runtimes.contract import States
 from squeeze.runtimes.generation import GreedyGeneration, check_length, encoding, log_probability, synchronizer
-from squeeze.runtimes.kv_cache import cache_of, logits_of, states_of
+from squeeze.runtimes.kv_cache import cache_of, logits_of, prompt_group, states_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class EagerEngine:
     def begin(self, positions: int) -> GreedyGeneration:
         """Begin a generation. Raises Unsupported when the model has fewer positions."""
         check_length(self.subject.model, positions)
-        return GreedyGeneration(self.subject.model, self.subject.model, cache_of(self.subject), self.synchronize)
+        model, cache = self.subject.model, cache_of(self.subject)
+        return GreedyGeneration(model, model, cache, self.synchronize, prompt_group(self.subject))
 
     @torch.inference_mode()
     def encode(self, token_ids: Tensor) -> Tensor:

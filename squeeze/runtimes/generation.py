@@ -25,19 +25,24 @@ Forward = Callable[..., Any]
 class GreedyGeneration:
     """Run one greedy generation. tokens: those chosen so far, each (rows, 1) int64.
 
-    prefill_forward and decode_forward: the model, or a compiled form of it.
+    prefill_forward and decode_forward: the model, or a compiled form of it. prompt_group: tokens of the prompt that are
+    read at a time; None: all at once.
     """
 
     prefill_forward: Forward
     decode_forward: Forward
     cache: Cache
     synchronize: Callable[[], None]
+    prompt_group: int | None = None
     tokens: list[Tensor] = field(default_factory=list)
 
     @torch.inference_mode()
     def prefill(self, prompt: Tensor) -> Tensor:
         """Read the prompt, (rows, tokens) int64, and return the first token of each row, (rows, 1)."""
-        return self._choose(self.prefill_forward, prompt)
+        *before, last = torch.split(prompt, self.prompt_group or prompt.shape[1], dim=1)
+        for part in before:
+            self._read(self.prefill_forward, part)
+        return self._choose(self.prefill_forward, last)
 
     @torch.inference_mode()
     def decode(self) -> Tensor:
@@ -54,11 +59,13 @@ class GreedyGeneration:
         return kv_cache.bytes_per_token(self.cache)
 
     def _choose(self, forward: Forward, input_ids: Tensor) -> Tensor:
-        output = forward(input_ids=input_ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        token: Tensor = output.logits[:, -1:].argmax(-1)
+        token: Tensor = self._read(forward, input_ids).logits[:, -1:].argmax(-1)
         self.synchronize()
         self.tokens.append(token)
         return token
+
+    def _read(self, forward: Forward, input_ids: Tensor) -> Any:
+        return forward(input_ids=input_ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
 
 
 def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -19,10 +19,18 @@ def cache_of(subject: Subject) -> Cache:
     return DynamicCache(config=config) if subject.cache is None else subject.cache(config)
 
 
+def prompt_group(subject: Subject) -> int | None:
+    """Return how many tokens of a prompt are read at a time; None: all at once, as a cache allows that forgets none."""
+    return getattr(subject.cache, "prompt_group", None)
+
+
 def bytes_per_token(cache: Cache) -> float:
-    """Return the bytes that all layers keep of one token of one text: of the tensors that are there, scales and all."""
-    first = cache.layers[0]
-    texts, tokens = first.keys.shape[0], first.get_seq_length()
+    """Return the bytes that all layers keep for each token of one text that was read, also where some were forgotten.
+
+    Counted are the tensors that are there, scales and all.
+    """
+    first: Any = cache.layers[0]
+    texts, tokens = first.keys.shape[0], first.read if hasattr(first, "read") else first.get_seq_length()
     total = sum(tensor.nbytes for layer in cache.layers for tensor in _tensors(layer))
     return total / int(texts * tokens)
 

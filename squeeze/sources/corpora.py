@@ -4,6 +4,7 @@ wikipedia_eval    95 articles of English Wikipedia, 2016 (CC BY-SA)
 wikipedia_train   1,100 other articles, no title in common (CC BY-SA)
 c4                web pages
 speeches          State of the Union addresses, 1790-2026: out of the domain of the others (public domain)
+arc_easy_unscored questions of ARC-Easy that no row is scored on, answered: text of one task (CC BY-SA)
 sst2_train        snippets of movie reviews, a line each, whose classes ``sentiment`` has (MIT)
 wikitext2         the test split of WikiText-2 (CC BY-SA), from the hub: what published perplexities are measured on
 sha256:HEX        a text of the user's own, see ``own_text``
@@ -24,8 +25,8 @@ from squeeze.core import cache
 from squeeze.core.errors import IntegrityError, SqueezeError, hint
 from squeeze.core.hashing import digest, sha256
 from squeeze.core.progress import progress
+from squeeze.sources import arc, own_text, sentiment, wikitext
 from squeeze.sources import fetch as assets
-from squeeze.sources import own_text, sentiment, wikitext
 
 if TYPE_CHECKING:
     import torch
@@ -274,6 +275,11 @@ CORPORA = {
         },
         _speeches,
         "9a026172927bbe6c998e8a37b40124697df65d36fb4009cfcdc6cd481dc27018",
+    ),
+    arc.CORPUS: Corpus(
+        arc.QUESTIONS,
+        arc.unscored,
+        "1fb0f7d6cdd9305a9f34e4c4b468e31f1f26179a0aad42f20152cce9695641f8",
     ),
     sentiment.CORPUS: Corpus(
         sentiment.SNIPPETS,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from itertools import takewhile
@@ -22,21 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from squeeze.core import cache
 from squeeze.core.errors import IntegrityError
 from squeeze.core.hashing import digest, sha256
 from squeeze.sources import classification, corpora, own_questions, tasks, wheels
+from squeeze.sources.word_rows import WORDS, Hashes, sequences
 
-WORDS = 8  # in a row
 MOST_SHARED = 0.01  # a hundred times what honest texts share
 CHARACTERS_A_TOKEN = 5  # of English, rounded up: the beginning of a text that so many tokens are
-WORD = re.compile(r"[^\W_]+")
 FORMAT = 1  # part of the key: raise it when sequences are hashed in another way
-FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: a polynomial in it, modulo 2^64, hashes a sequence of hashed words
 
-Hashes = npt.NDArray[np.uint64]
 Known = tuple[str, str]  # the name of a text, and its sha256
 
 
@@ -83,29 +78,6 @@ def _shares(calibration: Known, scored: Known, amount: int | None) -> tuple[floa
     own = _kept(calibration, None, lambda: [corpora.text_or_file(calibration[0])])
     whole, part = (_kept(scored, most, partial(_pieces, scored[0], most)) for most in (None, amount))
     return _share(own, whole), _share(part, own)
-
-
-def sequences(pieces: Iterable[str]) -> Hashes:
-    """Return the hashes, sorted and each once, of all that stands in a row of 8 words within a piece of text."""
-    known: dict[str, int] = {}
-    found = [_rows(_words(piece, known)) for piece in pieces]
-    distinct: Hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
-    return distinct
-
-
-def _words(piece: str, known: dict[str, int]) -> Hashes:
-    words = WORD.findall(piece.casefold())
-    for word in words:
-        if word not in known:
-            known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-    return np.array([known[word] for word in words], dtype=np.uint64)
-
-
-def _rows(words: Hashes) -> Hashes:
-    total: Hashes = np.zeros(max(len(words) - WORDS + 1, 0), np.uint64)
-    for place in range(WORDS if len(total) else 0):
-        total = total * FACTOR + words[place : place + len(total)]
-    return total
 
 
 def _share(of: Hashes, within: Hashes) -> float:

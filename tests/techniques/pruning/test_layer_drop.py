@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +17,14 @@ from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.layers.contract import count_parameters
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
+from squeeze.models.surgery import keep_blocks
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning import layer_drop
-from squeeze.techniques.pruning.layer_drop import LayerDrop, evenly_spaced, influence
+from squeeze.techniques.pruning.layer_drop import LayerDrop, evenly_spaced, influence, rises
 from squeeze.techniques.pruning.wanda import Wanda
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.students import loads_alone, outputs, silence, subject_of
-from tests.tiny import ARCHITECTURES, CAUSAL
+from tests.tiny import ARCHITECTURES, CAUSAL, tiny_subject
 
 TEXT = CalibrationText(torch.randint(256, (5, 32), generator=torch.Generator().manual_seed(0)))
 NO_TEXT = CalibrationText.empty()
@@ -69,6 +72,45 @@ def test_influence_is_what_a_block_turns(name: str, monkeypatch: pytest.MonkeyPa
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+@torch.no_grad()
+def loss(model: nn.Module, token_ids: torch.Tensor) -> float:
+    """The mean over all tokens with one before them, written out."""
+    logits = torch.cat([model(window[None]).logits[0, :-1] for window in token_ids])
+    return float(F.cross_entropy(logits, token_ids[:, 1:].flatten()))
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_rise_is_that_of_the_model_without_the_block(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_drop, "TOKENS", 64)  # windows go through as 2 + 1
+    monkeypatch.setattr(layer_drop, "SCORED", 100)  # three of five
+    model, scored = subject_of(name, layers=3).model, TEXT.token_ids[:3]
+    found = rises(model, TEXT.token_ids)
+    without = []
+    for place in range(3):
+        shorter = subject_of(name, layers=3).model
+        keep_blocks(shorter, [each for each in range(3) if each != place])
+        without.append(loss(shorter, scored) - loss(model, scored))
+    torch.testing.assert_close(found.tolist(), without, atol=1e-5, rtol=1e-4)
+    assert max(without) - min(without) > 1e-3
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_blocks_without_which_the_text_is_predicted_better_go_first() -> None:
+    subject = subject_of("llama", layers=4)
+    found, blocks = rises(subject.model, TEXT.token_ids), architecture.blocks(subject.model)
+    assert found.min() < 0 < found.max(), "a random model"
+    dropped = LayerDrop(0.25, "perplexity").apply(subject, TEXT)
+    assert architecture.blocks(dropped.model) == [blocks[int(found.argmax())]]
+
+
+@pytest.mark.parametrize("name", ["bert", "bert_classifier"])
+def test_perplexity_of_what_predicts_no_tokens_is_refused(name: str) -> None:
+    subject = tiny_subject(name)
+    with pytest.raises(Unsupported, match="has no language-modelling head"):
+        LayerDrop(0.5, "perplexity").apply(subject, TEXT)
+    assert len(architecture.blocks(subject.model)) == 2
+
+
 @pytest.mark.parametrize("name", CAUSAL)
 def test_blocks_that_do_nothing_go_first_and_are_not_missed(name: str) -> None:
     subject = subject_of(name, layers=4)
@@ -80,9 +122,11 @@ def test_blocks_that_do_nothing_go_first_and_are_not_missed(name: str) -> None:
     assert torch.equal(outputs(dropped.model), expected)
 
 
-@pytest.mark.parametrize("by", ["every_other", "influence"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_what_is_left_loads_without_squeeze(name: str, by: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [*product(ARCHITECTURES, ["every_other", "influence"]), *product(CAUSAL, ["perplexity"])],
+)
+def test_what_is_left_loads_without_squeeze(name: str, by: Any, tmp_path: Path) -> None:
     subject = subject_of(name, layers=4)
     whole = count_parameters(subject.model)
     dropped = LayerDrop(0.75, by).apply(subject, TEXT)
@@ -132,10 +176,11 @@ def test_a_share_that_is_none_is_refused(share: float) -> None:
 
 
 def test_an_unknown_criterion_is_refused() -> None:
-    with pytest.raises(Unsupported, match="no criterion 'random'; expected 'every_other' or 'influence'"):
+    with pytest.raises(Unsupported, match="no criterion 'random'; expected one of every_other, influence"):
         LayerDrop(0.5, "random").apply(subject_of("llama"), TEXT)  # type: ignore[arg-type]
 
 
-def test_influence_without_text_says_what_to_do() -> None:
-    with pytest.raises(SqueezeError, match="found no tokens; name a calibration with a corpus, or by=every_other"):
-        LayerDrop(0.5, "influence").apply(subject_of("llama"), NO_TEXT)
+@pytest.mark.parametrize("by", ["influence", "perplexity"])
+def test_scores_without_text_say_what_to_do(by: Any) -> None:
+    with pytest.raises(SqueezeError, match=f"{by} needs text, found no tokens; name a calibration with a corpus, or"):
+        LayerDrop(0.5, by).apply(subject_of("llama"), NO_TEXT)
