@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from squeeze.layers import csr, semi_structured
 from squeeze.layers.contract import dtype_name
 from squeeze.layers.packing import pack, packed_bytes, unpack
+
+
+class Layout(Protocol):
+    """Hold a weight (out_features, in_features) as a kernel wants it that gains by its zeros."""
+
+    def multiply(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Return the inputs times W^T, plus the bias (out_features,): (rows, in_features) -> (rows, out_features)."""
+
+    def dequantize(self) -> torch.Tensor:
+        """Return the dense weight, (out_features, in_features)."""
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return all tensors that it holds in memory."""
+
+
+def arrange(weight: torch.Tensor) -> Layout | None:
+    """Return the layout of a weight (out_features, in_features) whose zeros a kernel here gains by, or None."""
+    return csr.arrange(weight) or semi_structured.arrange(weight)
 
 
 class SparseLinear(nn.Module):
@@ -18,17 +39,16 @@ class SparseLinear(nn.Module):
     Stored: ``mask`` (out_features, in_features / 8) uint8, ``values`` (nonzero,) in row order, ``bias``
     (out_features,): 1 + (1 - sparsity) * 16 bits a weight in a 16-bit type, less than dense above a sparsity of 1/16.
 
-    ``memory_real`` and ``compute_real`` are False: no common kernel gains from zeros at random places at the sparsities
-    that language models bear, so the weight runs dense. What is saved is storage.
+    ``memory_real`` and ``compute_real`` hold where the weight was laid out for a kernel that gains by its zeros: CSR on
+    a CPU, where nearly all of them are zero (``csr.LEAST_SPARSITY``), the 2:4 pattern on a GPU. Elsewhere no common
+    kernel gains at the sparsities that language models bear: the weight runs dense, and what is saved is storage.
     """
-
-    memory_real = False
-    compute_real = False
 
     def __init__(self, in_features: int, out_features: int, nonzero: int, bias: bool, dtype: str) -> None:
         super().__init__()
         self.in_features, self.out_features, self.nonzero = in_features, out_features, nonzero
         self.dtype: torch.dtype = getattr(torch, dtype)
+        self.layout: Layout | None = None
         self.mask: torch.Tensor | None
         self.values: torch.Tensor | None
         self.bias: torch.Tensor | None
@@ -56,23 +76,38 @@ class SparseLinear(nn.Module):
         return self.nonzero
 
     @property
+    def memory_real(self) -> bool:
+        """Tell whether it is small while running."""
+        return self.layout is not None
+
+    @property
+    def compute_real(self) -> bool:
+        """Tell whether it skips the zeros."""
+        return self.layout is not None
+
+    @property
     def running_bits(self) -> float:
-        """Return the bits that a weight's code takes in memory."""
+        """Return the bits that a weight's code takes in memory, with what tells its place."""
         held = [tensor for tensor in (self.weight, self.mask, self.values) if tensor is not None]
-        return 8 * sum(tensor.nbytes for tensor in held) / (self.in_features * self.out_features)
+        held_bytes = sum(tensor.nbytes for tensor in held) + self.opaque_bytes
+        return 8 * held_bytes / (self.in_features * self.out_features)
 
     @property
     def opaque_bytes(self) -> int:
-        """Count nothing: all that it holds lies in its buffers."""
-        return 0
+        """Count the bytes in a kernel's layout, which no buffer shows."""
+        return 0 if self.layout is None else sum(tensor.nbytes for tensor in self.layout.tensors())
 
     def prepare(self) -> None:
-        """Lay the weight out densely, once; from then on the layer only runs."""
-        self.weight = self.dequantize()
+        """Lay the weight out for a kernel that gains by its zeros, or densely; from then on the layer only runs."""
+        weight = self.dequantize()
+        self.layout = arrange(weight)
+        self.weight = weight if self.layout is None else None
         self.mask = self.values = None
 
     def dequantize(self) -> torch.Tensor:
         """Return the dense weight, (out_features, in_features)."""
+        if self.layout is not None:
+            return self.layout.dequantize()
         if self.weight is not None:
             return self.weight
         assert self.mask is not None
@@ -87,4 +122,7 @@ class SparseLinear(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the layer's outputs: (..., in_features) -> (..., out_features)."""
-        return F.linear(inputs, self.dequantize(), self.bias)
+        if self.layout is None:
+            return F.linear(inputs, self.dequantize(), self.bias)
+        outputs = self.layout.multiply(inputs.reshape(-1, self.in_features), self.bias)
+        return outputs.reshape(*inputs.shape[:-1], self.out_features)

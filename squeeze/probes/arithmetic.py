@@ -1,7 +1,8 @@
 """Tell in what a model multiplies, by the operators that a forward of the whole of it runs: no layer is asked.
 
 A layer multiplies integers where integer products do its work and no floating-point product of its own shape runs
-beside them; so one that runs a kernel for show is told from one that uses it.
+beside them; so one that runs a kernel for show is told from one that uses it. It skips zeros where a product of fewer
+values than its matrix has does its work, likewise.
 """
 
 from __future__ import annotations
@@ -32,11 +33,22 @@ FLOATING = frozenset(
         *("aten::_scaled_mm", "bitsandbytes::gemv_4bit", "bitsandbytes::int8_linear_matmul"),
     }
 )
-PRODUCTS = INTEGER | BY_SHAPE | FLOATING
+# Operators that multiply by half of a matrix in the 2:4 pattern. Those that multiply by one in compressed sparse rows
+# have the names of dense ones, and ask for its values.
+SEMI_STRUCTURED = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("_cslt_sparse_mm", "_sparse_semi_structured_mm", "_sparse_semi_structured_addmm"),
+        "_sparse_semi_structured_linear",
+    )
+)
+VALUES = "aten::values"
+PRODUCTS = INTEGER | BY_SHAPE | FLOATING | SEMI_STRUCTURED
 
 DONE = 0.5  # of a layer's multiplications, by integer products: less is for show
 # Of them, by floating-point products: input columns with outliers, which LLM.int8 leaves in floats; small adapters.
 LEFT = 0.25
+FEWER = 0.95  # of them, by all products of a layer that skips zeros
 TOKENS = 64  # of the prompt that is read; the step after it is of one
 RANGE = "squeeze layer "
 FORWARD = "squeeze forward"
@@ -44,16 +56,25 @@ FORWARD = "squeeze forward"
 
 @dataclass(frozen=True)
 class Call:
-    """Hold one call of a layer. own: multiplications of its dense equal; integer, floating: those that were seen."""
+    """Hold one call of a layer. own: multiplications of its dense equal; the others: those that were seen.
+
+    sparse: of floats as well, by products that skip zeros; they are not among the floating ones.
+    """
 
     own: int
     integer: int
     floating: int
+    sparse: int = 0
 
     @property
     def in_integers(self) -> bool:
         """Tell whether integer products did its work, and floating-point ones did not."""
-        return self.integer >= DONE * self.own and self.floating <= LEFT * self.own
+        return self.integer >= DONE * self.own and self.floating + self.sparse <= LEFT * self.own
+
+    @property
+    def skips_zeros(self) -> bool:
+        """Tell whether products that skip zeros did its work, in fewer multiplications than its dense equal has."""
+        return self.sparse > 0 and self.integer + self.floating + self.sparse <= FEWER * self.own
 
 
 @dataclass(frozen=True)
@@ -73,6 +94,11 @@ class Profile:
     def multiplies_integers(self) -> bool:
         """Tell whether every layer that was reached multiplied integers, in each of its calls."""
         return bool(self.calls) and all(call.in_integers for calls in self.calls.values() for call in calls)
+
+    @property
+    def skips_zeros(self) -> bool:
+        """Tell whether every layer that was reached skipped zeros, in each of its calls."""
+        return bool(self.calls) and all(call.skips_zeros for calls in self.calls.values() for call in calls)
 
 
 @torch.inference_mode()
@@ -138,10 +164,12 @@ class _Seen:
 
 
 def _call(event: Any, own: int, known: frozenset[str]) -> Call:
-    products = _products(event)
-    integer = sum(_multiplications(product, own) for product in products if product.name in known)
-    floating = sum(_multiplications(product, own) for product in products if product.name not in known)
-    return Call(own, integer, floating)
+    done = dict.fromkeys(("integer", "floating", "sparse"), 0)
+    for product in _products(event):
+        sparse = product.name in SEMI_STRUCTURED or _values(product) is not None
+        kind = "integer" if product.name in known else "sparse" if sparse else "floating"
+        done[kind] += _multiplications(product, own)
+    return Call(own, **done)
 
 
 def _products(event: Any) -> list[Any]:
@@ -153,6 +181,13 @@ def _products(event: Any) -> list[Any]:
 def _multiplications(product: Any, own: int) -> int:
     """Return how many multiplications a product does; ``own`` where its operands do not show it, being packed."""
     operands: list[list[int]] = [shape for shape in product.input_shapes if shape]
+    if product.name in SEMI_STRUCTURED:
+        return own // 2
+    if (values := _values(product)) is not None:  # beside the result of the same shape, what is added to it
+        _, left, right = operands[:3]
+        dense = math.prod(left) * (right[1] if len(right) > 1 else 1)
+        matrix, nonzero = values
+        return max(dense * nonzero // matrix, 1)
     if product.name == "aten::linear" and len(operands) > 1:
         return math.prod(operands[0]) * operands[1][0]
     if product.name not in BY_SHAPE or len(operands) < 2:
@@ -160,3 +195,11 @@ def _multiplications(product: Any, own: int) -> int:
     left, right = operands[-2:]
     batch = math.prod(left[:-2]) if len(right) > 2 else 1
     return math.prod(left) * math.prod(right) // max(left[-1] * batch, 1)
+
+
+def _values(product: Any) -> tuple[int, int] | None:
+    """Return how many weights the matrix of a product has, and how many of them as values; None of a dense matrix."""
+    for child in product.cpu_children:
+        if child.name == VALUES and child.cpu_children:
+            return math.prod(child.input_shapes[0]), child.cpu_children[0].input_shapes[0][0]
+    return None

@@ -80,12 +80,12 @@ def positions(model: nn.Module) -> int | None:
 
 
 def computes_less(model: nn.Module, baseline: nn.Module, ran: Profile) -> bool:
-    """Tell whether compressed layers multiply integers, ours and a library's, by the operators that they ran.
+    """Tell whether compressed layers multiply integers, or skip zeros, ours and a library's, by the operators they ran.
 
     A model without such layers has to have fewer parameters than the baseline, and to multiply less.
     """
     if low_bit_layers(model):
-        return ran.multiplies_integers
+        return ran.multiplies_integers or ran.skips_zeros
     matrices_of_baseline = sum(weights_by_layer(baseline, baseline).values()) + _head_weights(baseline)
     fewer = count_parameters(model) < SMALL * count_parameters(baseline)
     return fewer and ran.multiplications < SMALL * matrices_of_baseline
@@ -98,7 +98,7 @@ def arithmetic_mismatches(subject: Subject, real: bool) -> list[str]:
         claimed = all(bool(layer.compute_real) for layer in compressed)
     else:
         claimed = bool(subject.claims.get("compute_real", real))
-    names = {True: "integers", False: "floating point"}
+    names = {True: "integers" if "bits" in subject.claims else "nonzero weights alone", False: "floating point"}
     return [] if claimed == real else [f"claimed products of {names[claimed]}, found {names[real]}"]
 
 

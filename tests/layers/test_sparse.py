@@ -28,6 +28,23 @@ def test_forward_is_that_of_the_dense_weight(dtype: torch.dtype, shape: tuple[in
     assert layer.values is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nearly_empty_weights_are_laid_out_to_skip_their_zeros(dtype: torch.dtype) -> None:
+    weight, bias = torch.zeros(32, 64, dtype=dtype), torch.randn(32).to(dtype)
+    weight[::2, 7], weight[3, 9] = torch.randn(16).to(dtype), 2
+    inputs = torch.randn(2, 3, 64).to(dtype)
+    expected = torch.nn.functional.linear(inputs, weight, bias)
+    layer = SparseLinear.of(weight, bias)
+    assert (layer.memory_real, layer.compute_real, layer.opaque_bytes) == (False, False, 0)
+    layer.prepare()
+    assert (layer.memory_real, layer.compute_real) == (True, True)
+    assert layer.opaque_bytes == 17 * 8 + 33 * 4
+    assert layer.running_bits == 8 * layer.opaque_bytes / weight.numel()
+    assert (layer.mask, layer.values, layer.weight) == (None, None, None)
+    assert torch.equal(layer.dequantize(), weight)
+    torch.testing.assert_close(layer(inputs), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
 def test_state_is_a_bit_a_weight_and_the_values() -> None:
     weight = torch.zeros(8, 20)
     weight[2, 3], weight[2, 11], weight[7, 19] = 5, -6, 7

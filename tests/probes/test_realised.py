@@ -9,6 +9,7 @@ from torch import nn
 from squeeze.artifacts import format as artifact
 from squeeze.layers.contract import count_parameters, dtype_name, live_bytes
 from squeeze.layers.int8 import Int8Linear
+from squeeze.layers.sparse import SparseLinear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes import realised, size
@@ -100,6 +101,35 @@ def test_the_width_that_runs_is_the_kernels(bits: int, expected: int, tmp_path: 
 def test_a_sparse_file_that_runs_dense_is_no_memory_gain(tmp_path: Path) -> None:
     found = loaded(Magnitude(0.5).apply(tiny_subject("llama"), CalibrationText.empty()), tmp_path)
     assert (found["bytes_real"], found["memory_real"], found["compute_real"]) == (True, False, False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_skips_nearly_all_weights_has_all_three(dtype: str, tmp_path: Path) -> None:
+    found = loaded(Magnitude(0.97).apply(tiny_subject("llama", dtype), CalibrationText.empty()), tmp_path)
+    assert (found["bytes_real"], found["memory_real"], found["compute_real"]) == (True, True, True)
+    assert (found["arithmetic"], found["mismatches"]) == (dtype, [])
+    assert found["running_bits"] < 3
+
+
+class Widened(SparseLinear):
+    """Claims to skip zeros and multiplies with all of the matrix."""
+
+    compute_real = True
+
+    def prepare(self) -> None:
+        self.weight = self.dequantize()
+
+
+def test_zeros_that_are_multiplied_are_not_skipped() -> None:
+    subject = tiny_subject("llama")
+    for name, layer in architecture.block_linears(subject.model).items():
+        weight = architecture.weight(layer)
+        made = Widened.of(weight.masked_fill(weight.abs() < 0.05, 0), None)
+        made.prepare()
+        architecture.replace(subject.model, name, made)
+    found = running(subject)
+    assert found["compute_real"] is False
+    assert found["mismatches"] == ["claimed products of nonzero weights alone, found floating point"]
 
 
 def test_a_model_of_fewer_layers_has_all_three(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import torch
+from torch import nn
 
 from squeeze.core.errors import Unsupported
 from squeeze.layers.contract import float_linears
@@ -13,26 +14,34 @@ from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration, InputStatistics
 
-Prune = Callable[[torch.Tensor, InputStatistics], torch.Tensor]  # weight (out_features, in_features) -> with its zeros
+# weight (out_features, in_features), its inputs, the share of it that becomes zero -> the weight with its zeros
+Prune = Callable[[torch.Tensor, InputStatistics, float], torch.Tensor]
 
 
 def prune_blocks(
-    subject: Subject, calibration: Calibration, prune: Prune, *, sparsity: float, run: int | None, sequential: bool
+    subject: Subject, calibration: Calibration, prune: Prune, shares: Mapping[str, float], *, sequential: bool
 ) -> None:
     """Replace each linear layer of the blocks with what ``prune`` makes of it, stored sparsely.
 
+    shares: of each block's weights, by its full name, those that become zero; see ``owl.block_shares``.
     sequential: whether a block's inputs have gone through pruned predecessors, or come from the float model.
-    Raises Unsupported for a sparsity outside [0, 1), and where runs do not fit; see ``check_sparsity``.
     """
-    model = subject.model
-    check_sparsity(
-        sparsity, run, [architecture.weight(model.get_submodule(name)).shape[1] for name in float_linears(model)]
-    )
-    for block_name, block, inputs in calibration.input_statistics(model, sequential=sequential):
+    for block_name, block, inputs in calibration.input_statistics(subject.model, sequential=sequential):
         for name, statistics in inputs.items():
             layer = block.get_submodule(name)
-            sparse = SparseLinear.of(prune(architecture.weight(layer), statistics), architecture.bias(layer))
-            architecture.replace(model, f"{block_name}.{name}", sparse)
+            pruned = prune(architecture.weight(layer), statistics, shares[block_name])
+            sparse = SparseLinear.of(pruned, architecture.bias(layer))
+            architecture.replace(subject.model, f"{block_name}.{name}", sparse)
+
+
+def prunable(model: nn.Module, sparsity: float, run: int | None = None) -> list[str]:
+    """Return the full names of all linear layers within the blocks, dense ones, as ``float_linears`` does.
+
+    Raises Unsupported as that does, and where such zeros do not fit; see ``check_sparsity``.
+    """
+    names = float_linears(model)
+    check_sparsity(sparsity, run, [architecture.weight(model.get_submodule(name)).shape[1] for name in names])
+    return names
 
 
 def check_sparsity(sparsity: float, run: int | None = None, in_features: Collection[int] = ()) -> None:
@@ -49,6 +58,11 @@ def check_sparsity(sparsity: float, run: int | None = None, in_features: Collect
         raise Unsupported(f"run {run} does not divide in_features {misfits[0]}; expected a divisor, such as 4")
     if round(sparsity * run) != sparsity * run:
         raise Unsupported(f"sparsity {sparsity} of {run} weights is {sparsity * run:g}; expected a whole number")
+
+
+def saliency(weight: torch.Tensor, inputs: InputStatistics) -> torch.Tensor:
+    """Return |W_ij| * ||X_j||_2 (Wanda, arXiv:2306.11695, eq. 1), float32, of a weight (out_features, in_features)."""
+    return weight.float().abs() * inputs.norms
 
 
 def lowest(scores: torch.Tensor, share: float) -> torch.Tensor:

@@ -6,15 +6,16 @@ The sibling of GPTQ, with zero in the place of the nearest code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from squeeze.models.settings import one_thread
 from squeeze.models.subject import OF_CODES, Subject
-from squeeze.techniques.contract import Calibration
+from squeeze.techniques.contract import Calibration, InputStatistics
 from squeeze.techniques.hessian import check_damping_of, inverse_cholesky
+from squeeze.techniques.pruning.owl import block_shares
 from squeeze.techniques.pruning.selection import lowest, prune_blocks
 
 BLOCK = 128  # columns whose zeros are chosen together, and that are finished before the others are updated (B = Bs)
@@ -29,6 +30,7 @@ class SparseGPT:
         costs least in a block of columns.
     damping, damping_of: by which share, and of what, each element of the Hessian's diagonal grows; see ``gptq``.
     sequential: whether the inputs have gone through pruned predecessors, as in the paper, or come from the float model.
+    allocation, outlier, spread: which share of each block; see ``owl.Pruning``.
     """
 
     sparsity: float
@@ -36,21 +38,19 @@ class SparseGPT:
     damping: float
     sequential: bool
     damping_of: Literal["own", "mean"] = "own"
+    allocation: Literal["uniform", "owl"] = "uniform"
+    outlier: float = 5.0
+    spread: float = 0.08
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
-        """Return the compressed subject.
-
-        Raises Unsupported for a sparsity outside [0, 1), and where runs do not fit; see ``check_sparsity``.
-        """
+        """Return the compressed subject. Raises Unsupported as ``owl.block_shares`` does, and for another damping."""
         check_damping_of("sparsegpt", self.damping_of)
-        prune_blocks(
-            subject,
-            calibration,
-            lambda weight, inputs: self.prune(weight, inputs.hessian),
-            sparsity=self.sparsity,
-            run=self.run,
-            sequential=self.sequential,
-        )
+        shares = block_shares(self, subject.model, calibration)
+
+        def prune(weight: torch.Tensor, inputs: InputStatistics, share: float) -> torch.Tensor:
+            return replace(self, sparsity=share).prune(weight, inputs.hessian)
+
+        prune_blocks(subject, calibration, prune, shares, sequential=self.sequential)
         return subject.without(*OF_CODES).claiming(
             sparsity=self.sparsity, hessian="sequential" if self.sequential else "shared"
         )
