@@ -15,7 +15,8 @@ from functools import cache
 import torch
 
 # From which share of zeros on this product is the faster one for a single row of inputs, by what it takes the place of.
-# Found by ``python -m scripts.sparse_kernels``; never below 0.75, where it would take more memory than dense.
+# Found by ``python -m scripts.sparse_kernels``; never below 0.75, where it would take more memory than dense. Prompts
+# gain later than single rows do: in bfloat16, which dense products of many rows have instructions for, near 0.95.
 LEAST_SPARSITY: Mapping[torch.dtype, float] = {torch.float32: 0.95, torch.bfloat16: 0.95}
 
 
