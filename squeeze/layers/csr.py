@@ -14,10 +14,10 @@ from functools import cache
 
 import torch
 
-# From which share of zeros on this product is the faster one for a single row of inputs, by what it takes the place of.
-# Found by ``python -m scripts.sparse_kernels``; never below 0.75, where it would take more memory than dense. Prompts
-# gain later than single rows do: in bfloat16, which dense products of many rows have instructions for, near 0.95.
-LEAST_SPARSITY: Mapping[torch.dtype, float] = {torch.float32: 0.95, torch.bfloat16: 0.95}
+# From which share of zeros on this product is the faster one for a single row of inputs and for a prompt of 128 (the 192
+# rows of keys and values in bfloat16 excepted), by what it takes the place of; one layout runs both, and single rows
+# gain from 0.5 on. Found by ``python -m scripts.sparse_kernels``; below 0.75 it would take more memory than dense.
+LEAST_SPARSITY: Mapping[torch.dtype, float] = {torch.float32: 0.9, torch.bfloat16: 0.95}
 
 
 @dataclass(frozen=True)
