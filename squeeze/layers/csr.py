@@ -14,7 +14,7 @@ from functools import cache
 
 import torch
 
-# From which share of zeros on this product is the faster one for a single row of inputs and for a prompt of 128, but for
+# From which share of zeros on this product is the faster one for a single row of inputs and for a prompt of 128, save
 # the 192 rows of keys and values in bfloat16, by what it takes the place of; one layout runs both, and single rows gain
 # from 0.5 on. Found by ``python -m scripts.sparse_kernels``; below 0.75 it would take more memory than dense.
 LEAST_SPARSITY: Mapping[torch.dtype, float] = {torch.float32: 0.9, torch.bfloat16: 0.95}
