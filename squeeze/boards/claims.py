@@ -7,8 +7,7 @@ weight. It is of matrices within the blocks; what a user gets is bytes, memory a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import pandas as pd
 
@@ -18,14 +17,17 @@ from squeeze.records.record import Record, Status
 from squeeze.request.cell import Cell
 
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
-KEPT = ("layers_kept", "weights_kept", "channels_kept", "neurons_kept", "heads_kept", "hidden_kept")
-ASKED = ("weights_kept",)  # what a step is asked for and claims in no words of its own
+KEPT = ("layers_kept", "weights_kept", "hidden_kept")  # of everything in the blocks
+PARTS = ("channels_kept", "heads_kept")  # of the MLPs, and of attention
+ASKED = "weights_kept"  # what a step is asked for, and has no claim of: its headline, whatever parts it takes it from
 WHOLE = 1.005  # of a share: from here on it prints as more than 100 %
+SPARE = ("of", "family")  # columns that go first where there is little room
 LEGEND = (
-    "Claimed: the nominal share of what is left, the settings named beside it multiplied: bits over the dtype's, 1 - "
-    "sparsity, shares kept (of channels, heads and widths: of those alone). All others are of the whole model, against "
-    "the uncompressed one in the same dtype: bytes on disk; peak memory of a process that decodes; speed, against the "
-    "faster dtype. Larger, more, slower: worse than not compressing at all."
+    "Claimed: the nominal share of what is left within the blocks, the settings named beside it multiplied: bits over "
+    "the dtype's, 1 - sparsity, shares kept (of channels and heads the mean, each of its own part). All others are of "
+    "the whole model, against the uncompressed one in the same dtype: bytes on disk, and peak memory of a process that "
+    "decodes; speed-ups of decoding, reading a prompt (prefill) and encoding, against the faster dtype. Larger, more, "
+    "slower: worse than not compressing at all."
 )
 
 
@@ -42,32 +44,40 @@ def joined(board: pd.DataFrame, records: Mapping[str, Record]) -> pd.DataFrame:
     return rows.assign(
         name=[words.short_label(row) for _, row in rows.iterrows()],
         claimed=[share(claims, bits) for claims, bits in zip(found, dense, strict=True)],
-        of=[", ".join(f"{name} {value:.3g}" for name, value in claims.items()) for claims in found],
+        of=[
+            ", ".join(f"{name.removesuffix('_kept')} {value:.3g}" for name, value in claims.items()) for claims in found
+        ],
         bytes_share=rows["effective_bits"].astype(float) / dense,
         peak_share=list(_peaks(rows, board)),
     )
 
 
 def nominal(record: Record) -> dict[str, float]:
-    """Return what a row's technique claims to leave of the weights, by name; of what it does not claim, what was asked.
+    """Return what a row's technique claims to leave of the weights, by name, or was asked to leave (ASKED).
 
     None of it is found: a claim is the technique's word.
     """
-    cell = Cell.from_json(record.cell)
-    asked = {name: cell.axis(name) for name in ASKED}
-    told = {name: record.claimed.get(name, asked.get(name)) for name in ("bits", "sparsity", *KEPT)}
+    told = {name: record.claimed.get(name) for name in ("bits", "sparsity", *KEPT, *PARTS)}
+    if told[ASKED] is None and (asked := Cell.from_json(record.cell).axis(ASKED)) is not None:
+        told |= {ASKED: asked, **dict.fromkeys(PARTS)}
     return {name: float(value) for name, value in told.items() if isinstance(value, int | float)}
 
 
 def share(claims: Mapping[str, float], dense_bits: float) -> float:
-    """Return the share that is left if all claims hold, multiplied; NaN where there is none.
+    """Return the share that is left if all claims hold; NaN where there is none.
 
     dense_bits: of the uncompressed model's weights.
     """
     if not claims:
         return math.nan
     kept = [claims[name] for name in KEPT if name in claims]
+    parts = [claims[name] for name in PARTS if name in claims]
+    kept += [sum(parts) / len(parts)] if parts else []
     return claims.get("bits", dense_bits) / dense_bits * (1 - claims.get("sparsity", 0.0)) * math.prod(kept)
+
+
+def _in_words(claims: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.removesuffix('_kept')} {value:.3g}" for name, value in claims.items())
 
 
 def columns(rows: pd.DataFrame) -> list[Column]:
@@ -75,10 +85,10 @@ def columns(rows: pd.DataFrame) -> list[Column]:
     return [each for each in COLUMNS if not each.where or (each.where in rows and rows[each.where].notna().any())]
 
 
-def unwon(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def unwon(rows: pd.DataFrame) -> Iterator[str]:
     """Yield, for each worse figure, which of the joined rows claim to leave less and have it: a line each."""
     found: dict[str, list[str]] = {}
-    for row in rows:
+    for _, row in rows.iterrows():
         if row["claimed"] < 1:
             for what in _worse(row):
                 found.setdefault(what, []).append(row["name"])
@@ -86,7 +96,7 @@ def unwon(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         yield f"claim less, and are {what}: {', '.join(names)}"
 
 
-def _worse(row: Mapping[str, Any]) -> Iterator[str]:
+def _worse(row: pd.Series) -> Iterator[str]:
     if row["bytes_share"] > WHOLE:
         yield "larger on disk"
     if row["peak_share"] > WHOLE:
@@ -108,10 +118,14 @@ def _share(name: str, more: str) -> Callable[[pd.Series], str]:
     return lambda row: f"{words.number(row[name], '.0%')} {more if row[name] > WHOLE else ''}".rstrip()
 
 
-def _speed(name: str) -> Callable[[pd.Series], str]:
-    return lambda row: (
-        f"{words.interval(row, name, '.2f')} {'slower' if row.get(f'{name}_verdict') == 'slower' else ''}".rstrip()
-    )
+def _speed(heading: str, name: str) -> Column:
+    def said(row: pd.Series, text: str) -> str:
+        return f"{text} {'slower' if row.get(f'{name}_verdict') == 'slower' else ''}".rstrip()
+
+    def short(row: pd.Series) -> str:
+        return said(row, f"{words.number(row[name], '.2f')} {words.mark(row, name)}".rstrip())
+
+    return Column(heading, lambda row: said(row, words.interval(row, name, ".2f")), where=name, short=short)
 
 
 COLUMNS = (
@@ -121,7 +135,7 @@ COLUMNS = (
     Column("of", lambda row: row["of"] or words.DASH, left=True),
     Column("bytes", _share("bytes_share", "larger"), where="bytes_share"),
     Column("peak", _share("peak_share", "more"), where="peak_share"),
-    Column("decode speed-up", _speed("decode_speedup"), where="decode_speedup"),
-    Column("prefill speed-up", _speed("ttft_speedup"), where="ttft_speedup"),
-    Column("encode speed-up", _speed("encode_speedup"), where="encode_speedup"),
+    _speed("decode", "decode_speedup"),
+    _speed("prefill", "ttft_speedup"),
+    _speed("encode", "encode_speedup"),
 )

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from squeeze.boards import iso, summary
 from squeeze.boards.plots import COLOURS, DRAWN, MARKERS, MOST_BOARDS, OF_CLASSIFIERS, PANELS, STYLE, front
@@ -47,15 +48,18 @@ def _panel(axes: Axes, board: pd.DataFrame, names: list[str], most: float) -> No
     quality = panel.quality
     rows = iso.ranked(board)
     rows = rows[rows[quality.column].astype(float).between(*DRAWN)]
-    for family, own in rows.groupby("family", sort=False):
+    for family, own in rows.groupby("family"):
         number = names.index(str(family))
         colour = COLOURS[number % len(COLOURS)]
         reached = best_so_far(own, quality.column, quality.better)
         axes.step(reached["bytes"] / panel.unit, reached[quality.column], where="post", color=colour, lw=1.4)
-        marks = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "ls": "", "ms": 6}
-        axes.plot(own["bytes"] / panel.unit, own[quality.column], label=_plain(str(family)), **marks)
+        marker = MARKERS[number % len(MARKERS)]
+        axes.plot(own["bytes"] / panel.unit, own[quality.column], marker, color=colour, ms=6, label=_plain(str(family)))
     if len(rows) and rows[quality.column].max() > LOG_FROM * rows[quality.column].min():
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.axvline(most / panel.unit, color="#999999", lw=1, ls="--")
     axes.set_title(_plain(summary.title(board)), loc="left", fontsize=10, fontweight="bold")
     axes.set_xlabel(panel.label)

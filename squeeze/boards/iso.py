@@ -18,7 +18,7 @@ from squeeze.records.statistics import accuracy_change, perplexity_ratio
 
 BESIDE = "beside_best"  # perplexity over the best row's; of classifiers, accuracy less the best row's
 BOUNDS = {BESIDE: "value", f"{BESIDE}_low": "low", f"{BESIDE}_high": "high"}  # column -> field of an Estimate
-BEST, TIED = "best", "tie: not told apart"
+BEST, TIED = "best", "tie"
 LEGEND = (
     "Of each family the ranked row of the best perplexity (of classifiers: accuracy) within the bytes. Beside "
     "the best: perplexity over the best row's (accuracy less the best row's), with its 95 % interval, paired by "
@@ -34,15 +34,22 @@ def _beside(row: pd.Series) -> str:
     return words.interval(row, BESIDE, ".3g" if pd.notna(row["perplexity"]) else "+.3f")
 
 
+def _speed(heading: str, name: str) -> Column:
+    def short(row: pd.Series) -> str:
+        return f"{words.number(row[name], '.2f')} {words.mark(row, name)}".rstrip()
+
+    return Column(heading, lambda row: words.interval(row, name, ".2f"), where=name, short=short)
+
+
 COLUMNS = (
     Column("family", lambda row: line(str(row["family"])), left=True),
     Column("technique", lambda row: row["name"], left=True),
-    Column("bytes", lambda row: f"{int(row['bytes']):,}"),
+    Column("bytes", lambda row: f"{int(row['bytes']):,}", short=lambda row: words.size(row["bytes"])),
     Column("quality", _quality),
     Column("beside the best", _beside),
     Column("", lambda row: row["remark"], left=True),
-    Column("decode speed-up", lambda row: words.interval(row, "decode_speedup", ".2f"), where="decode_speedup"),
-    Column("encode speed-up", lambda row: words.interval(row, "encode_speedup", ".2f"), where="encode_speedup"),
+    _speed("decode speed-up", "decode_speedup"),
+    _speed("encode speed-up", "encode_speedup"),
 )
 
 
@@ -66,7 +73,7 @@ def best_of_families(board: pd.DataFrame, most: float, records: Mapping[str, Rec
     fitting = fitting.reset_index(drop=True)
     if fitting.empty:
         return fitting
-    first = records[fitting.loc[0, "attempt"]]
+    first = records[fitting["attempt"].iloc[0]]
     beside = [_compared(records[attempt], first) for attempt in fitting["attempt"]]
     parts = {name: [getattr(each, part, None) for each in beside] for name, part in BOUNDS.items()}
     figures = {name: pd.Series(each, dtype=float) for name, each in parts.items()}

@@ -53,6 +53,24 @@ def fitting(rows: pd.DataFrame, width: int) -> list[Column]:
     ]
 
 
+def shortened(full: Sequence[Column], rows: pd.DataFrame, width: int, spare: Sequence[str] = ()) -> list[Column]:
+    """Return the columns as they are or, where they do not fit ``width`` characters, those that can in short form.
+
+    spare: headings of those that are left out, in this order, where that is not enough.
+    """
+    if _fit(full, rows, width):
+        return list(full)
+    kept = [replace(column, text=column.short) if column.short else column for column in full]
+    for heading in spare:
+        if not _fit(kept, rows, width):
+            kept = [column for column in kept if column.heading != heading]
+    return kept
+
+
+def _fit(shown: Sequence[Column], rows: pd.DataFrame, width: int) -> bool:
+    return 1 + sum(1 + _width(column, rows) for column in shown) <= width
+
+
 def _how(steps: Sequence[Step]) -> dict[str, str]:
     return {name: form for step in steps for name, form in step.items()}
 

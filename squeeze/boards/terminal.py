@@ -85,7 +85,8 @@ def show_iso(results: Path, most: str, picture: Path | None = None, asked: Terms
     for board in summary.boards(frame):
         chosen = iso.best_of_families(board, budget, records)
         if len(chosen):
-            out.print(_table(f"{summary.title(board)}, at most {budget:,.0f} bytes", iso.columns(chosen), chosen))
+            shown = narrow.shortened(iso.columns(chosen), chosen, out.width)
+            out.print(_table(f"{summary.title(board)}, at most {budget:,.0f} bytes", shown, chosen))
         else:
             out.print(Text(summary.title(board)))
         for text in iso.without(board, chosen, budget):
@@ -109,8 +110,9 @@ def show_claims(results: Path, asked: Terms = terms.NONE) -> None:
         rows = claims.joined(board, records)
         if rows.empty:
             continue
-        out.print(_table(summary.title(board), claims.columns(rows), rows))
-        for text in claims.unwon(rows.to_dict("records")):
+        shown = narrow.shortened(claims.columns(rows), rows, out.width, claims.SPARE)
+        out.print(_table(summary.title(board), shown, rows))
+        for text in claims.unwon(rows):
             out.print(Text(line(text), style="yellow"), soft_wrap=True)
         out.print()
     out.print(Text(claims.LEGEND, style="dim"))

@@ -60,6 +60,14 @@ def test_the_sweep_of_classifiers_shows_what_training_buys():
     assert learning == [student[0]] * 2, "what learns begins as the one that does not"
 
 
+def test_the_sweep_of_removals_has_each_family_beside_its_controls():
+    found = cells(["sweep=removal"])
+    assert len(found) >= 24
+    assert len({cell.label for cell in found}) == len(found)
+    assert {cell.technique["family"] for cell in found} >= {"baseline", "control", "pruning", "low_rank", "combined"}
+    assert {cell.training for cell in found if cell.is_control} == {cell.training for cell in found} - {None}
+
+
 def beside(group, name):
     """What must be chosen with a choice, where the defaults do not suit it: classifiers are asked other things."""
     if group == "model" and "kind: classifier" in (paths.conf() / group / f"{name}.yaml").read_text():
