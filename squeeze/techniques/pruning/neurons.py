@@ -61,5 +61,5 @@ class Neurons:
 
 
 def rounded(wanted: float, multiple: int, most: int) -> int:
-    """Return the multiple that is nearest to what is wanted, at least one, and at most ``most``, multiple or not."""
-    return min(max(1, round(wanted / multiple)) * multiple, most)
+    """Return the multiple that is nearest to what is wanted, at least one; where that is all or more, ``most``."""
+    return most if wanted >= most else min(max(1, round(wanted / multiple)) * multiple, most)

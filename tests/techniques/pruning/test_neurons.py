@@ -77,7 +77,16 @@ def test_equal_texts_give_equal_models_whatever_their_dtype() -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "multiple", "most", "expected"),
-    [(96, 8, 128, 96), (101, 8, 128, 104), (99, 8, 128, 96), (3, 8, 128, 8), (126, 8, 127, 127), (5.4, 1, 9, 5)],
+    [
+        (96, 8, 128, 96),
+        (101, 8, 128, 104),
+        (99, 8, 128, 96),
+        (3, 8, 128, 8),
+        (126, 8, 127, 127),
+        (5.4, 1, 9, 5),
+        (83, 8, 84, 80),
+        (84, 8, 84, 84),  # all stay, although they are no multiple
+    ],
 )
 def test_numbers_are_rounded_to_multiples(wanted: float, multiple: int, most: int, expected: int) -> None:
     assert rounded(wanted, multiple, most) == expected
