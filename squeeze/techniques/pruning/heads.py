@@ -47,7 +47,8 @@ class Heads:
         cut = cut_heads if why_undescribed(model, count, model.config.hidden_size) else keep_heads
         cut(model, [highest(each, count) for each in scores])
         left = shares(before, sizes(model), subject.claims)
-        return subject.claiming(parameters=parameters, **left, **own_sizes.claims(model))
+        loads = own_sizes.claims(model)  # of an earlier cut it need not hold any more
+        return subject.without("loads_with").claiming(parameters=parameters, **left, **loads)
 
     def _kept(self, model: nn.Module) -> int:
         """Return how many groups of heads stay in each block, checked."""

@@ -76,6 +76,14 @@ def test_heads_that_do_not_divide_the_hidden_size_load_with_squeeze(tmp_path: Pa
     assert torch.equal(outputs(artifact.load(tmp_path).model), outputs(subject.model))
 
 
+def test_what_a_configuration_describes_again_loads_without_squeeze_again(tmp_path: Path) -> None:
+    subject = Heads(0.75, "wanda").apply(subject_of("llama", num_key_value_heads=4), TEXT)  # 3 of 4, for 64 channels
+    subject = Heads(0.7, "wanda").apply(subject, TEXT)  # 2 of those 3
+    assert "loads_with" not in subject.claims
+    assert subject.claims["heads_kept"] == pytest.approx(0.5)
+    assert sizes(loads_alone(subject, tmp_path, "llama")).attention == 32
+
+
 @pytest.mark.parametrize(
     ("technique", "message"),
     [
