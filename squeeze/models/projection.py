@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from squeeze.core.errors import Unsupported
 from squeeze.models import architecture
+from squeeze.models.layout import head_size
 from squeeze.models.surgery import check_float, set_weight
 
 MODEL_TYPE = "llama"
@@ -31,7 +32,6 @@ READERS = {  # of the states, below a block, by the norm before them
     "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
 }
 WRITERS = ("self_attn.o_proj", "mlp.down_proj")
-QUERIES = "self_attn.q_proj"
 
 
 def check_projection(model: nn.Module, hidden: int, heads: int) -> None:
@@ -102,9 +102,7 @@ def project_hidden(model: nn.Module, basis: Tensor) -> None:
         if head is not None:
             _project_reader(head, base.norm.weight, basis, scale)
         _reset(base.norm, torch.ones(narrow), scale)
-    config.head_dim = (
-        architecture.shape(architecture.blocks(model)[0].get_submodule(QUERIES))[0] // config.num_attention_heads
-    )
+    config.head_dim = head_size(model)  # of the heads that are left the configuration may say another number
     config.hidden_size = narrow
     config.rms_norm_eps *= scale**2
 

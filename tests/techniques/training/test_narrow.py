@@ -13,6 +13,7 @@ from squeeze.layers.contract import count_parameters
 from squeeze.models import architecture
 from squeeze.models.layout import Sizes, layout, sizes
 from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.pruning.heads import Heads
 from squeeze.techniques.pruning.layer_drop import LayerDrop
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.training.narrow import Narrow, output_energy, principal
@@ -98,6 +99,16 @@ def test_other_steps_come_before_and_after(tmp_path: Path) -> None:
     assert torch.equal(outputs(loaded.model), outputs(subject.model))
     claimed = {name: loaded.claims[name] for name in ("layers_kept", "channels_kept", "heads_kept", "bits")}
     assert claimed == {"layers_kept": 0.5, "channels_kept": 0.25, "heads_kept": 0.5, "bits": 4}
+
+
+def test_heads_that_are_left_keep_their_size_where_the_configuration_says_another_number_of_them(
+    tmp_path: Path,
+) -> None:
+    subject = Heads(0.75, "wanda").apply(subject_of("llama", num_key_value_heads=4), TEXT)  # 3, it says 4
+    subject = Narrow(1.0, hidden=0.75).apply(subject, TEXT)
+    assert subject.model.config.head_dim == 16
+    artifact.save(subject, tmp_path)
+    assert torch.equal(outputs(artifact.load(tmp_path).model), outputs(subject.model))
 
 
 @pytest.mark.parametrize(
