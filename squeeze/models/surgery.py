@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.models import architecture
 from squeeze.models.layout import Coupled, group_size, head_groups, head_size, layout, sizes
-from squeeze.models.own_sizes import OF_HEADS
+from squeeze.models.own_sizes import OF_HEADS, stated
 
 # Lists of a configuration that have an entry for each block.
 PER_BLOCK = ("layer_types", "mlp_layer_types", "no_rope_layers")
@@ -263,6 +263,11 @@ def _check_described(model: nn.Module, indices: Sequence[int], kept: Sequence[nn
         expected, shapes = dict(fresh.named_parameters()), {name: each.shape for name, each in block.named_parameters()}
         wrong = {name for name, each in expected.items() if shapes.get(name, each.shape) != each.shape}
         wrong |= dict(fresh.named_modules()).keys() - dict(block.named_modules()).keys()
+        if wrong and stated(model):
+            raise Unsupported(
+                f"block {index} has sizes of its own ({min(wrong)}), expected those of the configuration; drop blocks"
+                " before the step that gives blocks sizes of their own"
+            )
         if wrong:
             raise Unsupported(
                 f"{type(model).__name__}: where block {index} would come to stand, its configuration describes another"

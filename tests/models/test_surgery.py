@@ -157,6 +157,14 @@ def test_blocks_that_differ_are_not_cut_to_one_number() -> None:
         keep_heads(model, [[0], [0]])
 
 
+def test_blocks_of_their_own_sizes_are_dropped_before_they_are_cut() -> None:
+    model = subject_of("gpt2", layers=3).model
+    cut_heads(model, [[0, 1]] * 3)
+    with pytest.raises(Unsupported, match=r"block 0 has sizes of its own \(attn.c_attn.bias\), .*; drop blocks before"):
+        keep_blocks(model, [0, 2])
+    assert len(architecture.blocks(model)) == model.config.num_hidden_layers == 3
+
+
 def test_heads_that_transformers_would_refuse_are_refused_first() -> None:
     model = subject_of("llama", num_key_value_heads=4).model
     with pytest.raises(Unsupported, match=r"3 heads do not divide a hidden size of 64, .* that do: 1, 2, 4"):
