@@ -14,7 +14,16 @@ from squeeze.layers.contract import count_parameters, linear
 from squeeze.models import architecture
 from squeeze.models.layout import Coupled, layout
 from squeeze.techniques.calibration import CalibrationText
-from squeeze.techniques.pruning.flap import FLAP, allocated, bundled, compensate, fluctuation, moments, standardised
+from squeeze.techniques.pruning.flap import (
+    FLAP,
+    allocated,
+    bundled,
+    compensate,
+    fluctuation,
+    measured,
+    moments,
+    standardised,
+)
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.students import assert_near, loads_alone, outputs
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
@@ -58,6 +67,20 @@ def test_scores_are_standardised_and_bundled() -> None:
     assert standardised(torch.tensor([1.0, 3.0, 1.0, 3.0])).tolist() == [-1, 1, -1, 1]
     assert standardised(torch.ones(3)).tolist() == [0, 0, 0]
     assert bundled(torch.tensor([1.0, 8.0, 4.0, 3.0]), 2).tolist() == [6, 2]
+
+
+def test_a_group_of_heads_has_the_mean_of_its_channels_standardised_scores() -> None:
+    model, where = tiny_model("llama"), layout(tiny_model("llama"))
+    neurons, heads = measured(model, TEXT.token_ids, 8)
+    for found in neurons.scores:
+        assert float(found.mean()) == pytest.approx(0, abs=1e-9)
+        assert float(found.std(correction=0)) == pytest.approx(1)
+    for block, rows, found in zip(architecture.blocks(model), read(model, where.output), heads.scores, strict=True):
+        squares = architecture.weight(block.get_submodule(where.output)).double().square().sum(dim=0)
+        scores = rows.var(dim=0) * squares
+        scores = (scores - scores.mean()) / scores.var(correction=0).sqrt()
+        expected = torch.stack([scores[:32].mean(), scores[32:].mean()])  # two groups of two heads of 16 channels
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
