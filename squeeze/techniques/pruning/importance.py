@@ -2,9 +2,10 @@
 
 - "first_order" (Ma, Fang, Wang 2023, "LLM-Pruner: On the Structural Pruning of Large Language Models",
   arXiv:2305.11627, section 3.2): how much the loss L would change without the group, to the first order: |sum w dL/dw|
-  over its weights w, biases among them. The paper takes one small batch; here the sum is taken for each window of the
-  text, and the mean of its absolute values is the score: over much text like that a model was trained on, the mean
-  gradient is near nothing, and so would be its product with any weights.
+  over its weights w, biases among them. The paper takes such a value of each matrix's part in the group, and adds them
+  up; here signs meet before, since the parts go together. The paper takes one small batch; here the sum is taken for
+  each window of the text, and the mean of its absolute values is the score: over much text like that a model was
+  trained on, the mean gradient is near nothing, and so would be its product with any weights.
 - "wanda" (Sun, Liu, Bair, Kolter 2023, arXiv:2306.11695, eq. 1, summed over the group): sum |w_ij| |x_j|.
 - "magnitude": sum |w|.
 

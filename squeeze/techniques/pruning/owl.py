@@ -66,7 +66,7 @@ def check(step: Pruning) -> None:
     """Check that the sparsity can be allocated so.
 
     Raises Unsupported for another allocation and, with "owl", for runs, for a threshold that is not positive, and where
-    a block would have no zeros to give or no weights left.
+    a block's share could lie below 0 or above 1.
     """
     if step.allocation not in ("uniform", "owl"):
         raise Unsupported(f"pruning has no allocation {step.allocation!r}; expected 'uniform' or 'owl'")
