@@ -28,4 +28,6 @@ def quantize(inputs: Inputs, neurons_kept: float) -> nn.Module:
         scores = score(graph.get_pruning_group(writes, prune, idxs=list(range(writes.out_features))))
         least = scores.argsort()[: writes.out_features - round(neurons_kept * writes.out_features)]
         graph.get_pruning_group(writes, prune, idxs=least.tolist()).prune()
-    return model.requires_grad_(False).to(torch.bfloat16)
+    for weight in model.requires_grad_(False).parameters():  # not model.to(): buffers hold rotary angles in float32
+        weight.data = weight.data.to(torch.bfloat16)
+    return model
