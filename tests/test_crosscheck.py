@@ -12,7 +12,7 @@ import torch
 from scripts.crosscheck import __main__ as crosscheck
 from scripts.crosscheck import trial as one_trial
 from scripts.crosscheck.comparisons import OURS, UNCOMPRESSED, Comparison, Trial, comparisons, trials
-from scripts.crosscheck.masks import STRIDE, agreement, zeros
+from scripts.crosscheck.masks import PRUNED, STRIDE, agreement, zeros
 from scripts.crosscheck.perplexity import perplexity, token_losses
 from scripts.crosscheck.table import collate, perplexity_ratio, verdict
 from squeeze.layers.contract import matrices, prepare_layers
@@ -21,6 +21,7 @@ from squeeze.request.expand import cells
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.losses import next_token
 from squeeze.techniques.pruning.magnitude import Magnitude
+from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import CAUSAL, tiny_model, tiny_subject
 
 PAIR = Comparison(Trial(OURS, {"request": "technique=x"}, "a form"), Trial("lib", {"bits": 4}, "another"), "a note")
@@ -163,6 +164,14 @@ def test_zeros_are_those_of_the_blocks_however_they_are_stored(architecture):
     assert (zeros(pruned.model) == expected).all()
     prepare_layers(pruned.model)
     assert (zeros(pruned.model) == expected).all()
+
+
+def test_weights_that_are_rounded_to_zero_are_no_mask():
+    """Of 3 bits far more than PRUNED are zero; a library that leaves them as floats has such zeros, too."""
+    rounded = RoundToNearest(3, 32, symmetric=True).apply(tiny_subject(CAUSAL[0]), CalibrationText.empty()).model
+    share = [float((layer.dequantize() == 0).float().mean()) for _, layer in matrices(rounded)]
+    assert min(share) > PRUNED
+    assert zeros(rounded) is None
 
 
 def test_pruning_is_compared_in_the_librarys_settings_and_by_its_masks():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from squeeze.layers.contract import is_compressed, matrices
+from squeeze.layers.sparse import SparseLinear
 from squeeze.models import architecture
 
 STRIDE = 127  # of each matrix every so many weights are looked at: a prime, so that no pattern hides between them
@@ -19,10 +20,13 @@ Mask = npt.NDArray[np.bool_]
 def zeros(model: nn.Module) -> Mask | None:
     """Return which weights within the blocks are zero, of every STRIDE-th: (weights,); None where hardly any is.
 
-    None, too, where a library keeps weights in another way than as plain floats: it has pruned none.
+    None, too, where weights are kept in another way than as plain floats or without their zeros: many are rounded to
+    zero where codes are few, and none of these was pruned.
     """
     found = []
     for _, layer in matrices(model):
+        if is_compressed(layer) and not isinstance(layer, SparseLinear):
+            return None
         weight = layer.dequantize() if is_compressed(layer) else architecture.weight(layer)
         if type(weight.data) is not torch.Tensor or not weight.is_floating_point():
             return None

@@ -14,6 +14,7 @@ import pandas as pd
 from squeeze.boards import words
 from squeeze.boards.columns import Column
 from squeeze.records.record import Record, Status
+from squeeze.records.sanitize import line
 from squeeze.request.cell import Cell
 
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
@@ -44,9 +45,7 @@ def joined(board: pd.DataFrame, records: Mapping[str, Record]) -> pd.DataFrame:
     return rows.assign(
         name=[words.short_label(row) for _, row in rows.iterrows()],
         claimed=[share(claims, bits) for claims, bits in zip(found, dense, strict=True)],
-        of=[
-            ", ".join(f"{name.removesuffix('_kept')} {value:.3g}" for name, value in claims.items()) for claims in found
-        ],
+        of=[_in_words(claims) for claims in found],
         bytes_share=rows["effective_bits"].astype(float) / dense,
         peak_share=list(_peaks(rows, board)),
     )
@@ -129,7 +128,7 @@ def _speed(heading: str, name: str) -> Column:
 
 
 COLUMNS = (
-    Column("family", lambda row: str(row["family"]), left=True),
+    Column("family", lambda row: line(str(row["family"])), left=True),
     Column("technique", lambda row: row["name"], left=True),
     Column("claimed", lambda row: words.number(row["claimed"], ".0%")),
     Column("of", lambda row: row["of"] or words.DASH, left=True),

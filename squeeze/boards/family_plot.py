@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from squeeze.boards import iso, summary
-from squeeze.boards.plots import COLOURS, DRAWN, MARKERS, MOST_BOARDS, OF_CLASSIFIERS, PANELS, STYLE, front
-from squeeze.records.sanitize import line
+from squeeze.boards.plots import COLOURS, DRAWN, MARKERS, MOST_BOARDS, OF_CLASSIFIERS, PANELS, STYLE, front, plain
 
 WIDTH, HEIGHT = 8.0, 4.6  # inches of one board
 LOG_FROM = 3.0  # the axis is logarithmic where the worst figure is so many times the best
@@ -54,20 +53,15 @@ def _panel(axes: Axes, board: pd.DataFrame, names: list[str], most: float) -> No
         reached = best_so_far(own, quality.column, quality.better)
         axes.step(reached["bytes"] / panel.unit, reached[quality.column], where="post", color=colour, lw=1.4)
         marker = MARKERS[number % len(MARKERS)]
-        axes.plot(own["bytes"] / panel.unit, own[quality.column], marker, color=colour, ms=6, label=_plain(str(family)))
+        axes.plot(own["bytes"] / panel.unit, own[quality.column], marker, color=colour, ms=6, label=plain(str(family)))
     if len(rows) and rows[quality.column].max() > LOG_FROM * rows[quality.column].min():
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
     axes.axvline(most / panel.unit, color="#999999", lw=1, ls="--")
-    axes.set_title(_plain(summary.title(board)), loc="left", fontsize=10, fontweight="bold")
+    axes.set_title(plain(summary.title(board)), loc="left", fontsize=10, fontweight="bold")
     axes.set_xlabel(panel.label)
     axes.set_ylabel(quality.label)
     if len(rows):
         axes.legend(frameon=False)
-
-
-def _plain(text: str) -> str:
-    """Escape a text so that matplotlib takes it for no formula."""
-    return line(text).replace("$", r"\$")

@@ -105,7 +105,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     FigureCanvasAgg(figure)
     named = []
     for board, row in zip(shown, figure.subplots(len(shown), len(PANELS), squeeze=False), strict=True):
-        row[0].set_title(_plain(summary.title(board)), loc="left", fontsize=10, fontweight="bold")
+        row[0].set_title(plain(summary.title(board)), loc="left", fontsize=10, fontweight="bold")
         panels = OF_CLASSIFIERS if summary.classified(board) else PANELS
         named += [(axes, _draw(axes, panel, board, families)) for panel, axes in zip(panels, row, strict=True)]
     figure.legend(handles=_legend(families), loc="outside upper left", ncols=len(families) + 3, frameon=False)
@@ -213,7 +213,7 @@ def _bar(value: float, row: pd.Series, name: str, *, relative: bool) -> list[lis
 
 def _name(panel: Panel | None, row: pd.Series) -> str:
     """Return a row's label; in a panel, its range of ranks before and the sign of its verdict: ``3-6 rtn-4-g64 ▲``."""
-    label, value = _plain(words.short_label(row)).replace("@", "\n@"), row["quality"]  # half as wide
+    label, value = plain(words.short_label(row)).replace("@", "\n@"), row["quality"]  # half as wide
     arrow = "↑" if value > row["y"] else "↓"
     if panel is not None:
         place = words.rank(row).strip(words.DASH)
@@ -223,7 +223,7 @@ def _name(panel: Panel | None, row: pd.Series) -> str:
     return f"{label} {arrow} " + (f"{value:.3g}" if value < 1000 else f"{value:.0e}".replace("e+0", "e"))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Escape a text so that matplotlib takes it for no formula."""
     return line(text).replace("$", r"\$")
 
@@ -251,7 +251,7 @@ def _look(families: Sequence[str], family: str) -> tuple[str, str]:
 def _legend(families: Sequence[str]) -> list[Line2D]:
     looks = [(family, *_look(families, family)) for family in families]
     known = [
-        Line2D([], [], color=colour, marker=marker, ls="", label=_plain(family)) for family, colour, marker in looks
+        Line2D([], [], color=colour, marker=marker, ls="", label=plain(family)) for family, colour, marker in looks
     ]
     hollow = Line2D([], [], color="#666666", marker="o", mfc="white", ls="", label="hollow: not realised")
     return [*known, hollow, Line2D([], [], color="#999999", lw=1, label="Pareto front")]

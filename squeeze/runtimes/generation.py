@@ -55,7 +55,7 @@ class GreedyGeneration:
 
     @property
     def bytes_per_token(self) -> float:
-        """Return the bytes that the cache keeps of one token of one row."""
+        """Return the bytes that the cache keeps for each token of one row that was read."""
         return kv_cache.bytes_per_token(self.cache)
 
     def _choose(self, forward: Forward, input_ids: Tensor) -> Tensor:

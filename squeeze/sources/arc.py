@@ -8,14 +8,11 @@ is too short to tell.
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from squeeze.sources import tasks, wheels
+from squeeze.sources.question_file import asked, requests
 
 CORPUS = "arc_easy_unscored"
 HELD_AGAINST = ("arc_challenge", "arc_easy", "sciq")
@@ -36,15 +33,10 @@ def unscored(questions: Path) -> str:
 def answered(questions: Path) -> Iterator[str]:
     """Yield each question once, with its right answer behind it."""
     last = None
-    for request in _requests(questions):
+    for request in requests(questions):
         if request["doc_id"] != last:
             last, document = request["doc_id"], request["doc"]
             yield f"{document['query']} {document['choices'][document['gold']]}"
-
-
-def asked(questions: Path) -> Iterator[str]:
-    """Yield each question as often as it has choices, each with one of them behind it."""
-    return (request["request"]["context"] + request["request"]["continuation"] for request in _requests(questions))
 
 
 def apart(texts: Iterable[str], scored: Iterable[str]) -> Iterator[str]:
@@ -58,8 +50,3 @@ def apart(texts: Iterable[str], scored: Iterable[str]) -> Iterator[str]:
         own = sequences([text])
         if len(own) and not np.isin(own, known).any():
             yield text
-
-
-def _requests(path: Path) -> Iterator[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        yield from takewhile(lambda request: request["doc_id"] < tasks.NORMALISATION, map(json.loads, lines))

@@ -11,12 +11,9 @@ words in a row give 0.5 %, and thirteen none at all, of honest texts and of many
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ import numpy as np
 from squeeze.core import cache
 from squeeze.core.errors import IntegrityError
 from squeeze.core.hashing import digest, sha256
-from squeeze.sources import classification, corpora, own_questions, tasks, wheels
+from squeeze.sources import classification, corpora, own_questions, question_file, tasks, wheels
 from squeeze.sources.word_rows import WORDS, Hashes, sequences
 
 MOST_SHARED = 0.01  # a hundred times what honest texts share
@@ -118,10 +115,7 @@ def _pieces(scored: str, amount: int | None) -> Iterator[str]:
     if not _is_task(scored):
         yield corpora.text_or_file(scored)[: None if amount is None else CHARACTERS_A_TOKEN * amount]
         return
-    end = tasks.NORMALISATION if amount is None else amount
-    with gzip.open(_questions(scored), "rt", encoding="utf-8") as lines:
-        for request in takewhile(lambda request: request["doc_id"] < end, map(json.loads, lines)):
-            yield request["request"]["context"] + request["request"]["continuation"]
+    yield from question_file.asked(_questions(scored), amount)
 
 
 def _is_task(name: str) -> bool:

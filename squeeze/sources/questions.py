@@ -5,16 +5,14 @@ lm-eval calls these functions with a task's ``dataset_kwargs`` and, as further k
 
 from __future__ import annotations
 
-import gzip
-import json
-from itertools import groupby, takewhile
+from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
 from datasets import Dataset
 
-from squeeze.sources import corpora, own_questions, wheels
-from squeeze.sources.tasks import NORMALISATION, QUESTIONS
+from squeeze.sources import corpora, own_questions, question_file, wheels
+from squeeze.sources.tasks import QUESTIONS
 
 CHARACTERS_A_TOKEN = 16  # more than any tokenizer takes on average
 
@@ -28,10 +26,8 @@ def questions(*, member: str, sha256: str, items: int | None = None, **_: Any) -
     """
     own = own_questions.is_own(member)
     path = own_questions.path(member) if own else wheels.member(*QUESTIONS, member, sha256)
-    end = NORMALISATION if items is None else items
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        requests = list(takewhile(lambda request: request["doc_id"] < end, map(json.loads, lines)))
-    return {"test": Dataset.from_list([_question(list(group)) for _, group in groupby(requests, itemgetter("doc_id"))])}
+    of_questions = groupby(question_file.requests(path, items), itemgetter("doc_id"))
+    return {"test": Dataset.from_list([_question(list(group)) for _, group in of_questions])}
 
 
 def text(*, corpus: str, tokens: int | None, **_: Any) -> dict[str, Dataset]:

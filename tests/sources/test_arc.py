@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from squeeze.sources import arc, tasks
-from squeeze.sources.arc import answered, apart, asked, unscored
+from squeeze.sources.arc import answered, apart, unscored
+from squeeze.sources.question_file import asked
 
 WHAT = "What is the name of the process in which plants make sugar?"
 OWN = "Which of these would a student use to measure the mass of a small stone?"

@@ -35,7 +35,7 @@ def made_up(task: str) -> list[dict[str, Any]]:
         for item in range(5)
         for idx, choice in enumerate(choices[: 4 - item % 2])
     ]
-    return [*asked, *(request(questions.NORMALISATION + idx, 0, "Answer:", " no", 0) for idx in range(3))]
+    return [*asked, *(request(tasks.NORMALISATION + idx, 0, "Answer:", " no", 0) for idx in range(3))]
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def pairs(requests: list[dict[str, Any]]) -> list[tuple[str, str]]:
 @pytest.mark.usefixtures("package")
 @pytest.mark.parametrize("task", QUESTIONS)
 def test_lm_eval_asks_the_files_questions_word_for_word(task: str) -> None:
-    expected = [item for item in made_up(task) if item["doc_id"] < questions.NORMALISATION]
+    expected = [item for item in made_up(task) if item["doc_id"] < tasks.NORMALISATION]
     assert asked(load(task, items=None)) == pairs(expected)
     assert asked(load(task, items=3)) == pairs([item for item in expected if item["doc_id"] < 3])
 

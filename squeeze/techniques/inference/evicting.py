@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
-
 from squeeze.core.errors import Unsupported
-from squeeze.models import architecture
 from squeeze.models.layout import LAYOUTS
 from squeeze.models.subject import Subject
+from squeeze.techniques.inference.plain_cache import check_plain_cache
 
 PIECE = 64  # tokens that are forgotten at a time: few enough to matter little, enough to be read fast
 
@@ -21,9 +18,7 @@ def check_evicting(subject: Subject, name: str, cache_tokens: int, piece: int, a
     name: of the technique. always: tokens that are kept whatever comes.
     """
     model: Any = subject.model
-    architecture.head(model)
-    if subject.cache is not None:
-        raise Unsupported(f"{name}: there is a {type(subject.cache).__name__} already; expected one step with a cache")
+    check_plain_cache(subject, name)
     if piece < 1 or cache_tokens % piece:
         raise Unsupported(
             f"{name} forgets {piece} tokens at a time; expected cache_tokens, {cache_tokens}, to be a multiple of that"
@@ -35,6 +30,3 @@ def check_evicting(subject: Subject, name: str, cache_tokens: int, piece: int, a
         )
     if model.config.model_type not in LAYOUTS:
         raise Unsupported(f"{name}: positions of {type(model).__name__} are not known; expected {', '.join(LAYOUTS)}")
-    plain = DynamicCache(config=model.config)
-    if any(type(layer) is not DynamicLayer for layer in plain.layers):
-        raise Unsupported(f"{name}: {type(model).__name__} forgets tokens by itself; expected attention to all of them")

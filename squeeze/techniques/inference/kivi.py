@@ -10,14 +10,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
-
 from squeeze.core.errors import Unsupported
 from squeeze.layers.kv_cache import QuantizedCache
-from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
+from squeeze.techniques.inference.plain_cache import check_plain_cache
 
 BITS = (8, 4, 2)
 
@@ -46,11 +43,11 @@ class KIVI:
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
         """Return the subject with a quantized KV cache.
 
-        Raises Unsupported for other bits, groups or residuals, and for a model that forgets tokens or predicts none.
+        Raises Unsupported for other bits, groups or residuals, and as ``check_plain_cache`` does.
         """
         if self.bits not in BITS:
             raise Unsupported(f"kv_cache has no {self.bits}-bit codes; bits that work: {', '.join(map(str, BITS))}")
-        architecture.head(subject.model)
+        check_plain_cache(subject, "kv_cache")
         config: Any = subject.model.config
         if self.group_size < 8 or self.group_size % 8:
             raise Unsupported(f"kv_cache cannot pack groups of {self.group_size} tokens; expected a multiple of 8")
@@ -58,11 +55,6 @@ class KIVI:
             raise Unsupported(
                 f"kv_cache rounds whole groups of {self.group_size} tokens; expected residual, {self.residual}, to be a"
                 " multiple of that"
-            )
-        plain = DynamicCache(config=config)
-        if any(type(layer) is not DynamicLayer for layer in plain.layers):
-            raise Unsupported(
-                f"{type(subject.model).__name__} forgets tokens by itself; expected attention to all of them"
             )
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         if head_dim % min(self.group_size, head_dim):

@@ -23,10 +23,10 @@ class StreamingLLM:
     cache_tokens: the most that the cache ever holds. sinks: of them, the first of the text; the paper's 4, and 0 is
     window attention. piece: tokens that the window moves on at a time, counted from the text's beginning.
 
-    The paper's window moves on a token at a time, and all tokens see cache_tokens before them; here they see from
-    cache_tokens - piece to cache_tokens, themselves among them. Scored text, prompts and generated tokens see the same.
-    Positions are the paper's, places in the cache, where a rotary embedding gives them; where they are learned (GPT-2,
-    OPT) they are those of the text, and as many as the model has.
+    The paper's window moves on a token at a time, and all tokens see cache_tokens before them; here they see more than
+    cache_tokens - piece, at most cache_tokens, themselves among them. Scored text, prompts and generated tokens see the
+    same. Positions are the paper's, places in the cache, where a rotary embedding gives them; where they are learned
+    (GPT-2, OPT) they are those of the text, and as many as the model has.
     """
 
     cache_tokens: int

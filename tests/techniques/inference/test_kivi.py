@@ -10,6 +10,7 @@ from squeeze.models.subject import Subject
 from squeeze.request.expand import cells
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.inference.kivi import KIVI
+from squeeze.techniques.inference.streaming import StreamingLLM
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import tiny_subject
 
@@ -59,3 +60,10 @@ def test_what_it_cannot_do_is_refused() -> None:
     forgetful.model.config.sliding_window = 8
     with pytest.raises(Unsupported, match="forgets tokens by itself"):
         KIVI(4, 8).apply(forgetful, CalibrationText.empty())
+
+
+def test_a_cache_that_a_step_has_given_is_not_taken_away() -> None:
+    """Its claim would stay true of nothing: text would no longer be forgotten."""
+    forgetful = StreamingLLM(256).apply(tiny_subject("llama"), CalibrationText.empty())
+    with pytest.raises(Unsupported, match="kv_cache: there is a WindowCache already; expected one step with a cache"):
+        KIVI(8, 8).apply(forgetful, CalibrationText.empty())

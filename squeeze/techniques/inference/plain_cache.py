@@ -1,0 +1,25 @@
+"""Check that a subject still has the plain cache of transformers: what all methods that give it another ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from squeeze.core.errors import Unsupported
+from squeeze.models import architecture
+from squeeze.models.subject import Subject
+
+
+def check_plain_cache(subject: Subject, name: str) -> None:
+    """Raise Unsupported for a model that predicts no tokens or forgets some, and where a step has given it a cache.
+
+    name: of the technique.
+    """
+    model: Any = subject.model
+    architecture.head(model)
+    if subject.cache is not None:
+        raise Unsupported(f"{name}: there is a {type(subject.cache).__name__} already; expected one step with a cache")
+    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=model.config).layers):
+        raise Unsupported(f"{name}: {type(model).__name__} forgets tokens by itself; expected attention to all of them")
