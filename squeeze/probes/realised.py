@@ -98,7 +98,8 @@ def arithmetic_mismatches(subject: Subject, real: bool) -> list[str]:
         claimed = all(bool(layer.compute_real) for layer in compressed)
     else:
         claimed = bool(subject.claims.get("compute_real", real))
-    names = {True: "integers" if "bits" in subject.claims else "nonzero weights alone", False: "floating point"}
+    pruned_only = "sparsity" in subject.claims and "bits" not in subject.claims
+    names = {True: "nonzero weights alone" if pruned_only else "integers", False: "floating point"}
     return [] if claimed == real else [f"claimed products of {names[claimed]}, found {names[real]}"]
 
 

@@ -15,7 +15,17 @@ from squeeze.core.errors import Unsupported
 from squeeze.models.subject import Subject
 from squeeze.techniques.calibration import CalibrationText
 from tests.snippets import CHAINS, CLASSIFIERS_ONLY, labelled
-from tests.techniques.test_contract import DENSE, NAMES, NEED_A_HEAD, RECOVERED, REFUSE, apply, cell_of, outputs
+from tests.techniques.test_contract import (
+    BY_GRADIENT,
+    DENSE,
+    NAMES,
+    NO_ENCODERS,
+    RECOVERED,
+    REFUSE,
+    apply,
+    cell_of,
+    outputs,
+)
 from tests.tiny import tiny_subject
 
 CLASSIFIER = "bert_classifier"
@@ -26,7 +36,7 @@ def family(technique: str) -> str:
     return str(yaml.safe_load((paths.conf() / "technique" / f"{technique}.yaml").read_text())["family"])
 
 
-UNTRAINED = sorted(name for name in NAMES if name not in NEED_A_HEAD and family(name) in FAMILIES)
+UNTRAINED = sorted(name for name in NAMES if name not in NO_ENCODERS and family(name) in FAMILIES)
 KEPT = ("bert.pooler.dense", "classifier")
 TRAINERS = sorted(CLASSIFIERS_ONLY - CHAINS)
 RECOVERING = sorted(name for name in RECOVERED if name.endswith("_recover"))
@@ -63,15 +73,23 @@ def test_it_compresses_a_classifier_and_keeps_its_head(technique: str, dtype: st
     assert technique in DENSE or not torch.equal(expected, outputs(original))
 
 
-@pytest.mark.parametrize("technique", sorted(REFUSE))
+@pytest.mark.parametrize("technique", sorted(REFUSE - BY_GRADIENT))
 def test_what_looks_at_predicted_tokens_refuses_a_classifier(technique: str) -> None:
     """Before any work where its first step does; steps before that one have done theirs."""
     subject = tiny_subject(CLASSIFIER)
     before = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
     with pytest.raises(Unsupported, match="has no language-modelling head"):
         apply(technique, subject)
-    if technique in REFUSE:
-        assert all(torch.equal(subject.model.state_dict()[name], tensor) for name, tensor in before.items())
+    assert all(torch.equal(subject.model.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("technique", sorted(BY_GRADIENT))
+def test_what_looks_at_the_loss_of_a_classifier_asks_for_classes(technique: str) -> None:
+    subject = tiny_subject(CLASSIFIER)
+    before = subject.model.num_parameters()
+    with pytest.raises(Unsupported, match="this text has no classes; take by=wanda"):
+        apply(technique, subject)
+    assert subject.model.num_parameters() == before
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
