@@ -32,14 +32,13 @@ def keep_blocks(model: nn.Module, indices: Sequence[int]) -> None:
     The configuration follows (number of blocks, lists of an entry a block). Attention layers are numbered anew: by that
     number they find their place in a key-value cache. Blocks go as they are, compressed or not.
     Raises SqueezeError for indices that do not ascend, Unsupported where a model made of the configuration would have
-    other blocks than those that stay, and where blocks share layers.
+    other blocks than those that stay.
     """
     named = architecture.named_blocks(model)
     place = named[0][0].rpartition(".")[0]
     _check_ascending("blocks", indices, len(named))
     if len(indices) == len(named):
         return
-    _check_own(named)
     kept = [named[index][1] for index in indices]
     _check_described(model, indices, kept)
     describe_blocks(_config(model), indices)
@@ -231,15 +230,6 @@ def _check_ascending(what: str, indices: Sequence[int], count: int) -> None:
         raise SqueezeError(
             f"cannot keep the {what} {list(indices)}; expected at least one of 0 to {count - 1}, ascending, each once"
         )
-
-
-def _check_own(blocks: Sequence[tuple[str, nn.Module]]) -> None:
-    """Raise Unsupported where blocks share layers: without one of them, not a weight would be gone."""
-    first: dict[nn.Module, str] = {}
-    for name, block in blocks:
-        for layer in architecture.linears(block).values():
-            if first.setdefault(layer, name) != name:
-                raise Unsupported(f"{name} shares layers with {first[layer]}, expected its own; share after dropping")
 
 
 def _check_lists(what: str, lists: Sequence[Sequence[int]], blocks: int, count: int) -> None:

@@ -3,7 +3,7 @@
 Lan, Chen, Goodman, Gimpel, Sharma, Soricut 2019, "ALBERT: A Lite BERT for Self-supervised Learning of Language
 Representations" (arXiv:1909.11942), section 3.1: cross-layer parameter sharing. Which blocks: Liu, Zhao, Iandola, Lai,
 Tian, Fedorov, Xiong, Chang, Shi, Krishnamoorthi, Lai, Chandra 2024, "MobileLLM: Optimizing Sub-billion Parameter
-Language Models for On-Device Use Cases" (arXiv:2402.14905), section 3.3: immediate block-wise sharing, of neighbours,
+Language Models for On-Device Use Cases" (arXiv:2402.14905), section 2.3: immediate block-wise sharing, of neighbours,
 whose weights are still in a cache when the next block reads them.
 
 Both papers train models that share from the beginning; here blocks that were trained apart are joined, which takes

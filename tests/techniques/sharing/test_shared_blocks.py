@@ -203,9 +203,13 @@ def test_steps_that_look_at_the_inputs_of_one_place_are_refused(step: Technique)
         step.apply(subject, text(tiny_model("llama")))
 
 
-def test_what_is_shared_is_neither_dropped_nor_exported(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="shares layers with"):
-        LayerDrop(0.5, "every_other").apply(shared("llama"), NO_DATA)
+def test_a_block_that_shared_and_is_left_alone_shares_nothing() -> None:
+    dropped = LayerDrop(0.5, "every_other").apply(shared("llama"), NO_DATA)
+    assert (dropped.claims["layers_kept"], dropped.claims["weights_kept"]) == (0.5, 1.0)
+    assert kept.unshared(dropped.model, dropped.claims) == []
+
+
+def test_what_is_shared_is_not_exported(tmp_path: Path) -> None:
     artifact.save(RTN.apply(shared("llama"), NO_DATA), tmp_path / "artifact")
     with pytest.raises(Unsupported, match="shared with another place"):
         to_compressed_tensors(tmp_path / "artifact", tmp_path / "export")
