@@ -78,7 +78,7 @@ def attach(model: nn.Module, folder: Path) -> None:
                 rslora=bool(rslora),
                 dtype=architecture.dtype(model),
             )
-            architecture.replace(model, name, layer)
+            architecture.put(model, name, layer)
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise IntegrityError(f"{folder.name}: no readable adapter ({error}); build the artifact again") from error
 

@@ -6,6 +6,7 @@ Finding such layers in a model, describing and making them, laying them out to r
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeGuard
 
@@ -142,12 +143,12 @@ def layer_class(name: str) -> type[nn.Module]:
 
 
 def shared_layers(model: nn.Module) -> dict[str, str]:
-    """Map each further name of a described layer that has several to the one that ``layer_specs`` has for it."""
+    """Map each further name of a layer that has several to its first: of described layers, and of plain linear ones."""
     first = {id(module): name for name, module in model.named_modules()}
     return {
         name: first[id(module)]
         for name, module in model.named_modules(remove_duplicate=False)
-        if is_described(module) and first[id(module)] != name
+        if (is_described(module) or _is_matrix(module)) and first[id(module)] != name
     }
 
 
@@ -160,6 +161,12 @@ def count_parameters(model: nn.Module) -> int:
     return dense + biases + sum(map(weight_numel, compressed))
 
 
+def distinct_share(model: nn.Module) -> float:
+    """Return the share of the weights within the blocks that are left where a matrix of several places counts once."""
+    found = [(layer, math.prod(architecture.shape(layer))) for _, layer in matrices(model)]
+    return sum(dict(found).values()) / sum(count for _, count in found)
+
+
 def live_bytes(model: nn.Module) -> int:
     """Count the bytes of all parameters and buffers, those that share memory once, and of kernels' own layouts."""
     tensors = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
@@ -170,6 +177,7 @@ def live_bytes(model: nn.Module) -> int:
 def float_linears(model: nn.Module) -> list[str]:
     """Return the full names of all linear layers within the blocks, ``nn.Linear`` or ``Conv1D`` in floating point.
 
+    Of one that stands in several places it is the first; ``architecture.replace`` replaces it in all of them.
     Names, not layers: a float layer that a step replaces is then held by nobody, and its memory free for the next one.
     Layers that an earlier step compressed are replaced by their dense equals: their values stay (zeros, grid points),
     how they are stored is for this step to decide.
@@ -190,7 +198,10 @@ def float_linears(model: nn.Module) -> list[str]:
     if foreign or not layers:
         found = type(foreign[0]).__name__ if foreign else "none"
         raise Unsupported(f"no float layers to compress in the blocks (found: {found}); put such a step first")
-    return list(layers)
+    first: dict[nn.Module, str] = {}
+    for name, layer in layers.items():
+        first.setdefault(layer, name)
+    return list(first.values())
 
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

@@ -236,12 +236,12 @@ def set_aside(model: nn.Module) -> Iterator[dict[str, LoraLinear]]:
         name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, LoraLinear)
     }
     for name, adapter in adapters.items():
-        architecture.replace(model, name, adapter.base)
+        architecture.put(model, name, adapter.base)
     try:
         yield adapters
     finally:
         for name, adapter in adapters.items():
-            architecture.replace(model, name, adapter)
+            architecture.put(model, name, adapter)
 
 
 def _frozen(tensor: torch.Tensor) -> nn.Parameter:

@@ -73,7 +73,18 @@ def bias(layer: nn.Module) -> torch.Tensor | None:
 
 
 def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put ``layer`` in the place that the full name ``name`` denotes."""
+    """Put ``layer`` in the place that the full name denotes, and wherever else the layer stands that stood there.
+
+    So layers that blocks share stay shared, whatever becomes of them.
+    """
+    before = model.get_submodule(name)
+    places = [place for place, module in model.named_modules(remove_duplicate=False) if module is before]
+    for place in places:
+        put(model, place, layer)
+
+
+def put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put ``layer`` in the place that the full name denotes, and nowhere else."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, layer)
 

@@ -46,6 +46,7 @@ def inspect(folder: Path, baseline: Path, engine: TorchEngine, protocol: Mapping
             *size.mismatches(folder, baseline, count_parameters(stored.model)),
             *counted.mismatches(stored.claims),
             *kept.mismatches(shares, stored.claims),
+            *kept.unshared(stored.model, stored.claims),
             *zeros.mismatches(stored.claims),
             *products.mismatches(stored.model, model, rows),
             *running,

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from squeeze.layers.contract import distinct_share
 from squeeze.models import architecture
 from squeeze.models.layout import LAYOUTS, SHARES, sizes
 
@@ -34,6 +35,13 @@ def mismatches(found: Mapping[str, float], claims: Mapping[str, Any]) -> list[st
         for claim, (_, words) in SHARES.items()
         if claim in claims and abs(claims[claim] - found.get(claim, 1.0)) > ROUNDED
     ]
+
+
+def unshared(model: nn.Module, claims: Mapping[str, Any]) -> list[str]:
+    """Return the claim of sharing that does not hold: matrices within the blocks are counted by where they lie."""
+    if "weights_kept" not in claims or abs(claims["weights_kept"] - (found := distinct_share(model))) <= ROUNDED:
+        return []
+    return [f"claimed {claims['weights_kept']:.1%} of the blocks' weights, stored once each, found {found:.1%}"]
 
 
 def _counted(model: nn.Module) -> dict[str, int]:

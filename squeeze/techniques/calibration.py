@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from squeeze.core.errors import SqueezeError
+from squeeze.core.errors import SqueezeError, Unsupported
+from squeeze.models import architecture
 from squeeze.techniques.block_walk import walk
 from squeeze.techniques.contract import Labelled, Stop, Workplace
 from squeeze.techniques.statistics_cache import StatisticsCache
@@ -57,7 +58,23 @@ class CalibrationText:
 
         sequential: inputs have come through the blocks before as the consumer has left them; otherwise, through those
         of the model as it was, and then read from the shared pass where there is one. See ``block_walk.walk``.
+        Raises Unsupported for a model whose blocks share layers.
         """
+        _check_own(model)
         if sequential or self.shared is None:
             return walk(model, self.token_ids, sequential=sequential)
         return self.shared.input_statistics(model, self.token_ids)
+
+
+def _check_own(model: nn.Module) -> None:
+    """Raise Unsupported where a layer stands in several places: each has inputs of its own, and one choice serves all.
+
+    A step that looked at one place after the other would compress such a layer twice.
+    """
+    first: dict[nn.Module, str] = {}
+    for name, layer in architecture.block_linears(model).items():
+        if first.setdefault(layer, name) != name:
+            raise Unsupported(
+                f"{name} is the same layer as {first[layer]}, expected one place each, whose inputs are looked at; put"
+                " this step before the one that shares, or take one that reads no text, such as rtn or hqq"
+            )

@@ -33,6 +33,7 @@ DENSE = {"none", "finetune", "kv_cache", "lora", "teal", *FORGETFUL}
 DISTILLED = {"distil", "distil_hidden", "distil_attention", "distil_top_k", "mutual", "on_policy", "self_distillation"}
 DISTILLED |= {"student_narrow_distil", "student_scratch_distil"}
 RECOVERED = {"lora", "qlora", "gptq_recover", "kmeans_recover", "svd_recover", "wanda_recover", "layer_drop_recover"}
+RECOVERED |= {"shared_blocks_recover"}
 CHAINED = {"layer_drop_qat", "layer_drop_distil_gptq", "svd_recover_rtn", "wanda_recover_rtn"}
 PRUNED_IN_TRAINING = {"l1", "gradual", "gradual_rigl"}
 TRAINED = DISTILLED | RECOVERED | CHAINED

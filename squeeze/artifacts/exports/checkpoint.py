@@ -20,7 +20,7 @@ from torch import nn
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts.exports.destination import becoming
 from squeeze.core.errors import Unsupported
-from squeeze.layers.contract import is_compressed, is_described
+from squeeze.layers.contract import is_compressed, is_described, shared_layers
 from squeeze.layers.packing import pack, unpack
 from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models import architecture
@@ -64,6 +64,8 @@ def packed_layers(subject: Subject, kinds: tuple[type[nn.Module], ...]) -> dict[
             found, expected = type(plain.get_submodule(name)).__name__, " or ".join(kind.__name__ for kind in kinds)
             raise Unsupported(f"{name}: the format replaces {expected} only, and this is one of {found}")
         layers[name] = module
+    if shared := shared_layers(subject.model):
+        raise Unsupported(f"{min(shared)} is shared with another place, for which formats have no word; export rtn")
     if not layers:
         raise Unsupported("no layer is packed; export an artifact of rtn, gptq or awq")
     return layers

@@ -53,7 +53,7 @@ def correct(
                 base = packed[name]
                 residual = architecture.weight(original.get_submodule(name)).float() - matrix_of(base, dtype).float()
                 pair = (tensor.to(dtype) for tensor in change(residual, rank, seen))
-                architecture.replace(model, name, LoraLinear.of(base, *pair, alpha=rank, dtype=dtype))
+                architecture.put(model, name, LoraLinear.of(base, *pair, alpha=rank, dtype=dtype))
     return subject.claiming(residual_rank=rank)
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from squeeze.core.errors import SqueezeError, Unsupported
-from squeeze.layers.contract import count_parameters
+from squeeze.layers.contract import count_parameters, distinct_share
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.models.surgery import highest, keep_blocks
@@ -65,7 +65,8 @@ class LayerDrop:
         parameters = subject.claims.get("parameters", count_parameters(model))
         keep_blocks(model, kept)
         share = subject.claims.get("layers_kept", 1.0) * count / before
-        return subject.claiming(layers_kept=share, parameters=parameters)
+        shared = {"weights_kept": distinct_share(model)} if "weights_kept" in subject.claims else {}
+        return subject.claiming(layers_kept=share, parameters=parameters, **shared)
 
 
 def evenly_spaced(blocks: int, count: int) -> list[int]:

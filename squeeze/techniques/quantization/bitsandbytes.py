@@ -11,7 +11,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from squeeze.core.errors import Unsupported
-from squeeze.layers.contract import count_parameters, float_linears, layer_specs
+from squeeze.layers.contract import count_parameters, float_linears, layer_specs, shared_layers
 from squeeze.models import architecture
 from squeeze.models.own_sizes import check_described
 from squeeze.models.settings import quiet
@@ -91,6 +91,8 @@ def _plain_linears(model: nn.Module) -> list[str]:
     if described := layer_specs(model):
         name, spec = next(iter(described.items()))
         raise Unsupported(f"{name}: bitsandbytes has plain layers alone, found {spec['_target_']}; use technique=rtn")
+    if shared := shared_layers(model):
+        raise Unsupported(f"bitsandbytes makes the model anew, but shares no {min(shared)}; use technique=rtn")
     if architecture.form(model) is not None:
         raise Unsupported("bitsandbytes makes the model anew, whose hidden states are sliced; use technique=rtn")
     return names

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from squeeze.core.errors import Unsupported
-from squeeze.layers.contract import float_linears, layer_specs, linear
+from squeeze.layers.contract import float_linears, layer_specs, linear, shared_layers
 from squeeze.layers.torchao import Int4TensorLinear, Int8TensorLinear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
@@ -124,6 +124,6 @@ def _name_format(model: nn.Module, layers: Iterable[nn.Module], config: Any) -> 
     """Write into the model's configuration how its linear layers are quantized, for plain transformers."""
     from transformers import TorchAoConfig
 
-    if all(isinstance(layer, nn.Linear) for layer in layers) and not layer_specs(model):
+    if all(isinstance(layer, nn.Linear) for layer in layers) and not (layer_specs(model) or shared_layers(model)):
         outside = architecture.linears(model).keys() - architecture.block_linears(model).keys()
         model.config.quantization_config = TorchAoConfig(config, sorted(outside))  # type: ignore[union-attr]

@@ -194,7 +194,7 @@ def keep_beside(model: nn.Module) -> None:
             rslora=layer.use_rslora[NAME],
             dtype=dtype,
         )
-        architecture.replace(model, name, beside)
+        architecture.put(model, name, beside)
     del model.peft_config  # which peft has left on it
 
 

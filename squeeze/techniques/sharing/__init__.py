@@ -1,0 +1,1 @@
+"""Share weights: let several places of a model use the same ones, stored once."""
