@@ -15,9 +15,7 @@ outweigh all others; and it leaves the head as wide as it was, unless asked othe
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -90,9 +88,9 @@ def slice_model(model: nn.Module, token_ids: Tensor, width: int) -> None:
         call = sliced.named_call(block, calls[name])
         sliced.enter(block, path)
         for number, stage in enumerate(path):
-            narrow = in_batches(partial(project, basis), states, batch)
             sliced.open_stage(block, stage, basis)
-            states = in_batches(partial(sliced.run_stage, block, stage, number, call), narrow, batch)
+            for rows in torch.split(states, batch):  # in their own place: what an open stage writes is as wide
+                rows.copy_(sliced.run_stage(block, stage, number, call, project(basis, rows)))
             after = directions(states, width, centred=centred)
             sliced.close_stage(block, stage, basis, after)
             basis = after
@@ -105,7 +103,9 @@ def directions(states: Tensor, width: int, *, centred: bool) -> Tensor:
     states: (samples, window, hidden). centred: whether the norm takes the mean off, as LayerNorm does. The columns are
     then without a mean, too; where all dimensions are kept, one of them comes to nothing by that, as it should.
     """
-    moment = torch.zeros((states.shape[-1],) * 2, dtype=torch.float64, device=states.device)
+    # Of a LayerNorm's, the mean's direction comes after all others, those that no token shows among them: it is then
+    # in no column but the last of all.
+    moment = torch.full((states.shape[-1],) * 2, -1.0 if centred else 0.0, dtype=torch.float64, device=states.device)
     for rows in torch.split(states.flatten(0, -2), TOKENS):
         wide = rows.float()
         unit = F.normalize(wide - wide.mean(dim=-1, keepdim=True) if centred else wide, dim=-1)
@@ -117,8 +117,3 @@ def directions(states: Tensor, width: int, *, centred: bool) -> Tensor:
 def project(basis: Tensor, states: Tensor) -> Tensor:
     """Return states, (..., hidden), in the frame of ``basis``: (..., width), in their own dtype."""
     return (states.float() @ basis).to(states.dtype)
-
-
-def in_batches(work: Callable[[Tensor], Tensor], states: Tensor, batch: int) -> Tensor:
-    """Return what ``work`` makes of states, (samples, window, any), so many samples at a time."""
-    return torch.cat([work(part) for part in torch.split(states, batch)])

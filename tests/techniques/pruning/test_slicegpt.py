@@ -157,6 +157,15 @@ def test_directions_are_orthonormal_and_see_no_lengths() -> None:
     assert float(basis.mean(dim=0).abs().max()) < 1e-6
 
 
+def test_few_tokens_leave_the_mean_out_of_all_other_directions() -> None:
+    """Three tokens show two or three of eight dimensions; the others are as good as any, the mean's excepted."""
+    states = torch.randn((1, 3, 8), generator=torch.Generator().manual_seed(0))
+    basis = directions(states, 7, centred=True)
+    assert torch.allclose(basis.T @ basis, torch.eye(7), atol=1e-5)
+    basis = directions(states, 8, centred=True)
+    assert torch.allclose(basis @ basis.T, torch.eye(8) - 1 / 8, atol=1e-5)
+
+
 def later() -> Iterator[tuple[str, Technique]]:
     yield "rtn", RoundToNearest(8, None, symmetric=True)
     yield "gptq", GPTQ(8, 16, symmetric=True, act_order=True, static_groups=True, damping=0.01, sequential=True)
