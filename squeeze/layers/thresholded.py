@@ -110,6 +110,10 @@ class ColumnsLinear(nn.Module):
         """Return the weight, (out_features, in_features)."""
         return self.weight
 
+    def leaves_out(self, active: int) -> bool:
+        """Tell whether columns are skipped for one token of which so many entries are other than zero."""
+        return self.skips and active <= (1 - SKIPS_FROM[self.dtype]) * self.in_features
+
     @staticmethod
     def header(_: nn.Module) -> dict[str, str]:
         """Return nothing: the tensors are a plain layer's."""
@@ -121,7 +125,7 @@ class ColumnsLinear(nn.Module):
         if self.skips and inputs.numel() == self.in_features and not torch.compiler.is_compiling():
             token = inputs.flatten()
             active = token.nonzero().squeeze(1)
-            if len(active) <= (1 - SKIPS_FROM[self.dtype]) * self.in_features:
+            if self.leaves_out(len(active)):
                 outputs = skipped(self.weight, token, active)
                 outputs = outputs if self.bias is None else outputs + self.bias
                 return outputs.view(*inputs.shape[:-1], self.out_features)

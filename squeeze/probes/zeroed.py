@@ -26,7 +26,7 @@ TOLERANCE = 0.03  # of the entries: another text, and layers before that have th
 class Zeroed:
     """Hold what was counted of a model. share: of the blocks' multiplications that meet a zero which a layer has made.
 
-    unread: bytes of weights that a decoding step leaves out, in layers that skip columns.
+    unread: bytes of weights that an eager decoding step leaves out on average, in layers that skip columns.
     """
 
     share: float = 0.0
@@ -44,37 +44,59 @@ class Zeroed:
         return [f"claimed {claimed:.1%} zeros in the layers' inputs, found {self.share:.1%}"]
 
 
+@dataclass(frozen=True)
+class _Met:
+    """Hold what a layer was seen to do. share: of its inputs' entries, set to zero. unread: bytes, of one token."""
+
+    share: float
+    unread: float
+
+
 @torch.inference_mode()
 def zeroed(model: nn.Module, text: Tensor) -> Zeroed:
     """Count while a model that is ready to run reads a text, (1, tokens) int64; a layer counts by its weights."""
-    layers = {name: module for name, module in model.named_modules() if _has_threshold(module)}
+    modules = model.named_modules(remove_duplicate=False)  # a matrix that stands in several places counts in each
+    layers: dict[str, Any] = {name: module for name, module in modules if _has_threshold(module)}
     if not layers:
         return Zeroed()
-    shares = _shares(model, layers, text)
+    met = _met(model, layers, text)
     weights = {name: logical_weights(layer) for name, layer in matrices(model)}
-    within = {name: sum(count for own, count in weights.items() if own.startswith(f"{name}.")) for name in layers}
-    made = sum(within[name] * share for name, share in shares.items())
-    unread = sum(share * _skippable(layers[name]) for name, share in shares.items())
-    return Zeroed(made / sum(weights.values()), round(unread))
+    made = sum(count * _share_at(name, met) for name, count in weights.items())
+    unread = {layers[name]: each.unread for name, each in met.items()}  # once, as its bytes are counted in the model
+    return Zeroed(made / sum(weights.values()), round(sum(unread.values())))
 
 
-def _skippable(layer: Any) -> int:
-    """Return the bytes of the weights whose columns a layer skips; 0 where it skips none."""
+def _share_at(matrix: str, met: Mapping[str, _Met]) -> float:
+    """Return the share of zeros that the matrix of this name meets; of several thresholds around it, the most."""
+    return max((each.share for name, each in met.items() if matrix.startswith(f"{name}.")), default=0.0)
+
+
+def _unread_bytes(layer: Any, zero: Tensor) -> float:
+    """Return the bytes of the columns that one token leaves out, on average; zero: (..., in_features), where it is.
+
+    Tokens of too few zeros are multiplied densely, whatever the others have.
+    """
     base = getattr(layer, "base", None)
-    return int(base.weight.nbytes) if isinstance(base, ColumnsLinear) and base.skips else 0
+    if not isinstance(base, ColumnsLinear):
+        return 0.0
+    zeros: list[int] = zero.flatten(0, -2).sum(dim=-1).tolist()
+    left_out = sum(count for count in zeros if base.leaves_out(base.in_features - count))
+    return base.weight.nbytes * left_out / (base.in_features * len(zeros))
 
 
 def _has_threshold(module: nn.Module) -> bool:
     return is_described(module) and hasattr(module, "threshold")  # activation functions of torch may have one, too
 
 
-def _shares(model: nn.Module, layers: Mapping[str, Any], text: Tensor) -> dict[str, float]:
-    """Return the share of the inputs' entries that each layer sets to zero; 0 where it only says so."""
-    shares: dict[str, float] = {}
+def _met(model: nn.Module, layers: Mapping[str, Any], text: Tensor) -> dict[str, _Met]:
+    """Return what each layer that was reached does; nothing where it only says so."""
+    met: dict[str, _Met] = {}
 
     def look(name: str) -> Any:
         def hook(layer: Any, arguments: tuple[Any, ...]) -> None:
-            shares[name] = float((arguments[0].abs() <= layer.threshold).float().mean())
+            zero = arguments[0].abs() <= layer.threshold
+            if zero.numel():  # else no token reached it
+                met[name] = _Met(float(zero.float().mean()), _unread_bytes(layer, zero))
 
         return hook
 
@@ -84,10 +106,10 @@ def _shares(model: nn.Module, layers: Mapping[str, Any], text: Tensor) -> dict[s
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: share if _unread(layers[name], rows[name]) else 0.0 for name, share in shares.items()}
+    return {name: each for name, each in met.items() if _no_part(layers[name], rows[name])}
 
 
-def _unread(layer: Any, rows: Tensor) -> bool:
+def _no_part(layer: Any, rows: Tensor) -> bool:
     """Tell whether entries at or below the threshold have no part in the output; rows: (n, in_features)."""
     without = torch.where(rows.abs() <= layer.threshold, 0, rows)
     return torch.equal(layer(rows), layer(without))

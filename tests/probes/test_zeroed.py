@@ -12,11 +12,13 @@ from torch import nn
 
 from squeeze.artifacts import format as artifact
 from squeeze.layers import thresholded
+from squeeze.layers.contract import prepare_layers
 from squeeze.layers.thresholded import ColumnsLinear, Thresholded
 from squeeze.models import architecture
 from squeeze.probes import decoding
 from squeeze.probes.inspection import Inspection, inspect
 from squeeze.probes.zeroed import Zeroed, zeroed
+from squeeze.runtimes.compiled import Compiled
 from squeeze.runtimes.eager import Eager
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.inference.teal import TEAL
@@ -37,6 +39,11 @@ def looked_at(folder: Path, name: str, *steps: Any, dtype: str = "bfloat16", **c
     return inspect(folder / "own", folder / "baseline", Eager("cpu", 1).load(folder / "own"), PROTOCOL, TEXT)
 
 
+def not_read(found: Inspection) -> float:
+    """Bytes in memory that one decoding step does not read: of the embedding, and what is skipped."""
+    return found.figures["live_bytes"] - found.figures["bytes_per_token"]
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_an_honest_row_is_found_to_be_what_it_claims(
@@ -50,8 +57,7 @@ def test_an_honest_row_is_found_to_be_what_it_claims(
     plain = looked_at(tmp_path / "plain", name, dtype=dtype)
     layers = architecture.block_linears(tiny_model(name, dtype)).values()
     matrices = sum(architecture.weight(layer).nbytes for layer in layers)
-    left_out = plain.figures["bytes_per_token"] - found.figures["bytes_per_token"]
-    assert left_out == pytest.approx(0.5 * matrices, rel=0.06)
+    assert not_read(found) - not_read(plain) == pytest.approx(0.5 * matrices, rel=0.06)
     running = Eager("cpu", 1).load(tmp_path / "own").subject.model
     assert decoding.difference(running, TEXT).mismatches() == []
 
@@ -105,6 +111,43 @@ def test_layers_count_by_the_weights_that_their_inputs_meet() -> None:
     found = zeroed(model, TEXT).share
     share = float((read[0].abs() <= 0.6745).float().mean())
     assert found == pytest.approx(share * 128 * 64 / (2 * (3 * 64 * 128 + 2 * 64 * 64 + 2 * 32 * 64)))
+
+
+def test_a_layer_in_several_places_counts_in_each() -> None:
+    first, second = (f"model.layers.{number}.mlp.up_proj" for number in (0, 1))
+    model = with_layers(Thresholded, [first])
+    once = zeroed(model, TEXT).share
+    architecture.replace(model, second, model.get_submodule(first))
+    assert zeroed(model, TEXT).share > 1.5 * once
+
+
+def test_a_matrix_behind_two_thresholds_counts_once() -> None:
+    name = "model.layers.0.mlp.up_proj"
+    model = with_layers(Thresholded, [name])
+    expected = zeroed(model, TEXT).share
+    layer = Thresholded.of(model.get_submodule(name), (128, 64), 0.6745, torch.float32)
+    architecture.replace(model, name, layer)
+    assert zeroed(model, TEXT).share == pytest.approx(expected)
+
+
+def test_tokens_of_too_few_zeros_leave_no_bytes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thresholded, "SKIPS_OF", 0)
+    model = with_layers(Thresholded, ["model.layers.0.mlp.up_proj"])
+    prepare_layers(model)
+    found = zeroed(model, TEXT)
+    all_bytes = 4 * 2 * (3 * 64 * 128 + 2 * 64 * 64 + 2 * 32 * 64)
+    assert found.unread == pytest.approx(found.share * all_bytes, rel=0.05)
+    monkeypatch.setattr(thresholded, "SKIPS_FROM", {torch.float32: 0.99})
+    assert zeroed(model, TEXT) == Zeroed(found.share, 0)
+
+
+def test_a_compiled_decode_step_reads_all_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thresholded, "SKIPS_OF", 0)
+    eager = looked_at(tmp_path, "llama", TEAL(0.5))
+    engine = Compiled("cpu", 1).load(tmp_path / "own")
+    compiled = inspect(tmp_path / "own", tmp_path / "baseline", engine, PROTOCOL, TEXT)
+    assert not_read(compiled) == not_read(looked_at(tmp_path / "plain", "llama"))
+    assert not_read(eager) > not_read(compiled)
 
 
 def test_a_model_without_thresholds_has_no_figure() -> None:
