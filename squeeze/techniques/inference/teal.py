@@ -49,19 +49,30 @@ class TEAL:
         if not 0 <= self.sparsity < 1:
             raise Unsupported(f"teal cannot zero a share of {self.sparsity}; expected 0 <= sparsity < 1")
         model = subject.model
-        found = list(matrices(model))
-        for name, layer in found:
+        for name, layer in matrices(model):
             _check(name, layer)
         if calibration.token_ids.numel() == 0:
             raise SqueezeError("teal has no tokens, expected at least one window; name a calibration with a corpus")
-        seen = magnitudes(model, list(dict.fromkeys(layer for _, layer in found)), calibration.token_ids)
         dtype = architecture.dtype(model)
-        made: dict[nn.Module, Thresholded] = {}
-        for name, layer in found:
-            if layer not in made:  # one that stands in several places stands there afterwards
-                made[layer] = Thresholded.of(_base(layer), features(layer), quantile(seen[layer], self.sparsity), dtype)
-            architecture.replace(model, name, made[layer])
+        for names, threshold in thresholds(model, calibration.token_ids, self.sparsity):
+            layer = model.get_submodule(names[0])
+            made = Thresholded.of(_base(layer), features(layer), threshold, dtype)
+            for name in names:
+                architecture.replace(model, name, made)
         return subject.claiming(input_sparsity=self.sparsity)
+
+
+def thresholds(model: nn.Module, token_ids: torch.Tensor, share: float) -> list[tuple[list[str], float]]:
+    """Return each matrix within the blocks, by the full names of all places where it stands, with its threshold.
+
+    Names, not layers: a copy takes the place of a Conv1D, which is then held by nobody. token_ids: (samples, window)
+    int64. share: of the entries that lie at or below the threshold.
+    """
+    places: dict[nn.Module, list[str]] = {}
+    for name, layer in matrices(model):
+        places.setdefault(layer, []).append(name)
+    seen = magnitudes(model, list(places), token_ids)
+    return [(names, quantile(seen[layer], share)) for layer, names in places.items()]
 
 
 @torch.no_grad()
