@@ -129,8 +129,11 @@ def check(model: nn.Module) -> None:
     for name, (value, why) in EXPECTED.items():
         if getattr(config, name, value) != value:
             raise Unsupported(f"this {kind} model cannot be sliced: {why}; expected {name}={value}. Cut channels")
-    if getattr(config, "word_embed_proj_dim", config.hidden_size) != config.hidden_size:
-        raise Unsupported(f"this {kind} model projects its embeddings; expected tables as wide as its hidden states")
+    if (wide := getattr(config, "word_embed_proj_dim", config.hidden_size)) != config.hidden_size:
+        raise Unsupported(
+            f"this {kind} model projects its embeddings of {wide} dimensions; expected tables as wide as its hidden"
+            f" states, {config.hidden_size}. Cut channels"
+        )
     if architecture.form(model) is not None:
         raise Unsupported("this model is sliced already; slice the uncompressed one, to fewer dimensions")
     check_float(model, [name for stage in stages(model) for part in stage for name in (*part.readers, part.writer)])
