@@ -89,7 +89,8 @@ class BasisSharing:
         layers = [model.get_submodule(name) for name in names]
         dtype = architecture.weight(layers[0]).dtype
         stacked = torch.cat([architecture.weight(layer).float() for layer in layers])
-        basis, coefficients = factors(stacked, rank_of(*stacked.shape, self.weights_kept), root)
+        rows, columns = stacked.shape
+        basis, coefficients = factors(stacked, rank_of(rows, columns, self.weights_kept), root)
         shared = linear(basis.to(dtype), None)
         for name, layer, up in zip(names, layers, coefficients.to(dtype).chunk(len(layers)), strict=True):
             made = Factors.of(architecture.weight(shared), up.clone(), architecture.bias(layer))

@@ -32,6 +32,7 @@ from squeeze.techniques.contract import Calibration, Labelled
 from squeeze.techniques.losses import next_token
 
 CRITERIA = ("first_order", "wanda", "magnitude")
+MOST_TOKENS = 16_384  # that are looked at: the first windows; LLM-Pruner takes ten of 128 tokens
 TOKENS = 1024  # that go through the model at once; what they leave in all blocks is held for the gradients
 SENTENCES = 32  # likewise, of a classifier
 MOST_SENTENCES = 1024  # that are looked at: the first ones
@@ -161,6 +162,7 @@ def _losses(model: nn.Module, calibration: Calibration) -> Iterator[tuple[int, C
             yield len(numbers), partial(_of_classes, model, labelled.rows(numbers))
         return
     token_ids = calibration.token_ids
+    token_ids = token_ids[: max(MOST_TOKENS // token_ids.shape[1], 1)]
     for windows in torch.split(token_ids, max(TOKENS // token_ids.shape[1], 1)):
         yield len(windows), partial(next_token, model, windows)
 

@@ -158,3 +158,15 @@ def test_what_a_criterion_reads_has_to_be_there(
 def test_criteria_are_checked_where_they_can_be_had() -> None:
     for by in CRITERIA:
         check_criterion(tiny_model("gpt2"), TEXT, by)
+
+
+def test_the_loss_is_taken_of_the_first_windows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = tiny_subject("llama", "float32")
+    coupled = layout(subject.model).mlp
+    token_ids = torch.randint(256, (6, 16), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(scoring, "MOST_TOKENS", 47)
+    few = first_order(subject.model, coupled, 1, CalibrationText(token_ids))
+    monkeypatch.undo()
+    expected = first_order(subject.model, coupled, 1, CalibrationText(token_ids[:2]))
+    assert all(torch.equal(one, other) for one, other in zip(few, expected, strict=True))
+    assert not torch.equal(few[0], first_order(subject.model, coupled, 1, CalibrationText(token_ids))[0])
