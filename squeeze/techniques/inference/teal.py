@@ -54,25 +54,23 @@ class TEAL:
         if calibration.token_ids.numel() == 0:
             raise SqueezeError("teal has no tokens, expected at least one window; name a calibration with a corpus")
         dtype = architecture.dtype(model)
-        for names, threshold in thresholds(model, calibration.token_ids, self.sparsity):
-            layer = model.get_submodule(names[0])
-            made = Thresholded.of(_base(layer), features(layer), threshold, dtype)
-            for name in names:
-                architecture.replace(model, name, made)
+        for name, threshold in thresholds(model, calibration.token_ids, self.sparsity).items():
+            layer = model.get_submodule(name)
+            architecture.replace(model, name, Thresholded.of(_base(layer), features(layer), threshold, dtype))
         return subject.claiming(input_sparsity=self.sparsity)
 
 
-def thresholds(model: nn.Module, token_ids: torch.Tensor, share: float) -> list[tuple[list[str], float]]:
-    """Return each matrix within the blocks, by the full names of all places where it stands, with its threshold.
+def thresholds(model: nn.Module, token_ids: torch.Tensor, share: float) -> dict[str, float]:
+    """Return the threshold of each matrix within the blocks by its full name, the first of several.
 
     Names, not layers: a copy takes the place of a Conv1D, which is then held by nobody. token_ids: (samples, window)
     int64. share: of the entries that lie at or below the threshold.
     """
-    places: dict[nn.Module, list[str]] = {}
+    first: dict[nn.Module, str] = {}
     for name, layer in matrices(model):
-        places.setdefault(layer, []).append(name)
-    seen = magnitudes(model, list(places), token_ids)
-    return [(names, quantile(seen[layer], share)) for layer, names in places.items()]
+        first.setdefault(layer, name)
+    seen = magnitudes(model, list(first), token_ids)
+    return {name: quantile(seen[layer], share) for layer, name in first.items()}
 
 
 @torch.no_grad()
