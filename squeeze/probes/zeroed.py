@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -90,13 +91,14 @@ def _has_threshold(module: nn.Module) -> bool:
 
 def _met(model: nn.Module, layers: Mapping[str, Any], text: Tensor) -> dict[str, _Met]:
     """Return what each layer that was reached does; nothing where it only says so."""
-    met: dict[str, _Met] = {}
+    calls: dict[str, list[_Met]] = {}  # of a layer in several places one for each
 
     def look(name: str) -> Any:
         def hook(layer: Any, arguments: tuple[Any, ...]) -> None:
             zero = arguments[0].abs() <= layer.threshold
             if zero.numel():  # else no token reached it
-                met[name] = _Met(float(zero.float().mean()), _unread_bytes(layer, zero))
+                found = _Met(float(zero.float().mean()), _unread_bytes(layer, zero))
+                calls.setdefault(name, []).append(found)
 
         return hook
 
@@ -106,7 +108,11 @@ def _met(model: nn.Module, layers: Mapping[str, Any], text: Tensor) -> dict[str,
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: each for name, each in met.items() if _no_part(layers[name], rows[name])}
+    return {
+        name: _Met(fmean(each.share for each in found), fmean(each.unread for each in found))
+        for name, found in calls.items()
+        if _no_part(layers[name], rows[name])
+    }
 
 
 def _no_part(layer: Any, rows: Tensor) -> bool:

@@ -23,6 +23,7 @@ from squeeze.runtimes.eager import Eager
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.inference.teal import TEAL
 from squeeze.techniques.quantization.rtn import RoundToNearest
+from squeeze.techniques.sharing.shared_blocks import SharedBlocks
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
 PROTOCOL = {"prompt_tokens": 16, "batch_sizes": [1]}
@@ -119,6 +120,12 @@ def test_a_layer_in_several_places_counts_in_each() -> None:
     once = zeroed(model, TEXT).share
     architecture.replace(model, second, model.get_submodule(first))
     assert zeroed(model, TEXT).share > 1.5 * once
+
+
+def test_what_blocks_share_has_zeros_as_claimed(tmp_path: Path) -> None:
+    found = looked_at(tmp_path, "llama", SharedBlocks(), TEAL(0.5))
+    assert found.figures["input_sparsity"] == pytest.approx(0.5, abs=0.03)
+    assert not [said for said in found.mismatches if "inputs" in said]
 
 
 def test_a_matrix_behind_two_thresholds_counts_once() -> None:

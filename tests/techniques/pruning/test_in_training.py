@@ -24,6 +24,7 @@ from squeeze.techniques.pruning import in_training
 from squeeze.techniques.pruning.gradual import Gradual
 from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.pruning.proximal import ProximalL1
+from squeeze.techniques.sharing.shared_blocks import SharedBlocks
 from tests.dying import dies_at
 from tests.tiny import CAUSAL, tiny_model, tiny_subject
 
@@ -109,6 +110,19 @@ def test_after_other_steps_the_teacher_is_the_whole_model(technique: str, monkey
     assert trained.claims["sparsity"] == 0.5
     for each in set(teachers):
         assert all(torch.equal(tensor, each.state_dict()[name]) for name, tensor in whole().items())
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_what_blocks_share_is_trained_and_pruned_as_one(technique: str) -> None:
+    shared = SharedBlocks().apply(tiny_subject("llama"), CalibrationText.empty())
+    trained = TECHNIQUES[technique]().apply(shared, calibration())
+    first, second = (dict(block.named_modules()) for block in architecture.blocks(trained.model))
+    layers = {name: layer for name, layer in first.items() if type(layer) is SparseLinear}
+    assert len(layers) == 7
+    assert all(second[name] is layer for name, layer in layers.items())
+    weights = sum(layer.in_features * layer.out_features for layer in layers.values())
+    assert trained.claims["trainable_parameters"] == weights
+    assert sum(layer.nonzero for layer in layers.values()) == weights // 2
 
 
 def whole() -> dict[str, torch.Tensor]:
