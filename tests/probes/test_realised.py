@@ -127,7 +127,7 @@ def test_zeros_that_are_multiplied_are_not_skipped() -> None:
         made = Widened.of(weight.masked_fill(weight.abs() < 0.05, 0), None)
         made.prepare()
         architecture.replace(subject.model, name, made)
-    found = running(subject)
+    found = running(subject.claiming(sparsity=0.5))
     assert found["compute_real"] is False
     assert found["mismatches"] == ["claimed products of nonzero weights alone, found floating point"]
 
