@@ -142,12 +142,15 @@ def layer_class(name: str) -> type[nn.Module]:
 
 
 def shared_layers(model: nn.Module) -> dict[str, str]:
-    """Map each further name of a described layer that has several to the one that ``layer_specs`` has for it."""
+    """Map each further name of a layer that has several, a described or a plain linear one, to the first of them.
+
+    It is the one that ``layer_specs`` has for it.
+    """
     first = {id(module): name for name, module in model.named_modules()}
     return {
         name: first[id(module)]
         for name, module in model.named_modules(remove_duplicate=False)
-        if is_described(module) and first[id(module)] != name
+        if first[id(module)] != name and (is_described(module) or _is_matrix(module))
     }
 
 
@@ -171,6 +174,7 @@ def float_linears(model: nn.Module) -> list[str]:
     """Return the full names of all linear layers within the blocks, ``nn.Linear`` or ``Conv1D`` in floating point.
 
     Names, not layers: a float layer that a step replaces is then held by nobody, and its memory free for the next one.
+    A layer that stands in several places has one name here, its last: there all that it reads has been seen.
     Layers that an earlier step compressed are replaced by their dense equals: their values stay (zeros, grid points),
     how they are stored is for this step to decide.
     Raises Unsupported, before any of it, where a library's own layers have taken their place: those cannot be
@@ -184,7 +188,7 @@ def float_linears(model: nn.Module) -> list[str]:
     if foreign or not layers:
         found = type(foreign[0]).__name__ if foreign else "none"
         raise Unsupported(f"no float layers to compress in the blocks (found: {found}); put such a step first")
-    return list(layers)
+    return list({id(layer): name for name, layer in layers.items()}.values())
 
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

@@ -231,10 +231,11 @@ def matrix_of(layer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
 
 @contextmanager
 def set_aside(model: nn.Module) -> Iterator[dict[str, LoraLinear]]:
-    """Put bases in the places of their adapters within the body; yield the adapters by full name."""
-    adapters = {
-        name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, LoraLinear)
-    }
+    """Put bases in the places of their adapters within the body; yield the adapters by full name.
+
+    One that stands in several places is yielded once: it stands wherever its base does.
+    """
+    adapters = {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
     for name, adapter in adapters.items():
         architecture.replace(model, name, adapter.base)
     try:

@@ -68,9 +68,15 @@ def bias(layer: nn.Module) -> torch.Tensor | None:
 
 
 def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put ``layer`` in the place that the full name ``name`` denotes."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
+    """Put ``layer`` in the place that the full name ``name`` denotes, and in all others of the module that is there.
+
+    So what blocks share they still share when it has been compressed.
+    """
+    before = model.get_submodule(name)
+    places = [place for place, module in model.named_modules(remove_duplicate=False) if module is before]
+    for place in places:
+        parent, _, child = place.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
 
 
 def head(model: nn.Module) -> nn.Module:

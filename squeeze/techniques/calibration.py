@@ -11,6 +11,7 @@ from torch import nn
 from squeeze.core.errors import SqueezeError
 from squeeze.techniques.block_walk import walk
 from squeeze.techniques.contract import Labelled, Stop, Workplace
+from squeeze.techniques.each_once import each_once
 from squeeze.techniques.statistics_cache import StatisticsCache
 
 
@@ -56,8 +57,9 @@ class CalibrationText:
         """Yield (full name, block, statistics of its linear layers' inputs by relative name) for each block, in order.
 
         sequential: inputs have come through the blocks before as the consumer has left them; otherwise, through those
-        of the model as it was, and then read from the shared pass where there is one. See ``block_walk.walk``.
+        of the model as it was, and then read from the shared pass where there is one. See ``block_walk.walk``; of a
+        layer that several blocks share, ``each_once``.
         """
         if sequential or self.shared is None:
-            return walk(model, self.token_ids, sequential=sequential)
-        return self.shared.input_statistics(model, self.token_ids)
+            return each_once(model, walk(model, self.token_ids, sequential=sequential))
+        return each_once(model, self.shared.input_statistics(model, self.token_ids))
