@@ -58,3 +58,16 @@ def test_a_model_without_blocks_is_refused() -> None:
 def test_an_encoder_has_no_head() -> None:
     with pytest.raises(Unsupported, match="head"):
         architecture.head(tiny_model("bert"))
+
+
+def test_what_blocks_share_is_replaced_in_all_its_places_and_nothing_else() -> None:
+    model = tiny_model("llama")
+    first, second = architecture.blocks(model)
+    second.mlp.up_proj = first.mlp.up_proj
+    down, own = second.mlp.down_proj, nn.Linear(64, 128)
+    architecture.replace(model, "model.layers.1.mlp.up_proj", own)
+    assert first.mlp.up_proj is second.mlp.up_proj is own
+    assert second.mlp.down_proj is down
+    architecture.replace(model, "model.layers.1.mlp.down_proj", nn.Linear(128, 64))
+    assert type(first.mlp.down_proj) is nn.Linear
+    assert first.mlp.down_proj is not second.mlp.down_proj is not down

@@ -31,6 +31,7 @@ DENSE = {"none", "finetune", "kv_cache", "lora"}  # the baseline, the control, a
 DISTILLED = {"distil", "distil_hidden", "distil_attention", "distil_top_k", "mutual", "on_policy", "self_distillation"}
 DISTILLED |= {"student_narrow_distil", "student_scratch_distil"}
 RECOVERED = {"lora", "qlora", "gptq_recover", "kmeans_recover", "svd_recover", "wanda_recover", "layer_drop_recover"}
+RECOVERED |= {"shared_blocks_recover"}
 CHAINED = {"layer_drop_qat", "layer_drop_distil_gptq", "svd_recover_rtn", "wanda_recover_rtn"}
 TRAINED = DISTILLED | RECOVERED | CHAINED
 # They look at predicted tokens; an encoder predicts none.
@@ -58,7 +59,7 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 def cell_of(technique: str) -> Cell:
     sizes = [f"technique.steps.0.{name}={size}" for name, size in SIZES.get(technique, {}).items()]
-    axes = ["group_size=32", "training_steps=2", "weights_kept=0.5"]
+    axes = ["group_size=32", "training_steps=2", "weights_kept=0.5", "rank=2"]
     (cell,) = cells(["model=tiny_llama", f"technique={technique}", *axes, *sizes])
     return cell
 

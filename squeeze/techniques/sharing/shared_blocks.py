@@ -42,13 +42,13 @@ class SharedBlocks:
 
     blocks_each: blocks of a group, from 2; the last group has those that are left over. weights: which ones are shared,
     the "mean" of the group's, or the "first" block's. scales: whether each block scales the rows of what it shares, as
-    fits it best. rank: of the change that each block keeps beside; 0: none.
+    fits it best. rank: of the change that each block keeps beside; None: it keeps none.
     """
 
     blocks_each: int
     weights: Literal["mean", "first"] = "mean"
     scales: bool = False
-    rank: int = 0
+    rank: int | None = None
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:  # noqa: ARG002 - it reads no data
         """Return the subject whose blocks share.
@@ -72,8 +72,8 @@ class SharedBlocks:
         for name in groups[0]:
             layer = model.get_submodule(groups[0][name][0])
             most = min(features(layer))
-            if not 0 <= self.rank <= most:
-                raise Unsupported(f"rank is {self.rank}, but {name} has one of {most} at the most; lower rank, or 0")
+            if self.rank is not None and not 1 <= self.rank <= most:
+                raise Unsupported(f"rank is {self.rank}, but {name} has one of 1 to {most}; expected that, or null")
 
     def _share(self, model: nn.Module, names: Sequence[str]) -> None:
         """Let the layers of these full names share one weight."""
@@ -94,7 +94,7 @@ class SharedBlocks:
         if self.scales:
             scales = row_scales(exact, rest).to(shared.dtype)
             rest = scales[:, None].float() * rest
-        if not self.rank:
+        if self.rank is None:
             return scales, None
         down, up = nearest(exact - rest, self.rank)
         return scales, Factors.of(down.to(shared.dtype), up.to(shared.dtype), None)
