@@ -27,7 +27,7 @@ from tests.tiny import ARCHITECTURES, tiny_subject
 
 ALL = {path.stem for path in (paths.conf() / "technique").glob("*.yaml")}
 NAMES = sorted(ALL - CLASSIFIERS_ONLY)  # those have tests of their own: test_classifiers.py
-DENSE = {"none", "finetune", "kv_cache", "lora"}  # the baseline, the control, and what compresses no weights
+DENSE = {"none", "finetune", "kv_cache", "lora", "untie"}  # the baseline, the control, and what compresses no weights
 DISTILLED = {"distil", "distil_hidden", "distil_attention", "distil_top_k", "mutual", "on_policy", "self_distillation"}
 DISTILLED |= {"student_narrow_distil", "student_scratch_distil"}
 RECOVERED = {"lora", "qlora", "gptq_recover", "kmeans_recover", "svd_recover", "wanda_recover", "layer_drop_recover"}
@@ -35,7 +35,7 @@ RECOVERED |= {"shared_blocks_recover"}
 CHAINED = {"layer_drop_qat", "layer_drop_distil_gptq", "svd_recover_rtn", "wanda_recover_rtn"}
 TRAINED = DISTILLED | RECOVERED | CHAINED
 # They look at predicted tokens; an encoder predicts none.
-NEED_A_HEAD = {"finetune", "kv_cache", "qat", "qat_lsq", *TRAINED}
+NEED_A_HEAD = {"finetune", "kv_cache", "qat", "qat_lsq", "untie", *TRAINED}
 REFUSE = NEED_A_HEAD - (TRAINED - {"lora", "self_distillation"})  # whose first step needs none
 PAIRS = [(name, shape) for name in NAMES for shape in ARCHITECTURES if not (shape == "bert" and name in NEED_A_HEAD)]
 TOKEN_IDS = torch.arange(24).reshape(2, 12)
