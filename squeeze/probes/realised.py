@@ -166,9 +166,9 @@ def unread_bytes(model: nn.Module) -> int:
 
 
 def reread_bytes(model: nn.Module) -> int:
-    """Return the bytes that a decoding step reads once more than they lie in memory: of layers that blocks share.
+    """Return the bytes that a decoding step reads beyond those that lie in memory: of layers that blocks share.
 
-    Each of their places reads them: no cache keeps a block's weights until its neighbour runs.
+    Each of their places reads them; whether a processor's cache still holds them by then is not asked.
     """
     sizes = {id(layer): sum(own_bytes(layer).values()) for _, layer in matrices(model)}
     return sum(sizes[id(layer)] for _, layer in matrices(model)) - sum(sizes.values())

@@ -16,7 +16,8 @@ from squeeze.layers.quantized import QuantizedLinear
 from squeeze.layers.shared import SharedLinear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.probes import realised, size
+from squeeze.models.tiny import random_model
+from squeeze.probes import arithmetic, realised, size
 from squeeze.probes.recount import recount
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.low_rank.svd import SVD
@@ -121,6 +122,9 @@ def test_its_bytes_are_fewer_and_what_a_token_reads_is_not(tmp_path: Path) -> No
     assert realised.reread_bytes(dense) == 0
     again = sum(realised.weights_by_layer(loaded.model, dense).values())
     assert again == 2 * WEIGHTS, "each block multiplies"
+    ran = arithmetic.profiled(loaded.model, realised.low_bit_layers(loaded.model), TEXT[:1])
+    assert not realised.computes_less(loaded.model, dense, ran)
+    assert realised.arithmetic_mismatches(loaded, False) == []
 
 
 def test_the_scales_are_those_of_least_squares() -> None:
@@ -268,8 +272,6 @@ def test_what_cannot_be_is_refused_before_any_work(make: Any, asked: Any, said: 
 
 
 def test_blocks_left_over_share_among_themselves_or_stay() -> None:
-    from squeeze.models.tiny import random_model
-
     subject = tiny_subject("llama")
     model = random_model("llama", 0, "causal_lm")
     model.model.layers.extend([random_model("llama", seed, "causal_lm").model.layers[0] for seed in (1, 2, 3)])
