@@ -29,7 +29,7 @@ ALL = {path.stem for path in (paths.conf() / "technique").glob("*.yaml")}
 NAMES = sorted(ALL - CLASSIFIERS_ONLY)  # those have tests of their own: test_classifiers.py
 FORGETFUL = {"streaming", "snapkv", "h2o"}
 # The baseline, the control, and what compresses no weights.
-DENSE = {"none", "finetune", "kv_cache", "lora", "teal", *FORGETFUL}
+DENSE = {"none", "finetune", "kv_cache", "lora", "teal", "untie", *FORGETFUL}
 DISTILLED = {"distil", "distil_hidden", "distil_attention", "distil_top_k", "mutual", "on_policy", "self_distillation"}
 DISTILLED |= {"student_narrow_distil", "student_scratch_distil"}
 RECOVERED = {"lora", "qlora", "gptq_recover", "kmeans_recover", "svd_recover", "wanda_recover", "layer_drop_recover"}
@@ -39,7 +39,7 @@ PRUNED_IN_TRAINING = {"l1", "gradual", "gradual_rigl"}
 TRAINED = DISTILLED | RECOVERED | CHAINED
 BY_GRADIENT = {"neurons", "heads", "neurons_gptq"}  # of the loss
 # They look at predicted tokens; an encoder predicts none.
-NEED_A_HEAD = {"finetune", "kv_cache", "layer_drop_perplexity", "qat", "qat_lsq"}
+NEED_A_HEAD = {"finetune", "kv_cache", "layer_drop_perplexity", "qat", "qat_lsq", "untie"}
 NEED_A_HEAD |= {*BY_GRADIENT, *FORGETFUL, *PRUNED_IN_TRAINING, *TRAINED}
 REFUSE = NEED_A_HEAD - (TRAINED - {"lora", "self_distillation"})  # whose first step needs none
 SLICED = {"slicegpt", "slicegpt_rtn"}  # of an encoder's states, which its norms write as well, there is no such form
