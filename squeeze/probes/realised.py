@@ -65,7 +65,7 @@ def figures(
             *arithmetic_mismatches(subject, real),
         ],
         "live_bytes": live,
-        "bytes_per_token": live - unread_bytes(model),
+        "bytes_per_token": live - unread_bytes(model) + reread_bytes(model),
         "prefill_operations": {
             str(batch): operations(model, weights, protocol["prompt_tokens"], batch)
             for batch in protocol["batch_sizes"]
@@ -165,6 +165,15 @@ def unread_bytes(model: nn.Module) -> int:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
     table = own_bytes(embedding)
     return 0 if head is not None and own_bytes(head).keys() & table.keys() else sum(table.values())
+
+
+def reread_bytes(model: nn.Module) -> int:
+    """Return the bytes that a decoding step reads beyond those that lie in memory: of layers that blocks share.
+
+    Each of their places reads them; whether a processor's cache still holds them by then is not asked.
+    """
+    sizes = {id(layer): sum(own_bytes(layer).values()) for _, layer in matrices(model)}
+    return sum(sizes[id(layer)] for _, layer in matrices(model)) - sum(sizes.values())
 
 
 def own_bytes(layer: nn.Module) -> dict[int, int]:

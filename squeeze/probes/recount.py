@@ -33,7 +33,7 @@ SPARSITY_TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Recount:
-    """Hold what was counted of all matrices within the blocks.
+    """Hold what was counted of all matrices within the blocks, one that stands in several places once.
 
     weights: their logical number. effective_bits: stored bits a weight. sparsity: share of the weights that are zero.
     levels: most distinct values found among 32 neighbours. compressed_share: share of the weights whose layer is stored
@@ -121,7 +121,8 @@ def recount(folder: Path, subject: Subject, baseline: nn.Module) -> Recount:
     dense_bits = 8 * dtype.itemsize
     weights = rows = compressed = levels = 0
     bits = zeros = level_bits = 0.0
-    for name, layer in layers.items():
+    for name in {id(layer): name for name, layer in reversed(layers.items())}.values():  # where it stands first
+        layer = layers[name]
         count, own_bits, values = own[name], 8 * stored[name], dense(_base(layer))
         weights += count
         rows += len(values)

@@ -177,6 +177,8 @@ class LoRA:
             layers = {name: layer for name, layer in layers.items() if name.endswith(endings)}
         if not layers:
             raise Unsupported(f"targets {self.targets} names no layer of {type(model).__name__}; use targets: linear")
+        if len({id(layer) for layer in layers.values()}) < len(layers):
+            raise Unsupported("blocks share layers, of which peft adapts one place alone; use recover with how: lora")
         return layers
 
 

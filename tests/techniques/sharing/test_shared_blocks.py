@@ -15,6 +15,7 @@ from squeeze.layers.contract import count_parameters, distinct_share, is_compres
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes import kept, size
+from squeeze.probes.realised import reread_bytes
 from squeeze.probes.recount import recount
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.contract import Technique
@@ -130,7 +131,7 @@ def test_the_claim_is_what_detectors_count(tmp_path: Path) -> None:
     artifact.save(subject, tmp_path)
     stored = artifact.load(tmp_path, prepare=False)
     counted = recount(tmp_path, stored, dense)
-    assert counted.effective_bits == 16  # 32 for each of half of the matrices
+    assert counted.effective_bits == 32  # of what is there: sharing leaves fewer weights, none of fewer bits
     assert counted.mismatches(stored.claims) == kept.unshared(stored.model, stored.claims) == []
     (lie,) = kept.unshared(dense, stored.claims)
     assert lie == "claimed 50.0% of the blocks' weights, stored once each, found 100.0%"
@@ -235,3 +236,24 @@ def test_blocks_that_differ_and_factors_are_refused() -> None:
     factorised = THIN.apply(tiny_subject("llama"), NO_DATA)
     with pytest.raises(Unsupported, match="is a Factors, expected one matrix"):
         SharedBlocks().apply(factorised, NO_DATA)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_shared_matrix_has_its_bits_once_and_is_read_in_every_place(name: str, tmp_path: Path) -> None:
+    subject, dense = shared(name, "bfloat16"), tiny_model(name, "bfloat16")
+    artifact.save(subject, tmp_path)
+    loaded = artifact.load(tmp_path)
+    counted = recount(tmp_path, loaded, dense)
+    first = architecture.linears(architecture.blocks(dense)[0]).values()
+    assert counted.effective_bits == 16
+    assert counted.weights == sum(architecture.weight(layer).numel() for layer in first)
+    biases = [bias for layer in first if (bias := architecture.bias(layer)) is not None]
+    assert reread_bytes(loaded.model) == 2 * (counted.weights + sum(bias.numel() for bias in biases))
+    assert reread_bytes(dense) == 0
+
+
+def test_packed_it_has_the_bits_of_its_codes(tmp_path: Path) -> None:
+    artifact.save(RTN.apply(shared("llama"), NO_DATA), tmp_path)
+    stored = artifact.load(tmp_path, prepare=False)
+    assert 4 < recount(tmp_path, stored, tiny_model("llama")).effective_bits <= 5
+    assert recount(tmp_path, stored, tiny_model("llama")).compressed_share == 1

@@ -21,6 +21,7 @@ from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.losses import divergence, next_token
 from squeeze.techniques.quantization.bitsandbytes import Float4, LLMInt8
 from squeeze.techniques.quantization.rtn import RoundToNearest
+from squeeze.techniques.sharing.shared_blocks import SharedBlocks
 from squeeze.techniques.training.lora import LoRA, start_from_residual
 from tests.students import subject_of
 from tests.tiny import tiny_model, tiny_subject
@@ -256,3 +257,9 @@ def test_loftq_is_refused_where_layers_are_not_the_teacher_s(change: Any, teache
     with pytest.raises(Unsupported, match=said):
         technique(start="loftq").apply(subject, text)
     assert dict(subject.model.named_modules()) == before
+
+
+def test_blocks_that_share_layers_are_refused() -> None:
+    subject = SharedBlocks().apply(tiny_subject("llama"), CalibrationText.empty())
+    with pytest.raises(Unsupported, match="of which peft adapts one place alone; use recover with how: lora"):
+        technique().apply(subject, calibration())
