@@ -21,6 +21,7 @@ from squeeze.techniques.quantization.bitsandbytes import LLMInt8
 from squeeze.techniques.quantization.kmeans import KMeans
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.quantization.torch_dynamic import TorchDynamic
+from squeeze.techniques.sharing.shared_blocks import SharedBlocks
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
 EAGER = Eager("cpu", 1)
@@ -173,3 +174,10 @@ def test_operations_equal_those_that_torch_counts(name: str) -> None:
 def operations_of_linears(model: nn.Module, tokens: int) -> int:
     blocks = sum(architecture.weight(layer).numel() for layer in architecture.block_linears(model).values())
     return 2 * (blocks * tokens + model.get_output_embeddings().weight.numel())
+
+
+def test_a_decoding_step_reads_what_blocks_share_in_each_of_its_places(tmp_path: Path) -> None:
+    whole = loaded(tiny_subject("llama"), tmp_path / "whole")
+    shared = loaded(SharedBlocks().apply(tiny_subject("llama"), CalibrationText.empty()), tmp_path / "shared")
+    assert shared["live_bytes"] < 0.9 * whole["live_bytes"]
+    assert shared["bytes_per_token"] == pytest.approx(whole["bytes_per_token"], rel=0.01)
