@@ -60,6 +60,8 @@ def give(model: nn.Module, sizes: Sizes) -> None:
     Layers that become others lie on the meta device until weights are assigned. Raises IntegrityError for modules that
     are not there, or have no such sizes, and for sizes that are none.
     """
+    if not isinstance(sizes, Mapping):
+        raise IntegrityError(f"own_sizes is {shown(sizes)}, expected sizes by module; build the artifact again")
     known = dict(model.named_modules())
     for name, own in sizes.items():
         module = known.get(name, nn.Module())

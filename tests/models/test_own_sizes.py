@@ -115,11 +115,12 @@ def test_scales_still_fold_into_what_makes_the_values_of_each_head(name: str) ->
         ({LAYER: 3}, "has no such sizes as 3"),
         ({LAYER: {**SIZES, "out_features": 0}}, "out_features is 0, expected a number"),
         ({LAYER: {**SIZES, "in_features": "64"}}, "in_features is '64', expected a number"),
+        ([LAYER], "own_sizes is .* expected sizes by module"),
         ({LAYER: SIZES}, "does not fit"),
         ({LAYER: {**SIZES, "out_features": 2**40}}, "does not fit"),
     ],
 )
-def test_sizes_that_are_not_so_are_refused(sizes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_sizes_that_are_not_so_are_refused(sizes: Any, reason: str, tmp_path: Path) -> None:
     artifact.save(tiny_subject("llama"), tmp_path)
     path = tmp_path / artifact.DESCRIPTION
     path.write_text(json.dumps({**json.loads(path.read_text()), "own_sizes": sizes}))
