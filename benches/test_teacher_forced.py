@@ -26,7 +26,7 @@ def test_decoded_is_scored(engine: TorchEngine, prompts: Prompts, samples: Sampl
         first = [teacher_forced.gaps(engine, begun[row], firsts[number][row : row + 1]) for row in rows[:1]]
     samples.put_entry("gaps", f"token_s/{batch}", decoded)
     samples.put_entry("gaps", f"ttft_s/{batch}", first)
-    samples.values["coarse"] = engine.subject.cache is not None
+    samples.values["coarse"] = teacher_forced.is_coarse(engine)
 
 
 @pytest.mark.kind("classifier")

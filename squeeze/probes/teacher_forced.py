@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from squeeze.layers.thresholded import Thresholded
 from squeeze.models.logits import logits_of
 from squeeze.probes.scoring import SOFTMAX_ROWS, Row, predict
 from squeeze.runtimes.contract import TorchEngine
@@ -35,6 +36,16 @@ def gaps(engine: TorchEngine, prompt: Tensor, chosen: Sequence[int]) -> list[flo
         )
     ]
     return [round(gap, 6) for gap in torch.cat(found).tolist()]
+
+
+def is_coarse(engine: TorchEngine) -> bool:
+    """Tell whether one call and many give other numbers by rights, beyond the rounding of floating-point arithmetic.
+
+    So it is where keys and values are kept in few bits or forgotten, and where small inputs are set to zero: an input
+    that rounding moves over the threshold comes or goes as a whole.
+    """
+    thresholds = [each.threshold for each in engine.subject.model.modules() if isinstance(each, Thresholded)]
+    return engine.subject.cache is not None or any(threshold > 0 for threshold in thresholds)
 
 
 def _below(logits: Tensor, tokens: Tensor) -> Tensor:
