@@ -2,9 +2,10 @@
 
 Below the cache root lie, by what they hold:
 
-    FETCHED    what came from elsewhere, and what follows from it alone: models, texts, questions, their hashes
-    COMPUTED   what this code computed: artifacts, quality, statistics of calibration, models that it fine-tuned,
-               trainings to go on with
+    FETCHED    what came from elsewhere, and what follows from it alone: models, texts, questions, their hashes, the
+               environments of engines
+    COMPUTED   what this code computed: artifacts, their exports, quality, statistics of calibration, models that it
+               fine-tuned, trainings to go on with
     AGREED     what the runs on a machine agree on: who holds a device, which baseline is the faster one
 """
 
@@ -25,8 +26,8 @@ from squeeze.core.errors import SqueezeError, TransientError
 from squeeze.core.hashing import sha256
 from squeeze.core.scratch import Scratch
 
-FETCHED = frozenset({"converted", "corpora", "digests", "hub", "members", "ngrams", "wheels"})
-COMPUTED = frozenset({"artifacts", "calibration", "quality", "trained", "training"})
+FETCHED = frozenset({"converted", "corpora", "digests", "environments", "hub", "members", "ngrams", "wheels"})
+COMPUTED = frozenset({"artifacts", "calibration", "exports", "quality", "trained", "training"})
 AGREED = frozenset({"locks", "speed_baseline"})
 VARIABLE = "SQUEEZE_CACHE"  # names the root, also to the processes that a run starts
 MANIFEST = ".manifest.json"

@@ -40,6 +40,8 @@ class Compiled:
     device: str
     threads: int
 
+    compiles: ClassVar[bool] = True
+
     def load(self, folder: Path) -> CompiledEngine:
         """Load an artifact. Raises IntegrityError for a damaged folder, Unsupported as ``engine`` does."""
         return self.engine(artifact.load(folder, self.device))
@@ -62,6 +64,7 @@ class CompiledEngine:
     synchronize: Callable[[], None]
 
     scored_as: ClassVar[str] = "eager"
+    exact: ClassVar[bool] = True
     states: ClassVar[States] = staticmethod(last_hidden_state)
 
     @property
@@ -92,18 +95,25 @@ class CompiledEngine:
         return found
 
     @torch.inference_mode()
-    def log_probabilities(self, token_ids: Tensor) -> Tensor:
-        """Return the log-probability of each given token after the first, (rows, tokens - 1) float32, in nats.
+    def logits(self, token_ids: Tensor) -> Tensor:
+        """Return the logits after each given token, (rows, tokens) int64 -> (rows, tokens, vocabulary) float32.
 
         As in generation: a prefill of the first token, which makes the cache, and then the decode step, token by token.
+        Raises Unsupported as ``begin`` does.
         """
+        check_length(self.subject.model, token_ids.shape[1])
         forwards: Iterator[Forward] = chain([self.subject.model], repeat(self._decode))
         cache = self._static_cache(token_ids.shape[1])
         logits = [
-            forward(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-            for forward, token in zip(forwards, torch.split(token_ids[:, :-1], 1, dim=1), strict=False)
+            forward(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.float()
+            for forward, token in zip(forwards, torch.split(token_ids, 1, dim=1), strict=False)
         ]
-        return log_probability(torch.cat(logits, dim=1), token_ids[:, 1:])
+        return torch.cat(logits, dim=1)
+
+    @torch.inference_mode()
+    def log_probabilities(self, token_ids: Tensor) -> Tensor:
+        """Return the log-probability of each given token after the first, (rows, tokens - 1) float32, in nats."""
+        return log_probability(self.logits(token_ids[:, :-1]), token_ids[:, 1:])
 
     @cached_property
     def _decode(self) -> Forward:

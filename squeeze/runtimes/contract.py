@@ -2,7 +2,8 @@
 
 Probes and benches know runtimes by this file alone. What any engine can give is `Engine`; `TorchEngine` adds what
 torch sees of a model: its weights, and the hidden states from which text is scored in packed rows. An engine without
-them (llama.cpp, ONNX Runtime) keeps to `Engine`, and `log_probabilities` of token ids is how its text is scored.
+them (llama.cpp, ONNX Runtime) keeps to `Engine`, and its `logits` of token ids are how text is scored, and how it is
+held against the eager model (`squeeze.probes.parity`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 from squeeze.core import plugins
 from squeeze.core.errors import SqueezeError
@@ -58,6 +59,13 @@ class Engine(Protocol):
     def scored_as(self) -> str:
         """Name the runtime whose forward scores text: "itself" where it is the one that is timed."""
 
+    @property
+    def exact(self) -> bool:
+        """Tell whether it computes with the artifact's own weights and in floating point, so that rounding alone counts.
+
+        False where it quantizes weights further, or what is multiplied with them.
+        """
+
     def begin(self, positions: int) -> Generation:
         """Begin a generation of at most so many tokens, the prompt's among them; nothing is computed yet.
 
@@ -68,6 +76,12 @@ class Engine(Protocol):
         """Run an encoder, (rows, tokens) int64 -> (rows, tokens, hidden), or a classifier, -> (rows, classes).
 
         It returns when the device is done. Raises Unsupported when the model has fewer positions.
+        """
+
+    def logits(self, token_ids: Tensor) -> Tensor:
+        """Return the logits after each given token, by the forward that is timed.
+
+        token_ids: (rows, tokens) int64 -> (rows, tokens, vocabulary) float32. Raises Unsupported as ``begin`` does.
         """
 
     def log_probabilities(self, token_ids: Tensor) -> Tensor:
@@ -92,7 +106,9 @@ class TorchEngine(Engine, Protocol):
 class Runtime(Protocol):
     """Define a runtime: a frozen dataclass in a file of squeeze/runtimes/; its fields are the YAML's keys but ``name``.
 
-    device: "cpu", "cuda" or "cuda:N". threads: those that the process has been given to compute with.
+    device: "cpu", "cuda" or "cuda:N". threads: those that the process has been given to compute with. One whose library
+    lies in an environment of its own says which: ``environment: ClassVar[str]`` (`squeeze.runtimes.environments`); one
+    that compiles in processes and threads of its own says so: ``compiles: ClassVar[bool] = True``.
     """
 
     @property
@@ -103,6 +119,16 @@ class Runtime(Protocol):
 
     def load(self, folder: Path) -> Engine:
         """Load an artifact. Raises Unsupported for one that cannot run here, IntegrityError for a damaged folder."""
+
+
+def shows_model(engine: Engine) -> TypeGuard[TorchEngine]:
+    """Tell whether torch can look into an engine's model."""
+    return hasattr(engine, "subject")
+
+
+def compiles(runtime: Mapping[str, Any]) -> bool:
+    """Tell whether a cell's runtime starts processes and threads that compile. Raises SqueezeError as ``of`` does."""
+    return bool(getattr(find(current(runtime)["_target_"]), "compiles", False))
 
 
 def of(runtime: Mapping[str, Any]) -> Runtime:

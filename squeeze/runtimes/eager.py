@@ -43,6 +43,7 @@ class EagerEngine:
     synchronize: Callable[[], None]
 
     scored_as: ClassVar[str] = "itself"
+    exact: ClassVar[bool] = True
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -77,6 +78,15 @@ class EagerEngine:
         return found
 
     @torch.inference_mode()
+    def logits(self, token_ids: Tensor) -> Tensor:
+        """Return the logits after each given token, (rows, tokens) int64 -> (rows, tokens, vocabulary) float32.
+
+        Raises Unsupported as ``begin`` does.
+        """
+        check_length(self.subject.model, token_ids.shape[1])
+        return logits_of(self.subject, token_ids).float()
+
+    @torch.inference_mode()
     def log_probabilities(self, token_ids: Tensor) -> Tensor:
         """Return the log-probability of each given token after the first, (rows, tokens - 1) float32, in nats."""
-        return log_probability(logits_of(self.subject, token_ids[:, :-1]), token_ids[:, 1:])
+        return log_probability(self.logits(token_ids[:, :-1]), token_ids[:, 1:])

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from squeeze.core.errors import SqueezeError, TransientError
-from squeeze.core.paths import PACKAGE
+from squeeze.core.interpreters import environment_with
 from squeeze.runner.jobs.limits import Limits, is_stopped, kernel_kills, killed_since
 from squeeze.runner.jobs.outcome import Exit
 
@@ -33,15 +33,20 @@ def _print(line: str) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """Name a job for the worker: its job file, the log that its output is appended to, its limits."""
+    """Name a job for the worker: its job file, the log that its output is appended to, its limits.
+
+    interpreter: that of an engine's own environment, which the job's process is started with; None: the worker's.
+    """
 
     job: Path
     log: Path
     limits: Limits
+    interpreter: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data, as the worker's requests have it."""
-        return {"job": str(self.job), "log": str(self.log), "limits": asdict(self.limits)}
+        interpreter = self.interpreter and str(self.interpreter)
+        return {"job": str(self.job), "log": str(self.log), "limits": asdict(self.limits), "interpreter": interpreter}
 
 
 @dataclass
@@ -182,9 +187,3 @@ def _clear(worker: subprocess.Popen[bytes], groups: Iterable[int] = (), patience
         with contextlib.suppress(OSError):  # what was not sent yet is of no use
             pipe and pipe.close()
     return worker.wait()
-
-
-def environment_with(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a process of ours: this one's, the variables, and this very squeeze to import."""
-    places = (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), **variables}

@@ -4,7 +4,8 @@
 answers with JSON lines on standard output; the processes of a group work in turns. Started with ``--fork`` it imports
 what every job needs beforehand and forks a child per job: nothing is computed in the parent, so a child starts in
 milliseconds from the state that a fresh interpreter would reach in seconds. Without it (CUDA, systems where forking is
-unsafe) each child is a fresh interpreter.
+unsafe) each child is a fresh interpreter; so is that of a job whose engine lies in an environment of its own, which
+names the interpreter, and works in turns with forked ones.
 
 The worker outlives no runner: when its standard input ends, it ends the running jobs with all descendants and leaves.
 A child outlives no worker: the kernel kills it.
@@ -115,8 +116,9 @@ def run_benches(path: Path, out: Path, gate: int | None) -> int:
 def serve(perform: Perform, *, fork: bool, preloaded: Sequence[str]) -> None:
     """Serve groups of jobs until standard input ends.
 
-    Each request is {"jobs": [{"job": path of JOB.json, "log": path, "limits": {}}, ...]}. Each job is answered with
-    {"event": "started", "pid": } and, with its place in the request, {"event": "ended", "place": , "exit": {}}.
+    Each request is {"jobs": [{"job": path of JOB.json, "log": path, "limits": {}, "interpreter": path or null}, ...]}.
+    Each job is answered with {"event": "started", "pid": } and, with its place in the request,
+    {"event": "ended", "place": , "exit": {}}.
     """
     replies = _private_stdout()
     limits.adopt_orphans()
@@ -124,7 +126,7 @@ def serve(perform: Perform, *, fork: bool, preloaded: Sequence[str]) -> None:
     if fork:
         _preload(preloaded)
     _reply(replies, {"event": "ready"})
-    begin = partial(_fork, perform) if fork else _spawn
+    begin = partial(_begin, perform, fork)
     for request in _requests():
         jobs = request["jobs"]
         starts = [partial(_announced, replies, partial(begin, job)) for job in jobs]
@@ -190,6 +192,11 @@ def _announced(replies: int, begin: Start, gate: int | None) -> int:
     return pid
 
 
+def _begin(perform: Perform, fork: bool, request: Mapping[str, Any], gate: int | None) -> int:
+    """Start a job's process: forked from this one where that may be, else a fresh interpreter's; return its number."""
+    return _fork(perform, request, gate) if fork and request["interpreter"] is None else _spawn(request, gate)
+
+
 def _fork(perform: Perform, request: Mapping[str, Any], gate: int | None) -> int:
     parent = os.getpid()
     pid = os.fork()
@@ -215,7 +222,8 @@ def _leave(code: int) -> NoReturn:
 
 
 def _spawn(request: Mapping[str, Any], gate: int | None) -> int:
-    command = [sys.executable, *_own_module(), "--job", json.dumps({**request, "gate": gate})]
+    interpreter = request["interpreter"] or sys.executable
+    command = [interpreter, *_own_module(), "--job", json.dumps({**request, "gate": gate})]
     inherited = () if gate is None else (gate,)
     with Path(request["log"]).open("ab") as log:
         child = subprocess.Popen(
