@@ -1,6 +1,7 @@
 """Describe the measuring environment: what a timing depends on besides the cell. Imports no torch.
 
     hardware, software   what the fingerprint covers: timings with unlike ones are never compared
+    engine               of a row whose engine lies in an environment of its own: the packages of that; covered, too
     code                 the commit that measured, and whether squeeze, conf or benches differed from it
     state                what changes by the minute (load, GPU clocks); kept before and after, never part of an identity
 
@@ -49,6 +50,7 @@ MEASURING = frozenset(
     }
 )
 VERSIONS = "software.versions."
+ENGINE = "engine"
 # Environment variables that set threads, instruction sets, allocators or visible devices.
 VARIABLE_PREFIXES = (
     "OMP_",
@@ -131,7 +133,8 @@ def fingerprint(environment: Mapping[str, Any], runtime: Mapping[str, Any]) -> s
     """Return the sha256 (hex) of all that a timing depends on besides the cell's request itself.
 
     Of the libraries, those in MEASURING count, and only they: a board's rows share a fingerprint whatever technique
-    made them. runtime: the cell's; a GPU does not matter to what runs on the CPU.
+    made them; and those of an engine's own environment, where ``environment`` has an ``engine``. runtime: the cell's; a
+    GPU does not matter to what runs on the CPU.
     """
     on_gpu = str(runtime.get("device", "cpu")).startswith("cuda")
     fields = {
@@ -154,6 +157,7 @@ def _fingerprinted(environment: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         for name, value in _flattened(part, environment[part]):
             if not name.startswith(VERSIONS) or name.removeprefix(VERSIONS) in MEASURING:
                 yield name, value
+    yield from _flattened(ENGINE, environment.get(ENGINE, {}))
 
 
 def _flattened(name: str, value: Any) -> Iterator[tuple[str, Any]]:

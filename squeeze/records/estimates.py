@@ -119,6 +119,13 @@ def inter_token(rounds: Sequence[Values]) -> Estimates:
     return found
 
 
+def first_steps(rounds: Sequence[Values]) -> Estimates:
+    """Return the seconds of the first decoding step of a process, one request: where a graph is compiled, all of it."""
+    seconds = [values.get("first_step_s", {}).get("1") for values in rounds]
+    known = [each for each in seconds if each is not None]
+    return {"first_step_seconds": _spread(known)} if known else {}
+
+
 def energy(rounds: Sequence[Values]) -> Estimates:
     """Return joules for each decoded token, where the machine counts them in every round."""
     found = {}
@@ -154,9 +161,10 @@ def utilisation(rounds: Sequence[Values], machine: Machine) -> Estimates:
     """Return, of batch 1, decoding as a share of the machine's read bandwidth, prefill of its matrix-product peak.
 
     The peak is that of the arithmetic which really runs: int8 where the blocks multiply integers, else the dtype.
+    Nothing of an engine that does not show what it reads and multiplies.
     """
     found = {}
-    if "1" in rounds[0].get("token_s", {}):
+    if "1" in rounds[0].get("token_s", {}) and "bytes_per_token" in rounds[0]:
         rate = 1 / median(medians(rounds, "token_s", "1"))
         found["mbu"] = Estimate(mbu(rate, rounds[0]["bytes_per_token"], machine.read_bandwidth))
     arithmetic = str(rounds[0].get("arithmetic"))

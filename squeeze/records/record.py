@@ -16,6 +16,7 @@ from squeeze.records.schema import Amount, Answers, Count, Key, Loss, Moment, Na
 from squeeze.request.cell import Cell
 
 SCHEMA = 2
+BESIDE = "beside"  # in a record's environment: the fingerprint of what it was compared with, where that is another one
 READABLE = (1, 2)  # 1 had fewer columns, and intervals from shorter token blocks
 NEEDED = ("cell", "key", "environment", "estimates", "block_nll", "flags")  # of a record, whatever its age
 PROCESS = "process"  # the isolation of official records: each measurement in a process of its own
@@ -111,6 +112,14 @@ class Record:
     def row(self) -> Row:
         """Return the row that this is an attempt at."""
         return Row(self.key, self.artifact_key, self.fingerprint)
+
+    @property
+    def beside(self) -> str:
+        """Return the fingerprint of the rows that it was timed beside, and may be compared with.
+
+        A row of another runtime than eager has that of the eager one; before runtimes shared rounds it had its own.
+        """
+        return str(self.environment.get(BESIDE, self.fingerprint))
 
     @property
     def precedence(self) -> tuple[bool, str, str]:

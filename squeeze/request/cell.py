@@ -22,6 +22,9 @@ STEPS = "training_steps"
 SCHEDULE = (STEPS, "windows", "learning_rate")
 CONTROL = "control"
 
+# What every row is compared with: the model as it comes, run as transformers runs it.
+EAGER: Mapping[str, Any] = {"name": "eager", "_target_": "eager.Eager"}
+MACHINE = ("device", "threads")  # fields of a runtime that say what of the machine it has
 UNCOMPRESSED: Mapping[str, Any] = {"name": "none", "family": "baseline", "steps": []}
 
 
@@ -77,6 +80,16 @@ class Cell:
         return {name: value for name, value in self.runtime.items() if name != "name"}
 
     @property
+    def eager_runtime(self) -> dict[str, Any]:
+        """Return the runtime of what the cell is compared with: eager, with as much of the machine."""
+        return {**EAGER, **{name: self.runtime[name] for name in MACHINE if name in self.runtime}}
+
+    @property
+    def is_eager(self) -> bool:
+        """Tell whether it runs as what it is compared with runs."""
+        return self.runtime_identity == {name: value for name, value in self.eager_runtime.items() if name != "name"}
+
+    @property
     def common_protocol(self) -> dict[str, Any]:
         """Return the protocol that compared rows have in common: without what calibrated ones are asked beyond it."""
         return {name: value for name, value in self.protocol.items() if name not in CALIBRATED_ONLY}
@@ -106,9 +119,17 @@ class Cell:
         return bool(self.technique["family"] == CONTROL)
 
     def baseline(self, dtype: str) -> Cell:
-        """Return the same cell with the uncompressed model, held in ``dtype``."""
+        """Return what the cell is compared with: the uncompressed model, held in ``dtype`` and run eagerly.
+
+        Whatever its own runtime is, so that a speed-up says what its user gains.
+        """
         return replace(
-            self, model={**self.model, "dtype": dtype}, technique=dict(UNCOMPRESSED), calibration={}, replicate=0
+            self,
+            model={**self.model, "dtype": dtype},
+            technique=dict(UNCOMPRESSED),
+            calibration={},
+            runtime=self.eager_runtime,
+            replicate=0,
         )
 
     def to_json(self) -> dict[str, Any]:

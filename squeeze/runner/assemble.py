@@ -26,11 +26,13 @@ from squeeze.runner.attempt import Attempt, now
 from squeeze.runner.flagging import flags
 from squeeze.runner.jobs.outcome import Failure
 from squeeze.runner.results import Measured, Process
+from squeeze.runtimes import environments
 
 REALISED = (
     *("bytes_real", "memory_real", "compute_real", "batch_dependent", "sparsity", "levels", "compressed_share"),
     *("scored_as", "scored_difference", "decode_difference", "running_bits", "mismatches", "gomp_spincount"),
     *("causal_difference", "layers_kept", "channels_kept", "heads_kept", "hidden_kept", "input_sparsity"),
+    *("greedy_agreement", "greedy_within_rounding", "parity_difference", "parity_kl", "inspected"),
 )
 NOT_AVAILABLE = "not available"
 FLOOR = "floor_"  # arrays of a baseline that say how far it is from itself; in its own record they stand once, too
@@ -78,6 +80,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
         **figures.loading(rounds),
         **figures.speeds(rounds, baseline_rounds),
         **figures.inter_token(rounds),
+        **figures.first_steps(rounds),
         **figures.energy(rounds),
         **serving.context(weighed),
         **figures.scores(scored),
@@ -102,6 +105,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
             **found,
             "dtype": candidate.artifact.dtype,
             "speed_baseline": baseline.cell.model["dtype"],
+            **({} if attempt.cell.is_eager else {"baseline_runtime": baseline.cell.runtime["name"]}),
             "timing": how_timed(rounds, baseline_rounds),
             **({"rounds_ended": attempt.rounds_ended} if attempt.rounds_ended else {}),
             "energy": "counted" if "energy_j_per_token" in estimates else NOT_AVAILABLE,
@@ -119,7 +123,8 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
 
 def _set_up_otherwise(attempt: Attempt) -> list[str]:
     sides = (attempt.candidate, attempt.speed_baseline)
-    return unlike(*(side.rounds if side else () for side in sides))
+    elsewhere = environments.of(attempt.cell.runtime) is not None
+    return unlike(*(side.rounds if side else () for side in sides), elsewhere=elsewhere)
 
 
 def _frame(attempt: Attempt, status: Status) -> Record:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from squeeze.core import environment, plugins
-from squeeze.records.record import Row
+from squeeze.records.record import BESIDE, Row
 from squeeze.records.roofline import Machine
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
+from squeeze.runner.equipment import placed
 from squeeze.runner.plan import row_of
 from squeeze.runner.results import Measured
 
@@ -45,9 +46,20 @@ class Attempt:
     @classmethod
     def begin(cls, cell: Cell, store: RecordStore, place: Mapping[str, Any]) -> Attempt:
         """Return a new attempt, its log in the store's folder."""
-        name = uuid.uuid4().hex
-        here = {**place, **_plugins(cell), "state": environment.state()}
-        return cls(cell, row_of(cell, place), name, now(), here, store.log(cell, name))
+        name, row = uuid.uuid4().hex, row_of(cell, place)
+        beside = environment.fingerprint(place, cell.eager_runtime)
+        here = {
+            **placed(place, cell),
+            **({} if beside == row.fingerprint else {BESIDE: beside}),
+            **_plugins(cell),
+            "state": environment.state(),
+        }
+        return cls(cell, row, name, now(), here, store.log(cell, name))
+
+    @property
+    def beside(self) -> str:
+        """Return the fingerprint of the rows that it is compared with: those of the eager runtime here."""
+        return str(self.place.get(BESIDE, self.row.fingerprint))
 
     @property
     def built(self) -> Measured:

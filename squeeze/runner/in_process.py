@@ -27,6 +27,7 @@ from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, status_of
 from squeeze.runner.results import Artifact, Measured, Process, Scoring
 from squeeze.runner.stages import check_calibration
+from squeeze.runtimes import environments
 
 ISOLATION = "shared"
 STAGES: tuple[Literal["latency"], Literal["quality"]] = ("latency", "quality")
@@ -58,9 +59,11 @@ class InProcess:
     def build(self, job: Job) -> None:
         """Build the job's artifact in this process, unless the cache has it.
 
-        Raises Unsupported when a technique refuses the model, IntegrityError for a cell that is calibrated on what it
-        is scored on, and whatever else building raises.
+        Raises Unsupported when a technique refuses the model, and for an engine that lies in another environment than
+        this process; IntegrityError for a cell that is calibrated on what it is scored on, and whatever else building
+        raises.
         """
+        environments.check_here(job.cell.runtime)
         check_calibration(job.cell)
         artifact_of(job.cell)
 

@@ -22,6 +22,7 @@ from squeeze.core.files import read_small, write_atomically
 from squeeze.records.record import PROCESS, Record, Row, Status, counting
 from squeeze.records.store import warn
 from squeeze.request.cell import Cell
+from squeeze.runner.equipment import placed
 
 FOLDER = "plans"
 FORMER = "plan.json"  # of versions that kept the last run's cells alone
@@ -121,9 +122,9 @@ def row_of(cell: Cell, place: Mapping[str, Any]) -> Row:
     """Return the row that measuring a cell in an environment (``environment.describe``) makes.
 
     Raises SqueezeError for a cell whose artifact cannot be named: a local model that is not there, a step without a
-    module.
+    module; and for an engine without exact versions.
     """
-    return Row(cell.key, artifact_key(cell), environment.fingerprint(place, cell.runtime))
+    return Row(cell.key, artifact_key(cell), environment.fingerprint(placed(place, cell), cell.runtime))
 
 
 def answers(records: Iterable[Record]) -> dict[Row, Record]:

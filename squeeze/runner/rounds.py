@@ -23,12 +23,12 @@ NARROW = 1.05  # the interval's end over its centre that makes further rounds ne
 def blocks(cells: Iterable[Cell]) -> list[list[Cell]]:
     """Return cells that can share a baseline process, at most ``protocol.block`` together, in the order they came.
 
-    Those share one that have the same model in whatever dtype, the same runtime and the same
-    protocol but for what calibrated rows alone are asked (text of another domain).
+    Those share one that have the same model in whatever dtype, whatever runtime with as much of the machine, and the
+    same protocol but for what calibrated rows alone are asked (text of another domain).
     """
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
-        groups.setdefault(digest([cell.model_identity, cell.runtime, cell.common_protocol]), []).append(cell)
+        groups.setdefault(digest([cell.model_identity, cell.eager_runtime, cell.common_protocol]), []).append(cell)
     return [
         group[start : start + group[0].protocol["block"]]
         for group in groups.values()

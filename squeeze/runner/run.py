@@ -128,13 +128,13 @@ class _Run:
         attempt.candidate = Measured(attempt.cell, attempt.log, artifact)
         with self._on_account_of(attempt):
             self.baselines.built(attempt.cell, artifact.dtype)
-            self.baselines.rivals(attempt.cell, attempt.row.fingerprint)
+            self.baselines.rivals(attempt.cell, attempt.beside)
 
     def _score(self, attempt: Attempt) -> None:
         candidate = attempt.built
         with self._on_account_of(attempt):
             baseline = attempt.quality_baseline = self.baselines.scored(attempt.cell, candidate.artifact.dtype)
-        if candidate.artifact.key == baseline.artifact.key:
+        if candidate.artifact.key == baseline.artifact.key and attempt.cell.is_eager:  # it is the baseline
             scoring = Scoring(baseline.quality)
         else:
             scoring = stages.score(self.shop, candidate, baseline)
@@ -146,7 +146,7 @@ class _Run:
             return []
         try:
             with self._on_account_of(attempts[0]):
-                baseline = self.baselines.fastest(attempts[0].cell, attempts[0].row.fingerprint)
+                baseline = self.baselines.fastest(attempts[0].cell, attempts[0].beside)
         except StageError as failed:
             return self._give_up(attempts, failed)
         needs = [timing.need(member) for member in (baseline, *(attempt.built for attempt in attempts))]

@@ -19,7 +19,7 @@ from squeeze.core.paths import benches
 from squeeze.records.record import Status
 from squeeze.records.sanitize import public
 from squeeze.request.cell import Cell
-from squeeze.runner import fine_tuning
+from squeeze.runner import equipment, fine_tuning
 from squeeze.runner.jobs.executor import Executor
 from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, StageError
@@ -30,7 +30,10 @@ from squeeze.sources import fetch as assets
 
 # Of the protocol, what the quality stage reads.
 ASKED = ("perplexity", "perplexity_ood", "tasks", "items", "generations", "token_budget", "seed")
-SCORING = ("squeeze.probes.quality", "squeeze.probes.divergence", "squeeze.sources.questions")
+SCORING = (
+    *("squeeze.probes.quality", "squeeze.probes.engine_quality", "squeeze.probes.parity"),
+    *("squeeze.probes.divergence", "squeeze.sources.questions"),
+)
 CLASSIFYING = ("squeeze.probes.classification", "squeeze.probes.metrics.accuracy.accuracy")
 
 
@@ -38,8 +41,10 @@ def build(shop: Executor, cell: Cell, log: Path) -> Artifact:
     """Return the cell's artifact: from the cache, or built.
 
     One that was built in the open, by ``pytest benches``, is built anew: nothing was withheld from it.
-    Raises StageError when the model cannot be fetched or fine-tuned, or the build does not end well.
+    Raises StageError when an environment that the cell wants cannot be made, the model not be fetched or fine-tuned, or
+    the build does not end well.
     """
+    equip(shop, cell)
     fetch(cell)
     fine_tuning.see_to(shop, cell, log)
     seconds = 0.0
@@ -52,6 +57,22 @@ def build(shop: Executor, cell: Cell, log: Path) -> Artifact:
     forget_if_built_in_the_open(keys.folder(key))
     keys.made(key, make)
     return Artifact.read(cell, seconds)
+
+
+def equip(shop: Executor, cell: Cell) -> None:
+    """Make the environments that a cell's engine and its recipe want, unless they are there.
+
+    Raises StageError, as unsupported, when one cannot be made.
+    """
+    try:
+        for environment in equipment.wanted(cell):
+            if environment.existing() is None:
+                with shop.display.process(f"{shop.display.label(cell)}: environment of {environment.name}"):
+                    environment.made()
+    except TransientError:
+        raise  # no further cell would fare better
+    except SqueezeError as error:
+        raise StageError(Failure(Status.UNSUPPORTED, public(str(error)), "environment")) from error
 
 
 def score(shop: Executor, subject: Measured, baseline: Measured | None) -> Scoring:
@@ -92,6 +113,7 @@ def quality_key(subject: Measured, baseline: Measured | None) -> str:
             "runtime": subject.cell.runtime_identity,
             "code": [keys.code_version((*scoring, runtimes.module(subject.cell.runtime))), sha256(bench)],
             "libraries": keys.library_versions(scoring),
+            **equipment.placed({}, subject.cell),
         }
     )
 

@@ -61,7 +61,7 @@ class Engine(Protocol):
 
     @property
     def exact(self) -> bool:
-        """Tell whether it computes with the artifact's own weights and in floating point, so that rounding alone counts.
+        """Tell whether it computes with the artifact's own weights, in floating point: nothing but rounding is its own.
 
         False where it quantizes weights further, or what is multiplied with them.
         """

@@ -27,6 +27,7 @@ from squeeze.records.record import Status
 from squeeze.records.roofline import Machine
 from squeeze.records.sanitize import public
 from squeeze.request.cell import Cell
+from squeeze.runner import equipment
 from squeeze.runner.jobs import outcome
 from squeeze.runner.jobs.display import Display, LastLine
 from squeeze.runner.jobs.job import MACHINE, Job
@@ -125,7 +126,7 @@ class Executor:
         return end
 
     def _run(self, jobs: Sequence[tuple[Job, Path]], what: str) -> list[_End]:
-        """Run a group of jobs of one runtime; a group of one has the machine to itself."""
+        """Run a group of jobs of one device; a group of one has the machine to itself."""
         surroundings = Surroundings.of([job for job, _ in jobs])
         tasks, begun = [], []
         for job, log in jobs:
@@ -134,7 +135,7 @@ class Executor:
             with log.open("ab") as file:
                 file.write(f"=== {job.cell.label}: {what}\n".encode())
                 begun.append(file.tell())
-            tasks.append(Task(path, log, _limits(job)))
+            tasks.append(Task(path, log, _limits(job), equipment.interpreter(job)))
         exits = self._launcher_for(jobs[0][0].cell.runtime).run(tasks)
         self.seconds += sum(end.seconds for end in exits)
         if any(end.code or end.breach for end in exits):
