@@ -74,13 +74,15 @@ def test_decode(
     with samples.stage("warmup"):
         generation = begin()
         generation.prefill(prompts.draw("decode", batch, -2))  # as long as the one that is timed, and another
-        warm = latency.warm_up(generation.decode, protocol["warmup_rounds"])
+        first, generate = latency.first_timed(generation.decode)
+        warm = latency.warm_up(generate, protocol["warmup_rounds"])
         generation = begin()
         generation.prefill(prompts.draw("decode", batch, 0))
     meter = energy.Meter(cell.runtime["device"])
     with timed(samples, turns, "token_s", batch, meter) as in_turn:
         tokens = protocol["decode_tokens"]
         benchmark.pedantic(generation.decode, setup=in_turn(latency.turn_tokens(protocol)), rounds=tokens)
+    samples.put_entry("first_step_s", str(batch), next(iter(first), None))
     spent = meter.joules
     samples.put_entry("energy_j_per_token", str(batch), spent and spent / tokens / batch)
     keep(samples, "token_s", batch, benchmark, warm)

@@ -7,11 +7,13 @@ from functools import partial
 
 import pytest
 
+from squeeze.artifacts import format as artifact
 from squeeze.probes import latency, memory, realised
 from squeeze.probes.latency import Prompts
 from squeeze.probes.samples import Samples
 from squeeze.request.cell import Cell
-from squeeze.runtimes.contract import Engine, TorchEngine
+from squeeze.runner.jobs.job import Job
+from squeeze.runtimes.contract import Engine
 from squeeze.sources import corpora
 
 DECODED = 4  # tokens: each adds only its keys and values to the peak
@@ -40,10 +42,10 @@ def test_memory(engine: Engine, cell: Cell, prompts: Prompts, samples: Samples) 
 
 @pytest.mark.once
 @pytest.mark.kind("causal_lm")
-def test_context(engine: TorchEngine, cell: Cell, samples: Samples) -> None:
+def test_context(job: Job, engine: Engine, cell: Cell, samples: Samples) -> None:
     """Measure the peaks of prefills of two lengths, one prompt each: a process's memory is a line in the length."""
     device = cell.runtime["device"]
-    most = min(LONG, realised.positions(engine.subject.model) or LONG)
+    most = min(LONG, realised.positions(artifact.skeleton(job.artifact)) or LONG)
     text = corpora.tokens(cell.protocol["perplexity"]["corpus"], engine.tokenizer, most)[None].to(device)
     with samples.stage("context"):
         for tokens in (most // SHORTER, most):

@@ -54,9 +54,9 @@ def text(subject: Subject, tokens: int) -> list[Any]:
 
 
 def ours(subject: Subject, tokens: int = TOKENS) -> Any:
-    from squeeze.probes.lm_eval_model import SubjectLM, Windows
+    from squeeze.probes.lm_eval_model import Windows, subject_lm
 
-    return SubjectLM(subject, Windows(tokens, WINDOW, WINDOW), token_budget=TOKEN_BUDGET)
+    return subject_lm(subject, Windows(tokens, WINDOW, WINDOW), token_budget=TOKEN_BUDGET)
 
 
 def lm_evals(subject: Subject) -> Any:

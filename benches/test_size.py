@@ -2,11 +2,11 @@
 
 import pytest
 
-from squeeze.probes import alone, decoding, inspection, memory
+from squeeze.probes import alone, decoding, engine_inspection, inspection, memory
 from squeeze.probes.samples import Samples
 from squeeze.request.cell import Cell
 from squeeze.runner.jobs.job import Job
-from squeeze.runtimes.contract import TorchEngine
+from squeeze.runtimes.contract import Engine, shows_model
 from squeeze.sources import corpora
 
 COMPARED = 64  # tokens of the text on which the model is watched
@@ -14,9 +14,17 @@ COMPARED = 64  # tokens of the text on which the model is watched
 pytestmark = pytest.mark.once
 
 
-def test_size(job: Job, engine: TorchEngine, cell: Cell, samples: Samples) -> None:
-    """Weigh the artifact, in one bench, because each part may find that something is not as it was claimed."""
+def test_size(job: Job, engine: Engine, cell: Cell, samples: Samples) -> None:
+    """Weigh the artifact, in one bench, because each part may find that something is not as it was claimed.
+
+    Of an engine that torch cannot look into, what it reads in the artifact's place.
+    """
     device = cell.runtime["device"]
+    if not shows_model(engine):
+        with samples.stage("recount"):
+            baseline, kept = job.baseline_artifact or job.artifact, samples.values["load_kept_bytes"]
+            samples.put_all(engine_inspection.figures(job.artifact, baseline, engine, kept))
+        return
     token_ids = corpora.tokens(cell.protocol["perplexity"]["corpus"], engine.tokenizer, COMPARED)[None].to(device)
     with samples.stage("recount"):
         found = inspection.inspect(

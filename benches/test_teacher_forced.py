@@ -8,13 +8,13 @@ import pytest
 from squeeze.probes import encoded, teacher_forced
 from squeeze.probes.latency import Prompts
 from squeeze.probes.samples import Samples
-from squeeze.runtimes.contract import TorchEngine
+from squeeze.runtimes.contract import Engine, TorchEngine
 
 ROWS = 2  # of a batch, at most: they take turns over the rounds, and nothing tells a forward which
 
 
 @pytest.mark.kind("causal_lm")
-def test_decoded_is_scored(engine: TorchEngine, prompts: Prompts, samples: Samples, batch: int) -> None:
+def test_decoded_is_scored(engine: Engine, prompts: Prompts, samples: Samples, batch: int) -> None:
     """Read the prompt of decoding and all tokens behind it; and one of the prompts of prefill, with its first token."""
     generated, firsts = samples.values["generated"][str(batch)], samples.values["firsts"][str(batch)]
     chance = prompts.chance("checked", batch)
@@ -26,7 +26,7 @@ def test_decoded_is_scored(engine: TorchEngine, prompts: Prompts, samples: Sampl
         first = [teacher_forced.gaps(engine, begun[row], firsts[number][row : row + 1]) for row in rows[:1]]
     samples.put_entry("gaps", f"token_s/{batch}", decoded)
     samples.put_entry("gaps", f"ttft_s/{batch}", first)
-    samples.values["coarse"] = engine.subject.cache is not None
+    samples.values["coarse"] = teacher_forced.is_coarse(engine)
 
 
 @pytest.mark.kind("classifier")

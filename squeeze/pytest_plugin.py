@@ -176,13 +176,19 @@ def before(job: Job, samples: Samples) -> Snapshot:
 
 @pytest.fixture(scope="session")
 def engine(job: Job, samples: Samples, before: Snapshot) -> Engine:  # noqa: ARG001 - it is taken before
-    """Return the artifact, loaded once per process by the cell's runtime; put the memory loading took into samples."""
+    """Return the artifact, loaded once per process by the cell's runtime; put the memory loading took into samples.
+
+    Raises Unsupported where the engine shows no model and the cell is no plain language model: all else is measured by
+    what torch sees of it.
+    """
     from squeeze.probes import memory
 
-    runtime = runtimes.of(job.cell.runtime)
+    runtime, kind = runtimes.of(job.cell.runtime), job.cell.model["kind"]
     with samples.stage("load"):
         loaded, usage = memory.measured(lambda: runtime.load(job.artifact), runtime.device)
     samples.put_all({**usage.figures("load"), "load_kept_bytes": memory.kept(usage)})
+    if kind != "causal_lm" and not runtimes.shows_model(loaded):
+        raise Unsupported(f"runtime={job.cell.runtime['name']} is measured with causal_lm alone, not with {kind}")
     return loaded
 
 

@@ -34,7 +34,7 @@ class Command:
 def task_folder(protocol: Mapping[str, Any], text: str, folder: Path) -> Path:
     """Copy conf/task to ``folder``, its perplexity text replaced by ``text``, the very tokens that we score.
 
-    (Our own definition gives lm-eval some more characters than are scored, of which SubjectLM takes the first tokens.)
+    (Our own definition gives lm-eval some more characters than are scored, of which ours takes the first tokens.)
     Raises ValueError where conf/task/_text.yml no longer says where the text comes from.
     """
     shutil.copytree(tasks.FOLDER, folder)

@@ -7,18 +7,16 @@ as it was when it was scored. A model that is shown what it is to predict knows 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
 
-from squeeze.models import architecture
-from squeeze.models.architecture import last_hidden_state
-from squeeze.probes.scoring import Predicted, Row, log_probabilities, predict
+from squeeze.probes.scorer import Scorer
+from squeeze.probes.scoring import Predicted, Row
 
 PROBED = 2  # windows; each takes one forward
 # Nats by which the score of a token may move in 16 bits and in 32: where a window was scored in a batch with others,
@@ -59,20 +57,24 @@ class Causality:
         return {"causal": self.holds, "causal_difference": self.largest}
 
 
+def bound(dtype: torch.dtype) -> float:
+    """Return the nats by which rounding may move the score of a token, for a model that computes in ``dtype``."""
+    return EXACT if dtype is torch.float32 else ROUNDED
+
+
 def probe(
-    model: nn.Module,
+    scorer: Scorer,
     rows: Sequence[Row],
     nll: Mapping[int, npt.NDArray[Any]],
-    states: Callable[..., Tensor] = last_hidden_state,
     *,
-    dependent: bool,
+    vocabulary: int,
+    bound: float | None,
     seed: int,
 ) -> Causality:
     """Compare scores with what they are in front of another text.
 
-    rows: the windows of the text, each the owner of its number; nll: those numbers -> (tokens,) float, in nats, as they
-    were scored. states: how hidden states come about, as in ``scoring.predict``. dependent: scores depend on what else
-    is in a call.
+    scorer: what has scored the text. rows: its windows, each the owner of its number; nll: those numbers -> (tokens,)
+    float, in nats, as they were scored. vocabulary: tokens that the model knows. bound: as ``Causality`` has it.
     """
     chance = random.Random(seed)
     text = [token for row in rows for token in (*row.context, *row.continuations[0])]
@@ -83,11 +85,10 @@ def probe(
         begin = chance.randrange(len(text))
         other = tuple(text[(begin + at) % len(text)] for at in range(len(tokens) - kept))
         if other[0] == tokens[kept]:
-            other = ((tokens[kept] + 1) % int(model.config.vocab_size), *other[1:])  # type: ignore[union-attr,arg-type]
-        changed = predict(model, [Row(row.context, (tokens[:kept] + other,), (0,))], states)
+            other = ((tokens[kept] + 1) % vocabulary, *other[1:])
+        changed = scorer.predict([Row(row.context, (tokens[:kept] + other,), (0,))])
         targets = torch.tensor(tokens[: kept + 1], device=changed.hidden.device)
         compared = Predicted(changed.hidden[: kept + 1], targets, changed.owners[: kept + 1])
-        found = -log_probabilities(model, compared)[0].double().numpy()
+        found = -scorer.log_probabilities(compared)[0].double().numpy()
         gains.append(found - nll[number][: kept + 1])
-    exact = EXACT if architecture.dtype(model) is torch.float32 else ROUNDED
-    return Causality(gains, None if dependent else exact)
+    return Causality(gains, bound)

@@ -23,6 +23,7 @@ from torch.nn.modules import module as module_hooks
 from torch.utils import _python_dispatch
 
 from squeeze.core.hashing import digest
+from squeeze.runtimes import contract, environments
 
 # Whose functions and classes nobody may replace: what computes, what is computed with, and what measures.
 WATCHED = (
@@ -42,7 +43,13 @@ WATCHED = (
         "squeeze.runtimes.kv_cache",
     ),
     *("squeeze.probes.latency", "squeeze.probes.scoring", "squeeze.probes.teacher_forced", "squeeze.probes.turns"),
-    *("squeeze.probes.samples", "squeeze.models.logits", "squeeze.models.architecture", "pytest_benchmark.fixture"),
+    *(
+        "squeeze.probes.scorer",
+        "squeeze.probes.samples",
+        "squeeze.models.logits",
+        "squeeze.models.architecture",
+        "pytest_benchmark.fixture",
+    ),
 )
 CLASSES = (torch.Tensor,)  # beside those of these modules
 # Pytest names the test that runs. CUDA and OpenMP variables count only where a process starts: all others are heeded.
@@ -67,7 +74,9 @@ COMPILERS = frozenset(
         f"{MODULE}.___needs_generation_tag_patch",
     }
 )
-COMPILES = "compiled.Compiled"
+# What libraries of an engine's own environment may do as they are loaded, and any variable: no artifact brings them.
+ENGINES = frozenset({"threads", "children"})
+VARIABLE = "variable "
 # Times as many processors as a process was given threads: two libraries may bring a pool each, whose threads spin for a
 # moment before they sleep.
 BUSY = 2.0
@@ -114,8 +123,13 @@ class Snapshot:
 
 def dishonest(changes: Iterable[str], runtime: Mapping[str, Any]) -> list[str]:
     """Return the changes that no honest library makes under a cell's runtime."""
-    harmless = HARMLESS | (COMPILERS if runtime.get("_target_") == COMPILES else frozenset())
-    return [change for change in changes if change.partition(" (")[0] not in harmless]
+    elsewhere = environments.of(runtime) is not None
+    harmless = HARMLESS | (COMPILERS if contract.compiles(runtime) else frozenset()) | (ENGINES if elsewhere else set())
+    return [
+        change
+        for change in changes
+        if change.partition(" (")[0] not in harmless and not (elsewhere and change.startswith(VARIABLE))
+    ]
 
 
 def too_busy(processors: Mapping[str, float], runtime: Mapping[str, Any]) -> list[str]:

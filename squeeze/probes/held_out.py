@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from squeeze.core.errors import SqueezeError
-from squeeze.probes.scoring import Row, log_probabilities, predict
-from squeeze.runtimes.contract import TorchEngine
+from squeeze.probes import scorer
+from squeeze.probes.scoring import Row
+from squeeze.runtimes.contract import Engine
 from squeeze.sources import corpora
 
 TOKENS = 2048
@@ -22,7 +23,7 @@ CHARACTERS = 16 * TOKENS  # more than any tokenizer takes on average
 CHARACTERS_A_TOKEN = 5  # of English, rounded up: so much of a text may be scored
 
 
-def held_out_nll(engine: TorchEngine, scored: Mapping[str, Any]) -> Tensor | None:
+def held_out_nll(engine: Engine, scored: Mapping[str, Any]) -> Tensor | None:
     """Return the negative log-likelihood of each token but the first of each window, (n,) float32 in nats.
 
     scored: the protocol's text: corpus, tokens, window. None where no end of it is left that is not scored.
@@ -37,5 +38,5 @@ def held_out_nll(engine: TorchEngine, scored: Mapping[str, Any]) -> Tensor | Non
         return None
     windows = [window.tolist() for window in torch.split(ids, min(scored["window"], TOKENS)) if len(window) > 1]
     rows = [Row((window[0],), (tuple(window[1:]),), (0,)) for window in windows]
-    model = engine.subject.model  # a row at a time: some models' scores depend on their batch
-    return -torch.cat([log_probabilities(model, predict(model, [row], engine.states))[0] for row in rows])
+    how = scorer.of_engine(engine)  # a row at a time: some models' scores depend on their batch
+    return -torch.cat([how.log_probabilities(how.predict([row]))[0] for row in rows])

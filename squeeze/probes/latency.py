@@ -108,6 +108,19 @@ def warm_up(call: Callable[[], object], window: int, clock: Clock = time.perf_co
     return False
 
 
+def first_timed(call: Callable[[], object], clock: Clock = time.perf_counter) -> tuple[list[float], Callable[[], None]]:
+    """Return a list and a call that does the same; the seconds of its first time are put into the list."""
+    first: list[float] = []
+
+    def timed() -> None:
+        start = clock()
+        call()
+        if not first:
+            first.append(clock() - start)
+
+    return first, timed
+
+
 def agree(earlier: Sequence[float], later: Sequence[float]) -> bool:
     """Tell whether the medians of two windows differ by less than `AGREEMENT` of the smaller one."""
     low, high = sorted((median(earlier), median(later)))

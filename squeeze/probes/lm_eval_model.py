@@ -1,4 +1,4 @@
-"""Score a model that is in memory as lm-eval's HFLM would, in a fraction of its time: our lm-eval model."""
+"""Score an engine that is in memory as lm-eval's HFLM would, in a fraction of its time: our lm-eval model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from squeeze.core.errors import SqueezeError
 from squeeze.models.architecture import last_hidden_state
 from squeeze.models.subject import Subject
+from squeeze.probes import scorer
 from squeeze.probes.memory import trim_heap
-from squeeze.probes.scoring import Request, Row, batches, by_length, log_probabilities, one_by_one, pack, predict
+from squeeze.probes.scorer import Scorer
+from squeeze.probes.scoring import Request, Row, batches, by_length, one_by_one, pack
+from squeeze.runtimes.contract import Engine, States
 
 UNLIMITED = 2048  # positions of a model that names no limit, as in HFLM
 
@@ -85,37 +88,37 @@ class TokenScores:
         return float(self.nll.sum(dtype=np.float64) / np.log(2) / self.text_bytes)
 
 
-class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
-    """Compute log-likelihoods of lm-eval's requests under a subject's model, by squeeze.probes.scoring.
+class TokenLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
+    """Compute log-likelihoods of lm-eval's requests, by a ``Scorer``.
 
     Batches depend on nothing but the requests, the tokenizer, ``token_budget`` and ``packed``, so they are the same for
     all artifacts of a model. A ``token_budget`` of 0 scores one unpadded row at a time; ``packed`` says whether the
-    continuations of a context share its row. states: how hidden states come about, as in ``scoring.predict``; all but a
-    plain forward need unpacked rows, one at a time. observe: called with the hidden states, (n, hidden), from which
-    each next n tokens of a text were predicted, in order. scores: those of the last text.
+    continuations of a context share its row. max_length: the most tokens that are taken at once. observe: called with
+    what the scorer predicts from, the hidden states, (n, hidden), or the logits, (n, vocabulary), of each next n tokens
+    of a text, in order. scores: those of the last text.
     """
 
     scores: TokenScores
 
     def __init__(
         self,
-        subject: Subject,
+        scorer: Scorer,
+        tokenizer: PreTrainedTokenizerBase,
         windows: Windows,
         *,
+        max_length: int,
         token_budget: int,
-        packed: bool = True,
-        states: Callable[..., Tensor] = last_hidden_state,
+        packed: bool,
         observe: Callable[[Tensor], None] = lambda _: None,
     ) -> None:
         super().__init__()
-        self.model = subject.model
-        self.tokenizer = subject.tokenizer
+        self.scorer = scorer
+        self.tokenizer = tokenizer
         self.windows = windows
         self.token_budget = token_budget
         self.packed = packed
-        self.states = states
         self.observe = observe
-        self.max_length = max_length(subject.model.config, subject.tokenizer)
+        self.max_length = max_length
         # A question's context is encoded once, not once a choice.
         self._encode = lru_cache(maxsize=4096)(self.tokenizer.encode)
 
@@ -148,8 +151,8 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         total = torch.zeros(len(items), dtype=torch.float64)
         greedy = torch.ones(len(items), dtype=torch.bool)
         for batch in self._batches(by_length(rows)):
-            predicted = predict(self.model, batch, self.states)
-            log_probability, chosen = log_probabilities(self.model, predicted)
+            predicted = self.scorer.predict(batch)
+            log_probability, chosen = self.scorer.log_probabilities(predicted)
             total.index_add_(0, predicted.owners, log_probability.double())
             greedy[predicted.owners[~chosen]] = False
         return list(zip(total.tolist(), greedy.tolist(), strict=True))
@@ -162,9 +165,9 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         token_ids, ends = encode_with_ends(self.tokenizer, text, self.windows.tokens)
         nll, window = [], []
         for batch in self._batches(self.windows.rows(token_ids)):
-            predicted = predict(self.model, batch, self.states)
+            predicted = self.scorer.predict(batch)
             self.observe(predicted.hidden)
-            nll.append(-log_probabilities(self.model, predicted)[0].numpy())
+            nll.append(-self.scorer.log_probabilities(predicted)[0].numpy())
             window.append(predicted.owners.numpy().astype(np.int32))
         spans = self.windows.spans()
         scored_bytes = sum(len(text[ends[first - 1] : ends[end - 1]].encode()) for _, first, end in spans)
@@ -193,6 +196,38 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
             )
         kept = self.max_length + 1 - len(continuation)
         return Request(tuple(context[-kept:]), tuple(continuation))
+
+
+def subject_lm(
+    subject: Subject,
+    windows: Windows,
+    *,
+    token_budget: int,
+    packed: bool = True,
+    states: States = last_hidden_state,
+    observe: Callable[[Tensor], None] = lambda _: None,
+) -> TokenLM:
+    """Return the lm-eval model of a subject, by its hidden states.
+
+    states: how they come about, as in ``scoring.predict``; all but a plain forward need unpacked rows, one at a time.
+    """
+    return TokenLM(
+        scorer.of_model(subject.model, states),
+        subject.tokenizer,
+        windows,
+        max_length=max_length(subject.model.config, subject.tokenizer),
+        token_budget=token_budget,
+        packed=packed,
+        observe=observe,
+    )
+
+
+def engine_lm(
+    engine: Engine, windows: Windows, *, max_length: int, observe: Callable[[Tensor], None] = lambda _: None
+) -> TokenLM:
+    """Return the lm-eval model of an engine that torch cannot look into, by its logits: one row at a time."""
+    how = scorer.of_engine(engine)
+    return TokenLM(how, engine.tokenizer, windows, max_length=max_length, token_budget=0, packed=False, observe=observe)
 
 
 def max_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:

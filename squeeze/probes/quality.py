@@ -14,7 +14,7 @@ import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
-from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from squeeze.core.errors import IntegrityError, SqueezeError, hint
 from squeeze.models import architecture
@@ -24,11 +24,10 @@ from squeeze.probes import samples as stored
 from squeeze.probes.batching import batch_dependent, row_dependent, takes_branches
 from squeeze.probes.divergence import Divergence, HiddenWriter, hidden_writer, stored_head, wide_head
 from squeeze.probes.held_out import held_out_nll
-from squeeze.probes.lm_eval_model import SubjectLM, TokenScores, Windows
+from squeeze.probes.lm_eval_model import TokenLM, TokenScores, Windows, subject_lm
 from squeeze.probes.samples import Samples
-from squeeze.probes.scoring import Row, log_probabilities, predict
 from squeeze.records.statistics import standard_error
-from squeeze.runtimes.contract import TorchEngine
+from squeeze.runtimes.contract import Engine, TorchEngine, shows_model
 from squeeze.sources import corpora, own_questions, own_text, questions, tasks
 
 MOST_LOSS = 700.0  # nats, whose exponential a float still holds
@@ -59,7 +58,7 @@ def measure_quality(
     Raises SqueezeError for an unknown task or too short a text; IntegrityError where the baseline's files do not fit.
     """
     subject = engine.subject
-    windows = _windows(protocol["perplexity"], subject)
+    windows = windows_of(protocol["perplexity"], subject.tokenizer)
     with samples.stage("probe"):
         dependent = batch_dependent(subject.model)
         alone = dependent or subject.cache is not None
@@ -69,29 +68,31 @@ def measure_quality(
     token_budget = 0 if alone else protocol["token_budget"]
     how: dict[str, Any] = {"token_budget": token_budget, "packed": packed, "states": engine.states}
     with _observer(subject, samples.folder, windows.scored, baseline, baseline_artifact) as observe:
-        lm = SubjectLM(subject, windows, observe=observe, **how)
+        lm = subject_lm(subject, windows, observe=observe, **how)
         items = run(lm, protocol, samples)
     if isinstance(observe, Divergence):
         check_same_text(lm.scores, observe.folder)
-        _put_divergence(samples, observe)
+        put_divergence(samples, observe)
     elif not alone:
         _put_floor(samples, subject, windows, protocol["perplexity"]["corpus"])
-    _put_perplexity(samples, lm.scores, int(subject.model.config.vocab_size))  # type: ignore[union-attr,arg-type]
-    _put_causality(samples, engine, windows, protocol, lm.scores, dependent=dependent)
+    vocabulary = int(subject.model.config.vocab_size)  # type: ignore[union-attr,arg-type]
+    put_perplexity(samples, lm.scores, vocabulary)
+    with samples.stage("causality"):
+        by_right = dependent and row_dependent(subject.model)
+        rounding_moves = None if by_right else causality.bound(architecture.dtype(subject.model))
+    put_causality(samples, lm, protocol, vocabulary=vocabulary, bound=rounding_moves)
     if "perplexity_ood" in protocol:
-        lm = SubjectLM(subject, _windows(protocol["perplexity_ood"], subject), **how)
-        run(lm, {**protocol, "perplexity": protocol["perplexity_ood"], "tasks": []}, samples)
-        samples.put("perplexity_ood", lm.scores.perplexity)
-        samples.put_array("token_nll_ood", lm.scores.nll)
-    if baseline is None or samples.values["perplexity"] < stored.read(baseline, arrays=False).values["perplexity"]:
-        _put_held_out(samples, engine, protocol["perplexity"])
+        other = windows_of(protocol["perplexity_ood"], subject.tokenizer)
+        put_other_text(samples, subject_lm(subject, other, **how), protocol)
+    if baseline is None or is_better(samples, baseline):
+        put_held_out(samples, engine, protocol["perplexity"])
     for task in protocol["tasks"]:
-        _put_task(samples, task, items[task])
+        put_task(samples, task, items[task])
     if "generations" in protocol:
-        _put_generations(samples, engine, protocol, alone=alone, both=not alone and baseline is None)
+        put_generations(samples, engine, protocol, alone=alone, both=not alone and baseline is None)
 
 
-def run(lm: SubjectLM, protocol: Mapping[str, Any], samples: Samples) -> dict[str, list[dict[str, Any]]]:
+def run(lm: TokenLM, protocol: Mapping[str, Any], samples: Samples) -> dict[str, list[dict[str, Any]]]:
     """Have lm-eval score the protocol's text and tasks; return its log of every item, by task."""
     names = [protocol["perplexity"]["corpus"], *protocol["tasks"]]
     own = {name: spec for name in names if (spec := _own(name))}
@@ -133,20 +134,14 @@ def check_same_text(scores: TokenScores, baseline: Path) -> None:
         )
 
 
-def scored_difference(engine: TorchEngine, token_ids: Tensor) -> float:
-    """Return the largest |difference of log-probability|, in nats, between the timed forward and the scored one.
-
-    token_ids: (1, tokens) int64; each token is predicted from those before it.
-    """
-    first, *rest = token_ids[0].tolist()
-    model = engine.subject.model
-    scored, _ = log_probabilities(model, predict(model, [Row((first,), (tuple(rest),), (0,))], engine.states))
-    return float((engine.log_probabilities(token_ids)[0].cpu() - scored).abs().max())
+def is_better(samples: Samples, baseline: Path) -> bool:
+    """Tell whether the perplexity in the samples is lower than a baseline's, whose samples folder is given."""
+    return bool(samples.values["perplexity"] < stored.read(baseline, arrays=False).values["perplexity"])
 
 
-def _windows(text: Mapping[str, Any], subject: Subject) -> Windows:
+def windows_of(text: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Windows:
     """Return the protocol's windows; of ``tokens: null``, as many whole ones as the text has."""
-    tokens = text["tokens"] or corpora.whole_windows(text["corpus"], subject.tokenizer, text["window"])
+    tokens = text["tokens"] or corpora.whole_windows(text["corpus"], tokenizer, text["window"])
     return Windows(tokens, text["window"], text["stride"])
 
 
@@ -161,7 +156,8 @@ def _observer(
     return nullcontext(Divergence(baseline, wide_head(subject.model), baseline_head))
 
 
-def _put_perplexity(samples: Samples, scores: TokenScores, vocabulary: int) -> None:
+def put_perplexity(samples: Samples, scores: TokenScores, vocabulary: int) -> None:
+    """Put the scores of the text, and whether they are worse than guessing among so many tokens."""
     samples.put_all(
         {
             "perplexity": scores.perplexity,
@@ -176,7 +172,15 @@ def _put_perplexity(samples: Samples, scores: TokenScores, vocabulary: int) -> N
     samples.put_array("window", scores.window)
 
 
-def _put_divergence(samples: Samples, found: Divergence) -> None:
+def put_other_text(samples: Samples, lm: TokenLM, protocol: Mapping[str, Any]) -> None:
+    """Score the protocol's text of another domain by a model that has its windows, and put what was found."""
+    run(lm, {**protocol, "perplexity": protocol["perplexity_ood"], "tasks": []}, samples)
+    samples.put("perplexity_ood", lm.scores.perplexity)
+    samples.put_array("token_nll_ood", lm.scores.nll)
+
+
+def put_divergence(samples: Samples, found: Divergence) -> None:
+    """Put the distances from the baseline, position by position, and their means."""
     kl, top1 = torch.cat(found.kl).numpy(), torch.cat(found.top1).numpy()
     samples.put_all({"kl_divergence": float(kl.mean(dtype=np.float64)), "top1_agreement": float(top1.mean())})
     samples.put_array("kl", kl)
@@ -194,7 +198,8 @@ def _put_floor(samples: Samples, subject: Subject, windows: Windows, corpus: str
     samples.put_array("floor_top1", torch.cat(found.top1).numpy())
 
 
-def _put_held_out(samples: Samples, engine: TorchEngine, scored: Mapping[str, Any]) -> None:
+def put_held_out(samples: Samples, engine: Engine, scored: Mapping[str, Any]) -> None:
+    """Put the scores of held-out text of the kind that is ``scored``, where there is some."""
     with samples.stage("held_out"):
         losses = held_out_nll(engine, scored)
     if losses is not None:
@@ -202,31 +207,24 @@ def _put_held_out(samples: Samples, engine: TorchEngine, scored: Mapping[str, An
         samples.put_array("token_nll_held_out", losses.numpy())
 
 
-def _put_causality(
-    samples: Samples,
-    engine: TorchEngine,
-    windows: Windows,
-    protocol: Mapping[str, Any],
-    scores: TokenScores,
-    *,
-    dependent: bool,
+def put_causality(
+    samples: Samples, lm: TokenLM, protocol: Mapping[str, Any], *, vocabulary: int, bound: float | None
 ) -> None:
-    """Put whether the scores of the text hang on what comes later in it."""
+    """Put whether the scores of the text, which ``lm`` has scored last, hang on what comes later in it."""
     with samples.stage("causality"):
-        token_ids = corpora.tokens(protocol["perplexity"]["corpus"], engine.tokenizer, windows.tokens).tolist()
-        rows = windows.rows(token_ids)
+        token_ids = corpora.tokens(protocol["perplexity"]["corpus"], lm.tokenizer, lm.windows.tokens).tolist()
+        rows, scores = lm.windows.rows(token_ids), lm.scores
         nll = {row.owners[0]: scores.nll[scores.window == row.owners[0]].astype(np.float64) for row in rows}
-        model, seed = engine.subject.model, protocol.get("seed", 0)
-        by_right = dependent and row_dependent(model)
-        found = causality.probe(model, rows, nll, engine.states, dependent=by_right, seed=seed)
+        seed = protocol.get("seed", 0)
+        found = causality.probe(lm.scorer, rows, nll, vocabulary=vocabulary, bound=bound, seed=seed)
     samples.put_all(found.figures())
 
 
-def _put_generations(
-    samples: Samples, engine: TorchEngine, protocol: Mapping[str, Any], *, alone: bool, both: bool
-) -> None:
+def put_generations(samples: Samples, engine: Engine, protocol: Mapping[str, Any], *, alone: bool, both: bool) -> None:
     """Put the greedy continuations of prompts: together, ``alone``, or ``both``: what rounding does to them."""
-    asked, device = protocol["generations"], next(engine.subject.model.parameters()).device
+    asked, device = protocol["generations"], torch.device("cpu")
+    if shows_model(engine):
+        device = next(engine.subject.model.parameters()).device
     with samples.stage("generations"):
         texts = continuations.prompts(protocol["perplexity"]["corpus"], engine, asked["prompts"]).to(device)
         if not alone:
@@ -237,7 +235,8 @@ def _put_generations(
             samples.put_array("generated_alone", found)
 
 
-def _put_task(samples: Samples, task: str, items: Sequence[Mapping[str, Any]]) -> None:
+def put_task(samples: Samples, task: str, items: Sequence[Mapping[str, Any]]) -> None:
+    """Put the answers to a task's items, of which lm-eval has kept a log."""
     items = sorted(items, key=lambda item: int(item["doc_id"]))
     correct = np.array([bool(item["acc"]) for item in items])
     scores = [[score for score, _ in item["filtered_resps"]] for item in items]

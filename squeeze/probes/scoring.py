@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from squeeze.models.architecture import last_hidden_state
-from squeeze.models.logits import logits_of
+from squeeze.models.logits import Logits, logits_of
 
 HEAD_ROWS = 256  # positions the head is applied to at once: enough for a fast matmul, few enough to be reused by malloc
 SOFTMAX_ROWS = 8  # of those, the positions whose float32 logits exist at once: they stay in the processor's cache
@@ -125,18 +125,25 @@ def branch_mask(branches: Tensor) -> Tensor:
     return ((seen == 0) | (seen == seeing)).tril()
 
 
-@torch.inference_mode()
 def log_probabilities(model: nn.Module, predicted: Predicted) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities in nats, (T,) float32, and whether no token was likelier, (T,) bool; on the CPU."""
-    output = logits_of(model)
+    """Return what ``scored`` does, by the model's own way to its logits."""
+    return scored(logits_of(model), predicted)
+
+
+@torch.inference_mode()
+def scored(logits: Logits, predicted: Predicted) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities in nats, (T,) float32, and whether no token was likelier, (T,) bool; on the CPU.
+
+    logits: (n, hidden) -> (n, vocabulary), of some rows of what predicts the tokens.
+    """
     log_probability, greedy = [], []
     for start in range(0, len(predicted.tokens), HEAD_ROWS):
         part = slice(start, start + HEAD_ROWS)
-        outputs, targets = output(predicted.hidden[part]), predicted.tokens[part]
+        outputs, targets = logits(predicted.hidden[part]), predicted.tokens[part]
         for few, tokens in zip(torch.split(outputs, SOFTMAX_ROWS), torch.split(targets, SOFTMAX_ROWS), strict=True):
-            logits = few.float()
-            log_probability.append(-F.cross_entropy(logits, tokens, reduction="none"))
-            greedy.append(logits.argmax(-1) == tokens)
+            wide = few.float()
+            log_probability.append(-F.cross_entropy(wide, tokens, reduction="none"))
+            greedy.append(wide.argmax(-1) == tokens)
     return torch.cat(log_probability).cpu(), torch.cat(greedy).cpu()
 
 

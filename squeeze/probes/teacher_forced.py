@@ -12,22 +12,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from squeeze.models.logits import logits_of
-from squeeze.probes.scoring import SOFTMAX_ROWS, Row, predict
-from squeeze.runtimes.contract import TorchEngine
+from squeeze.probes import scorer
+from squeeze.probes.scoring import SOFTMAX_ROWS, Row
+from squeeze.runtimes.contract import Engine, shows_model
 
 
 @torch.inference_mode()
-def gaps(engine: TorchEngine, prompt: Tensor, chosen: Sequence[int]) -> list[float]:
+def gaps(engine: Engine, prompt: Tensor, chosen: Sequence[int]) -> list[float]:
     """Return how far below the likeliest token each chosen one lies where text is scored; 0 where it is the likeliest.
 
     prompt: (tokens,) int64; chosen: the tokens that were decoded behind it. Of each: the difference of the two logits
     in standard deviations of all logits there, so that one bound does for models whose logits are large and small; 0,
     too, where the scored forward gives no numbers.
     """
-    model = engine.subject.model
-    predicted = predict(model, [Row(tuple(prompt.tolist()), (tuple(chosen),), (0,))], engine.states)
-    outputs = logits_of(model)(predicted.hidden)
+    how = scorer.of_engine(engine)
+    predicted = how.predict([Row(tuple(prompt.tolist()), (tuple(chosen),), (0,))])
+    outputs = how.logits(predicted.hidden)
     found = [
         _below(few.float(), tokens)
         for few, tokens in zip(
@@ -35,6 +35,14 @@ def gaps(engine: TorchEngine, prompt: Tensor, chosen: Sequence[int]) -> list[flo
         )
     ]
     return [round(gap, 6) for gap in torch.cat(found).tolist()]
+
+
+def is_coarse(engine: Engine) -> bool:
+    """Tell whether one call and many give other numbers by rights, beyond the rounding of floating-point arithmetic.
+
+    So it is where keys and values are kept in few bits, and where an engine quantizes what it multiplies.
+    """
+    return engine.subject.cache is not None if shows_model(engine) else not engine.exact
 
 
 def _below(logits: Tensor, tokens: Tensor) -> Tensor:

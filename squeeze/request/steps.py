@@ -146,10 +146,13 @@ def _is_technique(node: ast.ClassDef) -> bool:
 
 
 def _declared(node: ast.ClassDef) -> dict[str, ast.AnnAssign]:
+    """Return the fields of a dataclass; what belongs to the class, such as ``environment``, is none."""
     return {
         item.target.id: item
         for item in node.body
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+        if isinstance(item, ast.AnnAssign)
+        and isinstance(item.target, ast.Name)
+        and not ast.unparse(item.annotation).startswith("ClassVar")
     }
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from squeeze.core.errors import SqueezeError
 from squeeze.models.subject import Subject
-from squeeze.probes.lm_eval_model import SubjectLM, Windows, max_length
+from squeeze.probes.lm_eval_model import Windows, max_length, subject_lm
 from tests.tiny import CAUSAL, tiny_subject
 
 TEXT = "Grüße: the quick brown fox — naïve, 東京 — jumps over the lazy dog.\n" * 6
@@ -54,7 +54,7 @@ def right_guess(subject: Subject) -> tuple[str, str]:
 
 
 def score(subject: Subject, requests: list[Instance], token_budget: int = 256, packed: bool = True) -> list:
-    return SubjectLM(subject, Windows(1, 1, 1), token_budget=token_budget, packed=packed).loglikelihood(requests)
+    return subject_lm(subject, Windows(1, 1, 1), token_budget=token_budget, packed=packed).loglikelihood(requests)
 
 
 @pytest.fixture(params=CAUSAL)
@@ -105,7 +105,7 @@ def test_an_empty_continuation_is_refused(llama: Subject) -> None:
 
 def test_generation_is_refused(llama: Subject) -> None:
     with pytest.raises(SqueezeError, match="1 requests ask for generated text"):
-        SubjectLM(llama, Windows(1, 1, 1), token_budget=64).generate_until([instance("a", "b")])
+        subject_lm(llama, Windows(1, 1, 1), token_budget=64).generate_until([instance("a", "b")])
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def plain_loop(model: nn.Module, ids: list[int], windows: Windows) -> list[float
 @pytest.mark.parametrize("windows", [Windows(150, 32, 32), Windows(150, 32, 8)])
 @pytest.mark.parametrize("token_budget", [0, 100])
 def test_perplexity_is_that_of_a_plain_loop(subject: Subject, windows: Windows, token_budget: int) -> None:
-    lm = SubjectLM(subject, windows, token_budget=token_budget)
+    lm = subject_lm(subject, windows, token_budget=token_budget)
     total = lm.loglikelihood_rolling([instance(TEXT)])
     expected = plain_loop(subject.model, subject.tokenizer.encode(TEXT, add_special_tokens=False), windows)
     np.testing.assert_allclose(lm.scores.nll, expected, rtol=1e-4)
@@ -157,7 +157,7 @@ def test_perplexity_is_that_of_a_plain_loop(subject: Subject, windows: Windows, 
 def test_the_difference_from_a_plain_loop_is_rounding(figure: Callable[[str], None]) -> None:
     windows, errors = Windows(400, 100, 50), []
     for subject in map(tiny_subject, CAUSAL):
-        lm = SubjectLM(subject, windows, token_budget=200)
+        lm = subject_lm(subject, windows, token_budget=200)
         lm.loglikelihood_rolling([instance(TEXT)])
         losses = plain_loop(subject.model, subject.tokenizer.encode(TEXT, add_special_tokens=False), windows)
         errors.append(abs(lm.scores.perplexity / math.exp(sum(losses) / len(losses)) - 1))
@@ -166,7 +166,7 @@ def test_the_difference_from_a_plain_loop_is_rounding(figure: Callable[[str], No
 
 
 def test_bits_per_byte_counts_the_text_of_scored_tokens_only(llama: Subject) -> None:
-    lm = SubjectLM(llama, Windows(100, 10, 10), token_budget=64)
+    lm = subject_lm(llama, Windows(100, 10, 10), token_budget=64)
     lm.loglikelihood_rolling([instance("a" * 200)])
     assert lm.scores.text_bytes == 90  # ten windows, in each of which one token is context
     assert lm.scores.bits_per_byte == pytest.approx(math.log2(lm.scores.perplexity), rel=1e-5)
@@ -174,14 +174,14 @@ def test_bits_per_byte_counts_the_text_of_scored_tokens_only(llama: Subject) -> 
 
 def test_a_character_of_several_tokens_is_counted_once(llama: Subject) -> None:
     windows = Windows(len(TEXT.encode()), 10**6, 10**6)
-    lm = SubjectLM(llama, windows, token_budget=64)
+    lm = subject_lm(llama, windows, token_budget=64)
     lm.loglikelihood_rolling([instance(TEXT)])
     assert lm.scores.text_bytes == len(TEXT.encode()) - 1  # a byte a token; the first is not scored
 
 
 def test_hidden_states_are_observed_in_order_and_give_the_scores(llama: Subject) -> None:
     seen: list[torch.Tensor] = []
-    lm = SubjectLM(llama, Windows(150, 32, 8), token_budget=70, observe=seen.append)
+    lm = subject_lm(llama, Windows(150, 32, 8), token_budget=70, observe=seen.append)
     lm.loglikelihood_rolling([instance(TEXT)])
     ids = llama.tokenizer.encode(TEXT, add_special_tokens=False)
     scored = [token for _, first, end in lm.windows.spans() for token in ids[first:end]]
@@ -192,11 +192,11 @@ def test_hidden_states_are_observed_in_order_and_give_the_scores(llama: Subject)
 
 def test_too_short_a_text_is_refused(llama: Subject) -> None:
     with pytest.raises(SqueezeError, match="has 5 tokens, the protocol asks for 6"):
-        SubjectLM(llama, Windows(6, 4, 4), token_budget=64).loglikelihood_rolling([instance("abcde")])
+        subject_lm(llama, Windows(6, 4, 4), token_budget=64).loglikelihood_rolling([instance("abcde")])
 
 
 def test_an_overflowing_perplexity_is_infinite_without_a_warning(llama: Subject) -> None:
-    lm = SubjectLM(llama, Windows(20, 10, 10), token_budget=64)
+    lm = subject_lm(llama, Windows(20, 10, 10), token_budget=64)
     lm.loglikelihood_rolling([instance(TEXT)])
     lm.scores.nll[:] = 1e4
     assert lm.scores.perplexity == math.inf

@@ -9,15 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import IntegrityError, SqueezeError
 from squeeze.probes import quality, rounding, samples
 from squeeze.probes.divergence import FILE_NAME
-from squeeze.probes.quality import scored_difference, standard_error
-from squeeze.runtimes.compiled import Compiled
-from squeeze.runtimes.eager import Eager
+from squeeze.probes.quality import standard_error
 from squeeze.sources import questions as data
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.inference.kivi import KIVI
@@ -137,13 +134,13 @@ def test_a_batch_dependent_model_is_scored_one_request_at_a_time(
     baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
-    real = quality.SubjectLM
+    real = quality.subject_lm
 
     def spy(*arguments: Any, **settings: Any) -> Any:
         seen.update(settings)
         return real(*arguments, **settings)
 
-    monkeypatch.setattr(quality, "SubjectLM", spy)
+    monkeypatch.setattr(quality, "subject_lm", spy)
     subject = TorchDynamic(per_channel=True, activation_bits=7).apply(tiny_subject("llama"), CalibrationText.empty())
     found = measure(subject, tmp_path / "dynamic", baseline)
     assert found.values["batch_dependent"] is True
@@ -196,25 +193,6 @@ def test_a_second_text_is_scored_where_the_protocol_asks_for_it(
 def test_an_unknown_task_is_refused_with_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(SqueezeError, match=r"unknown task 'sciqq'.*sciq"):
         measure(tiny_subject("llama"), tmp_path, tasks=["sciqq"])
-
-
-def test_compiling_is_found_to_change_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The decode step with its static cache, uncompiled here: one token after the other, as the forward of all."""
-    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
-    engine = Compiled("cpu", 1).engine(tiny_subject("llama"))
-    assert 0 <= scored_difference(engine, torch.arange(40)[None] % 200) < 1e-4
-
-
-def test_a_step_that_differs_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = tiny_subject("llama", seed=1).model
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: other)
-    engine = Compiled("cpu", 1).engine(tiny_subject("llama"))
-    assert scored_difference(engine, torch.arange(40)[None]) > 0.1
-
-
-def test_through_a_cache_the_two_forwards_are_one() -> None:
-    subject = KIVI(bits=2, group_size=8).apply(tiny_subject("llama"), CalibrationText.empty())
-    assert scored_difference(Eager("cpu", 1).engine(subject), torch.arange(40)[None] % 200) < 1e-5
 
 
 def test_standard_errors() -> None:
