@@ -33,6 +33,19 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def runtimes(session: nox.Session) -> None:
+    """Make the environments of engines that have one of their own: minutes each, llama.cpp's is compiled.
+
+    They lie in squeeze's cache, for every run on this machine; a run makes those that it lacks by itself.
+
+    nox -s runtimes                      # all
+    nox -s runtimes -- llama_cpp onnx    # chosen ones
+    """
+    install(session)
+    session.run("python", "-m", "squeeze.runtimes.environments", *session.posargs)
+
+
+@nox.session
 def board(session: nox.Session) -> None:
     """Collate the records that are there, and print the leaderboard."""
     install(session)

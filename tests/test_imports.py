@@ -30,7 +30,10 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "artifacts": ("request", "sources", "models", "layers", "techniques"),
     "runtimes": ("sources", "models", "layers", "artifacts"),
     "probes": ("sources", "models", "layers", "records", "artifacts", "runtimes"),
-    "runner": ("request", "sources", "records", "artifacts.keys", "runtimes.contract", "probes.samples"),
+    "runner": (
+        *("request", "sources", "records", "artifacts.keys", "runtimes.contract", "runtimes.environments"),
+        "probes.samples",
+    ),
     "audit": ("request", "records", "boards", "artifacts", "runner"),
     "commands": ("request", "records", "boards", "artifacts", "probes", "runner", "audit"),
 }

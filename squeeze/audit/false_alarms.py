@@ -160,6 +160,8 @@ def _block(members: Sequence[tuple[Record, Sequence[Values], Sequence[Values]]])
 
 def _is_aa(record: Record) -> bool:
     uncompressed = record.status is Status.OK and record.isolation == PROCESS and not record.cell["technique"]["steps"]
+    if record.beside != record.fingerprint:  # in another runtime it is another model
+        return False
     return uncompressed and record.realised.get("speed_baseline") == record.cell["model"]["dtype"]
 
 

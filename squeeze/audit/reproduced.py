@@ -44,6 +44,7 @@ TIMED = {
 }
 OF_TIMING = (
     "speed_baseline",
+    "baseline_runtime",
     "timing",
     "rounds_ended",
     "decode_gap",
@@ -160,7 +161,10 @@ def _no_verdict(before: Side, after: Side, name: str, rounds: int) -> str:
     records = (before.record, after.record)
     if "speedup" not in name:
         return ABSOLUTE
-    if len({record.realised.get("speed_baseline") for record in records}) > 1:
+    against = {
+        tuple(record.realised.get(name) for name in ("speed_baseline", "baseline_runtime")) for record in records
+    }
+    if len(against) > 1:
         return "against another baseline"
     return f"{rounds} rounds, {FEWEST_ROUNDS} needed" if rounds < FEWEST_ROUNDS else ""
 

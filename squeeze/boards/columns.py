@@ -14,7 +14,7 @@ import pandas as pd
 
 from squeeze.boards import summary
 from squeeze.boards.flags import star
-from squeeze.boards.words import DAGGER, DASH, interval, mark, number, rank, short_label, size
+from squeeze.boards.words import DAGGER, DASH, interval, is_baseline, mark, number, rank, short_label, size
 from squeeze.records.sanitize import line
 
 REALITIES = {"B": "bytes_real", "M": "memory_real", "C": "compute_real"}
@@ -50,7 +50,7 @@ def _perplexity(name: str) -> Callable[[pd.Series], str]:
 
 def _of_compressed(text: Callable[[pd.Series], str]) -> Callable[[pd.Series], str]:
     """Leave out what the uncompressed model has of itself: 0 by definition is no result."""
-    return lambda row: DASH if row["family"] == "baseline" else text(row)
+    return lambda row: DASH if is_baseline(row) else text(row)
 
 
 def _change(row: pd.Series) -> str:
@@ -58,7 +58,7 @@ def _change(row: pd.Series) -> str:
 
 
 def _marked_perplexity(row: pd.Series) -> str:
-    own = "" if row["family"] == "baseline" else mark(row, "perplexity_delta")
+    own = "" if is_baseline(row) else mark(row, "perplexity_delta")
     return f"{_perplexity('perplexity')(row)} {own}".rstrip()
 
 
@@ -67,7 +67,7 @@ def _accuracy(row: pd.Series) -> str:
     tasks = [row[str(name).removesuffix("_stderr")] for name in row.index if TASK.fullmatch(str(name))]
     pooled = row.get("acc_pooled")
     value = pooled if pd.notna(pooled) else pd.Series(tasks, dtype=float).mean()
-    own = "" if row["family"] == "baseline" else mark(row, "acc_pooled_delta")
+    own = "" if is_baseline(row) else mark(row, "acc_pooled_delta")
     return f"{number(value, '.1%')} {own}".rstrip()
 
 
@@ -102,6 +102,13 @@ COLUMNS = (
         words="rows of one letter are not told apart",
     ),
     Column("technique", lambda row: f"{row['name'] if 'name' in row else short_label(row)}{star(row)}", left=True),
+    Column(
+        "runtime",
+        lambda row: line(str(row["runtime"])) if row.get("runtime") else DASH,
+        left=True,
+        where="runtime",
+        words="what computes: perplexity, KL and speed are its own, and compared with those of the eager model",
+    ),
     Column("bits", lambda row: number(row["effective_bits"], ".2f"), words="effective, from the bytes on disk"),
     Column("size", lambda row: size(row["bytes"]), words="of the weight files"),
     Column("tok/s", lambda row: number(row["decode_tokens_per_s"], ".1f"), words="decoded, one request at a time"),
@@ -207,11 +214,12 @@ def columns(rows: pd.DataFrame) -> list[Column]:
 def legend(frame: pd.DataFrame, shown: Sequence[Column] | None = None) -> str:
     """Say what the columns and signs of a table mean, and by which margins its verdicts are.
 
-    shown: the columns that are seen; None: all that its boards may have.
+    shown: the columns that are seen; None: all that its boards may have, runtimes where it has several.
     """
     if shown is None:
         kinds = {summary.classified(board) for board in summary.boards(frame)}
         shown = [*(COLUMNS if False in kinds else ()), *(CLASSIFIED if True in kinds else ())]
+        shown = [column for column in shown if column is not OF["runtime"] or "runtime" in frame]
     seen = {(column.heading, column.words) for column in shown if column.words}
     every = dict.fromkeys((*COLUMNS, *CLASSIFIED))
     told = [_meaning(column) for column in every if (column.heading, column.words) in seen]
@@ -240,7 +248,7 @@ def gaps(rows: pd.DataFrame, shown: Sequence[Column]) -> Iterator[str]:
 
 
 def _of_itself(column: Column, row: pd.Series) -> bool:
-    return bool(row["family"] == "baseline" and column.heading in ("change", "KL", "top-1"))
+    return is_baseline(row) and column.heading in ("change", "KL", "top-1")
 
 
 def _texts(column: Column, rows: pd.DataFrame) -> list[str]:

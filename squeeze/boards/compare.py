@@ -103,12 +103,17 @@ def _measured(store: RecordStore, name: str, record: Record) -> Side:
 
 
 def _unlike(first: Side, second: Side) -> Iterator[str]:
-    """Yield the conditions in which two rows differ, with both values."""
+    """Yield the conditions in which two rows differ, with both values.
+
+    Rows of several runtimes that were timed beside one and the same eager model are alike in all but that.
+    """
     one, other = first.cell, second.cell
-    for name in ("model", "common_protocol", "runtime"):
+    beside = first.record.beside == second.record.beside
+    for name in ("model", "common_protocol", *(() if beside else ("runtime",))):
         parts = (_conditions(getattr(cell, name)) for cell in (one, other))
         yield from _differing(name.removeprefix("common_"), *parts)
-    yield from unlike_environments(first.record, second.record)
+    if not beside:
+        yield from unlike_environments(first.record, second.record)
 
 
 def _conditions(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def drifts(store: RecordStore, records: Iterable[Record]) -> Iterator[Drift]:
     for record in sorted(timed, key=lambda record: record.started):
         cell = Cell.from_json(record.cell)
         baseline = cell.baseline(str(record.realised.get("speed_baseline")))
-        identity = digest([baseline.key, record.fingerprint])
+        identity = digest([baseline.key, record.beside])
         names[identity] = baseline.label
         if (times := _control_runs(store, record)) is not None:
             series.setdefault(identity, {})[times.tobytes()] = times  # a block's records share them

@@ -8,8 +8,8 @@ import pandas as pd
 
 from squeeze.boards import flags
 from squeeze.boards.controls import NONE, OVER, OVER_ANSWERS
-from squeeze.boards.words import DAGGER, DASH, interval, short_label
-from squeeze.records.record import Status
+from squeeze.boards.words import DAGGER, DASH, EAGER, interval, is_baseline, short_label
+from squeeze.records.record import BESIDE, Status
 from squeeze.records.sanitize import line
 
 OF_BASELINE = {  # figure of the baseline -> change that a row has against it
@@ -18,6 +18,7 @@ OF_BASELINE = {  # figure of the baseline -> change that a row has against it
     "acc_pooled": "acc_pooled_delta",
 }
 WHATEVER = ("model", "protocol", "device", "fingerprint", "board", "margins", "dtype")  # what it shares with its rows
+MACHINE = 8  # digits of a fingerprint in a title
 
 
 def boards(frame: pd.DataFrame) -> list[pd.DataFrame]:
@@ -28,9 +29,8 @@ def boards(frame: pd.DataFrame) -> list[pd.DataFrame]:
 def title(board: pd.DataFrame) -> str:
     """Say what all rows of a board share."""
     first = board.iloc[0]
-    return line(
-        f"{first['model']}, protocol {first['protocol']}, {first['device']}, machine {first['fingerprint'][:8]}"
-    )
+    machine = str(first.get(BESIDE, first["fingerprint"]))[:MACHINE]
+    return line(f"{first['model']}, protocol {first['protocol']}, {first['device']}, machine {machine}")
 
 
 def classified(rows: pd.DataFrame) -> bool:
@@ -50,7 +50,7 @@ def shown(ok: pd.DataFrame, of: Collection[str] | None = None) -> pd.DataFrame:
     of: keys of cells; only those, and baselines, are returned. Where no baseline was measured as a row of its own, its
     figures are those that the first row of its dtype was measured against, and its name has a dagger.
     """
-    baseline = ok["family"] == "baseline"
+    baseline = ok.apply(is_baseline, axis=1) if len(ok) else ok["family"] == "baseline"
     rows = ok if of is None else ok[ok["key"].isin(list(of)) | baseline]
     found = rows.assign(name=[short_label(row) for _, row in rows.iterrows()])
     if found.empty or baseline.any():
@@ -69,7 +69,8 @@ def _implied(row: pd.Series) -> dict[str, object]:
         if pd.notna(row.get(name)) and pd.notna(row.get(change))
     }
     own = {"family": "baseline", "technique": "none", "name": f"none-{row['dtype']} {DAGGER}", "coverage": DASH}
-    return {**{name: row[name] for name in WHATEVER}, **own, **figures}
+    shared = {name: row[name] for name in WHATEVER}
+    return {**shared, **({"runtime": EAGER, BESIDE: row[BESIDE]} if BESIDE in row else {}), **own, **figures}
 
 
 def below(rows: pd.DataFrame) -> Iterator[str]:

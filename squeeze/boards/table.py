@@ -1,7 +1,7 @@
 """Make one table of records: the newest official attempt of each cell, joined into boards, ranked, with verdicts.
 
-A *board* is a set of rows that may be compared: same model (in whatever dtype), protocol and fingerprint. Nothing
-is ranked, tested or counted across boards.
+A *board* is a set of rows that may be compared: same model (in whatever dtype), protocol and fingerprint, their own or
+that of the eager rows that they were timed beside. Nothing is ranked, tested or counted across boards.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from squeeze.records.items import unpacked
 from squeeze.records.plausibility import implausible
 from squeeze.records.ranking import Ranking, ranking, ranking_by_answers
 from squeeze.records.record import (
+    BESIDE,
     DECODES_OTHERWISE,
     ENCODES_OTHERWISE,
     IMPLAUSIBLE,
@@ -63,6 +64,7 @@ LAST_COLUMNS = (
     *("coverage", "status", "stage", "reason", "isolation", "protocol", "device"),
     *("fingerprint", "board", "key", "artifact_key", "attempt", "finished"),
 )
+RUNTIME = ("runtime", BESIDE)  # columns of a table whose rows run in several runtimes, beside the eager one
 WARMED_UP_NEVER = "every process moved the same way by over 10 %"
 # Flags that leave a kind of figure without a verdict.
 VETOES: Mapping[Kind, tuple[str, ...]] = {
@@ -88,19 +90,24 @@ def table(records: Iterable[Record], margins: Margins | None = None) -> pd.DataF
     """Return a row for the attempt that counts of each (cell, artifact, fingerprint), in the order of the boards.
 
     Columns: COLUMNS, acc_<task> and acc_<task>_stderr, LAST_COLUMNS with every further scalar of the records before
-    them; where rows are trained, those of ``controls.joined``, too. Values that a row does not have are missing.
-    Verdicts are by ``margins`` (default: Margins()), which each row names.
+    them; where rows are trained, those of ``controls.joined``, too, and RUNTIME where some were timed beside another
+    runtime. Values that a row does not have are missing. Verdicts are by ``margins`` (default: Margins()), which each
+    row names.
     """
     rows = map(_row, records)
     frames = [pd.DataFrame(part) for part in iter(lambda: list(islice(rows, ROWS_AT_ONCE)), [])]
     if not frames:
         return pd.DataFrame(columns=[*COLUMNS, *LAST_COLUMNS])
     frame = controls.joined(_newest(pd.concat(frames, ignore_index=True)))
+    place = frame[BESIDE]
+    if (place == frame["fingerprint"]).all():
+        frame = frame.drop(columns=list(RUNTIME))
     frame["label"] = distinct(list(frame.pop("labelled")))
     found = {**_ranks(frame), "coverage": _coverage(frame), **_verdicts(frame, margins or Margins())}
     frame = _arranged(frame.assign(**found).drop(columns=["block_nll", "item_correct", "training", "doubt"]))
     wrong = 1 - frame["acc_pooled"] if "acc_pooled" in frame else np.nan  # what orders classifiers of one rank
-    order = frame.assign(perplexity=frame["perplexity"].fillna(wrong)).sort_values(READING_ORDER, na_position="last")
+    filled = frame.assign(perplexity=frame["perplexity"].fillna(wrong), fingerprint=place)
+    order = filled.sort_values(READING_ORDER, na_position="last")
     return frame.loc[order.index].reset_index(drop=True)
 
 
@@ -126,8 +133,10 @@ def _row(record: Record) -> dict[str, Any]:
         "isolation": record.isolation,
         "protocol": cell.protocol["name"],
         "device": cell.runtime["device"],
+        "runtime": str(cell.runtime.get("name", "")),
         "fingerprint": record.fingerprint,
-        "board": _board(cell, record.fingerprint),
+        BESIDE: record.beside,
+        "board": _board(cell, record.beside),
         "training": cell.training,
         "key": record.key,
         "artifact_key": record.artifact_key,
@@ -165,8 +174,8 @@ def _sparsity(record: Record) -> Any:
     return None if record.claimed.get("sparsity") is None else record.realised.get("sparsity")
 
 
-def _board(cell: Cell, fingerprint: str) -> str:
-    return digest([cell.model_identity, cell.common_protocol, fingerprint])[:12]
+def _board(cell: Cell, beside: str) -> str:
+    return digest([cell.model_identity, cell.common_protocol, beside])[:12]
 
 
 def _newest(frame: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import pandas as pd
 from squeeze.records.answers import sign
 from squeeze.records.sanitize import line
 
+EAGER = "eager"  # the runtime of what rows are measured against
 DASH = "\N{EM DASH}"  # stands where there is no figure
 DAGGER = "\N{DAGGER}"  # of a baseline that is no row of its own
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -49,6 +50,11 @@ def interval(row: pd.Series, name: str, digits: str) -> str:
     unsigned = digits.removeprefix("+")
     bounds = "" if pd.isna(low) else f" [{low:{unsigned}}, {high:{unsigned}}]"
     return f"{value:{digits}}{bounds} {mark(row, name)}".rstrip()
+
+
+def is_baseline(row: pd.Series) -> bool:
+    """Tell whether a row is what others are measured against: the uncompressed model, run as transformers runs it."""
+    return bool(row["family"] == "baseline" and row.get("runtime", EAGER) == EAGER)
 
 
 def short_label(row: pd.Series) -> str:
