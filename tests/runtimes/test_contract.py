@@ -1,4 +1,7 @@
-"""What every runtime in conf/runtime/ owes: transformers' own tokens, and a plain loop's log-probabilities."""
+"""What every runtime in conf/runtime/ owes: transformers' own tokens, and a plain loop's logits.
+
+Those that lie in an environment of their own have tests of their own.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,15 @@ from squeeze.artifacts import format as artifact
 from squeeze.core import paths
 from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.request.expand import cells
-from squeeze.runtimes import contract
+from squeeze.request.plain_yaml import read_plain
+from squeeze.runtimes import contract, environments
 from squeeze.runtimes.compiled import Compiled
 from squeeze.runtimes.eager import Eager
+from tests.engines import opaque
 from tests.tiny import tiny_subject
 
-NAMES = sorted(path.stem for path in (paths.conf() / "runtime").glob("*.yaml"))
+CHOICES = {path.stem: read_plain(path) for path in sorted((paths.conf() / "runtime").glob("*.yaml"))}
+NAMES = [name for name, choice in CHOICES.items() if environments.of(choice) is None]
 TOKEN_IDS = torch.randint(0, 256, (2, 18), generator=torch.Generator().manual_seed(1))
 PROMPT, DECODED = 12, 6
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
@@ -68,6 +74,14 @@ def test_its_log_probabilities_are_those_of_a_plain_loop(engine: Any) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+def test_its_logits_are_those_of_a_plain_forward(engine: Any) -> None:
+    found = engine.logits(TOKEN_IDS[:, :17])
+    assert (found.dtype, found.shape) == (torch.float32, (2, 17, 260))
+    expected = tiny_subject("llama").model(TOKEN_IDS[:, :17], use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert engine.exact is True
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_encoders_and_counts_its_bytes(name: str, tmp_path: Path) -> None:
     engine = loaded(name, "bert", tmp_path)
@@ -84,6 +98,8 @@ def test_it_runs_encoders_and_counts_its_bytes(name: str, tmp_path: Path) -> Non
 def test_a_text_beyond_the_model_is_refused_with_both_numbers(name: str, tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match=r"2048 positions.*need 3016"):
         loaded(name, "llama", tmp_path / "causal").begin(3016)
+    with pytest.raises(Unsupported, match=r"2048 positions.*need 2049"):
+        loaded(name, "llama", tmp_path / "causal").logits(torch.zeros(1, 2049, dtype=torch.int64))
     with pytest.raises(Unsupported, match=r"2048 positions.*need 3000"):
         loaded(name, "bert", tmp_path / "encoder").encode(torch.zeros(1, 3000, dtype=torch.int64))
 
@@ -91,6 +107,13 @@ def test_a_text_beyond_the_model_is_refused_with_both_numbers(name: str, tmp_pat
 @pytest.mark.parametrize("name", NAMES)
 def test_whose_forward_scores_text_is_a_runtimes_name(name: str, tmp_path: Path) -> None:
     assert loaded(name, "llama", tmp_path).scored_as in {"itself", *NAMES} - {name}
+
+
+def test_who_compiles_and_what_shows_a_model_is_told() -> None:
+    of = {name: {"_target_": target} for name, target in (("eager", "eager.Eager"), ("compile", "compiled.Compiled"))}
+    assert (contract.compiles(of["eager"]), contract.compiles(of["compile"])) == (False, True)
+    assert contract.shows_model(Eager("cpu", 1).engine(tiny_subject("llama")))
+    assert not contract.shows_model(opaque(tiny_subject("llama")))
 
 
 def test_runtimes_of_old_records_are_found() -> None:
