@@ -6,6 +6,7 @@ All is made by hand and installed by the real pip out of a folder: no index, no 
 from __future__ import annotations
 
 import io
+import sys
 import tarfile
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from squeeze.core import plugins
 from squeeze.runtimes.environments import Environment
 from tests.plugins import install
 
+PACKAGE = "squeeze_toys"
 # What its packages may say: whether logits are those of the model, or of a vocabulary that was turned by one.
 RIGHT, WRONG = "TURN = 0\n", "TURN = 1\n"
 RUNTIME = """
@@ -116,6 +118,8 @@ def offer(site: Path, patch: pytest.MonkeyPatch, environments: Mapping[str, str]
 
     beside: further source of each runtime's file.
     """
+    for module in [module for module in sys.modules if module.partition(".")[0] == PACKAGE]:
+        del sys.modules[module]  # that of a test before
     files = {}
     for name, requirements in environments.items():
         files[f"runtimes/{name}.py"] = RUNTIME.replace("ENVIRONMENT", name) + beside
@@ -123,7 +127,7 @@ def offer(site: Path, patch: pytest.MonkeyPatch, environments: Mapping[str, str]
         choice = f"_target_: toys:{name}.Toy\ndevice: ${{device}}\nthreads: ${{threads}}\n"
         files[f"conf/runtime/{name}.yaml"] = choice
     site.mkdir(parents=True, exist_ok=True)
-    folder = install(site, "toys", files, "squeeze_toys")
+    folder = install(site, "toys", files, PACKAGE)
     patch.syspath_prepend(site)
     patch.setenv("PYTHONPATH", str(site))  # of the processes that are started
     return folder

@@ -108,6 +108,15 @@ def test_the_runtime_counts_and_its_label_does_not(here: dict[str, Any]) -> None
     assert environment.fingerprint(here, runtime(name="a")) == environment.fingerprint(here, runtime(name="b"))
 
 
+@pytest.mark.promise(14)
+def test_the_packages_of_an_engine_count_and_are_named(here: dict[str, Any]) -> None:
+    one, other = ({**here, "engine": {"an-engine": version}} for version in ("1.0", "1.1"))
+    prints = {environment.fingerprint(each, runtime()) for each in (here, one, other)}
+    assert len(prints) == 3
+    assert environment.differences(one, other) == ["engine.an-engine"]
+    assert environment.fingerprint({**here, "engine": {}}, runtime()) == environment.fingerprint(here, runtime())
+
+
 def test_this_machine_is_described_the_same_twice() -> None:
     one, two = environment.describe(), environment.describe()
     assert environment.differences(one, two) == []

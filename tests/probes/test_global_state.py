@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from squeeze.techniques.quantization.bitsandbytes import Float4, LLMInt8
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.quantization.torch_dynamic import TorchDynamic
 from squeeze.techniques.quantization.torchao import Int8 as TorchAO
+from tests.foreign import offer
 from tests.tiny import CAUSAL, tiny_subject
 
 NO_DATA = CalibrationText.empty()
@@ -182,6 +184,18 @@ def test_a_runtime_that_compiles_may_start_compilers_and_others_may_not() -> Non
     assert dishonest(changes, COMPILED) == []
     assert dishonest(changes, EAGER) == changes
     assert dishonest(["oneDNN (True before, False after)"], COMPILED) != []
+
+
+def test_libraries_of_an_engines_environment_may_start_threads_and_set_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No artifact brings them. Of torch, and of what measures, they leave their hands as all others do."""
+    offer(tmp_path / "site", monkeypatch, {"toy": "toy-engine==1.0"})
+    toy = {**EAGER, "_target_": "toys:toy.Toy"}
+    theirs = ["threads ([] before, ['pool'] after)", "variable ANY (not set before, 1a2b after)"]
+    ours = ["oneDNN (True before, False after)", "torch.nn.functional.linear"]
+    assert dishonest([*theirs, *ours], toy) == ours
+    assert dishonest(theirs, EAGER) == theirs
 
 
 def test_more_processors_than_threads_are_seen() -> None:

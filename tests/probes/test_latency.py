@@ -138,3 +138,11 @@ def test_on_a_virtual_clock_every_round_is_exact_and_kept(
     benchmark.pedantic(VirtualClock.work, setup=setup, rounds=4)
     assert benchmark.stats.stats.data == [0.25, 0.5, 0.125, 2.0]
     figure("on a virtual clock: every time exact, and every time kept")
+
+
+def test_the_first_call_is_timed_and_no_other() -> None:
+    moments, calls = iter([0.0, 60.0, 60.0, 61.0]), []
+    first, call = latency.first_timed(lambda: calls.append(1), clock=lambda: next(moments))
+    call()
+    call()
+    assert (first, len(calls)) == ([60.0], 2)

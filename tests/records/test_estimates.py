@@ -122,6 +122,13 @@ def test_utilisation() -> None:
     assert found["mfu"].value == pytest.approx(0.4)  # 0.4 TFLOP/s of 1
     rounds[0]["arithmetic"] = "float16"  # a peak that was not measured
     assert "mfu" not in figures.utilisation(rounds, machine)
+    assert figures.utilisation(timed(0.010), machine) == {}, "of an engine that shows neither"
+
+
+def test_the_first_step_of_a_process_has_a_figure_of_its_own() -> None:
+    rounds = [{"first_step_s": {"1": seconds, "8": 100.0}} for seconds in (70.0, 60.0, 90.0)]
+    assert figures.first_steps(rounds) == {"first_step_seconds": Estimate(70.0, 60.0, 90.0, n=3)}
+    assert figures.first_steps([{}, {"first_step_s": {"1": None}}]) == {}
 
 
 def test_the_perplexity_change_is_paired() -> None:

@@ -55,6 +55,16 @@ def test_any_other_change_changes_the_key(change: dict[str, object]) -> None:
     assert replace(CELL, **change).key != CELL.key
 
 
+def test_what_a_cell_is_compared_with_runs_eagerly_with_as_much_of_the_machine() -> None:
+    eager = {"name": "eager", "_target_": "eager.Eager", "device": "cpu", "threads": 2}
+    for own in (eager, {**eager, "name": "other", "_target_": "other.Other", "more": 1}):
+        found = replace(CELL, runtime=own)
+        assert found.baseline("bfloat16").runtime == found.eager_runtime == eager
+        assert found.is_eager is (own is eager)
+    assert replace(CELL, runtime={**eager, "name": "called otherwise"}).is_eager
+    assert not replace(CELL, runtime={**eager, "attention": "another"}).is_eager
+
+
 def test_label_names_model_technique_and_variant() -> None:
     assert CELL.label == "tiny-rtn-4-row"
     assert CELL.baseline("bfloat16").label == "tiny-none-bfloat16"

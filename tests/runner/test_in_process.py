@@ -12,6 +12,7 @@ from squeeze.records.store import RecordStore
 from squeeze.runner.in_process import InProcess
 from squeeze.runner.jobs.job import Job
 from squeeze.runner.results import Artifact, Process
+from tests.foreign import offer
 
 REQUEST = ["model=tiny_llama", "technique=rtn", "bits=4", "group_size=32", "dtype=float32", "protocol=smoke"]
 
@@ -105,6 +106,22 @@ def test_a_failure_is_a_record_with_its_reason(shared: InProcess) -> None:
 def test_a_full_disk_is_no_failure_of_a_cell(shared: InProcess) -> None:
     job = shared.jobs()[2]
     assert list(shared.records({job.out: OSError(28, "No space left on device")})) == []
+
+
+def test_an_engine_of_another_environment_is_refused_with_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(tmp_path / "site", monkeypatch, {"toy": "toy-engine==1.0"})
+    monkeypatch.setenv("SQUEEZE_CACHE", str(tmp_path / "cache"))
+    session = InProcess.of(["model=tiny_llama", "technique=none", "runtime=toy", "protocol=smoke"], tmp_path / "out")
+    baseline, *_, toy = session.jobs()
+    session.build(baseline)
+    with pytest.raises(Unsupported, match="`nox -s runtimes -- toy`") as refused:
+        session.build(toy)
+    [record] = session.records({toy.out: refused.value})
+    assert (record.status, record.environment["engine"]["toy-engine"]) == (Status.UNSUPPORTED, "1.0")
+    assert record.beside != record.fingerprint
+    session.close()
 
 
 def test_scratch_files_vanish(shared: InProcess) -> None:

@@ -64,10 +64,12 @@ def test_a_linear_drift_cancels_in_each_pair_of_rounds() -> None:
 def test_blocks_hold_what_can_share_a_baseline() -> None:
     other_dtype = cell("b", model={**MODEL, "dtype": "float32"})
     other_model = cell("c", model={**MODEL, "seed": 1})
-    other_runtime = cell("d", runtime={**RUNTIME, "threads": 2})
+    other_machine = cell("d", runtime={**RUNTIME, "threads": 2})
+    other_runtime = cell("f", runtime={**RUNTIME, "name": "compile", "_target_": "compiled.Compiled"})
     other_protocol = cell("e", protocol={**PROTOCOL, "rounds": 3})
-    cells = [cell("a"), other_model, other_dtype, other_runtime, other_protocol]
-    assert blocks(cells) == [[cell("a"), other_dtype], [other_model], [other_runtime], [other_protocol]]
+    cells = [cell("a"), other_model, other_dtype, other_machine, other_protocol, other_runtime]
+    together = [cell("a"), other_dtype, other_runtime]
+    assert blocks(cells) == [together, [other_model], [other_machine], [other_protocol]]
 
 
 def test_blocks_are_no_larger_than_the_protocol_says() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,33 @@ import pytest
 
 from squeeze.artifacts import keys
 from squeeze.core.cache import sealed
+from squeeze.core.errors import SqueezeError
 from squeeze.records.record import Status
+from squeeze.request import steps
+from squeeze.request.cell import Cell
+from squeeze.runner import equipment
 from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import StageError
 from squeeze.runner.results import Artifact, Measured
 from squeeze.runner.stages import build, quality_key
+from squeeze.runtimes.environments import Environment
 from squeeze.sources import corpora, tasks
 from squeeze.sources.corpora import corpus_hash
 from tests.faults.conftest import own_places  # noqa: F401 - a fixture
-from tests.faults.sweeps import PROTOCOL, cell, settle_in
+from tests.faults.sweeps import PROTOCOL, RUNTIME, cell, settle_in
+from tests.foreign import offer
+
+STEP = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Step:
+    environment: ClassVar[str] = "{}"
+
+    def apply(self, subject, calibration): ...
+"""
 
 
 def key(**changes: Any) -> str:
@@ -106,3 +125,34 @@ def test_a_quality_is_that_of_the_tasks_gold_labels(tmp_path: Path, monkeypatch:
         data.write_text(f'{{"gold": {gold}}}')
         keys.append(key(tasks=["own"]))
     assert keys[0] == keys[2] != keys[1]
+
+
+def test_the_packages_of_its_engine_are_part_of_a_quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = offer(tmp_path / "site", monkeypatch, {"toy": "toy-engine==1.0"})
+    settle_in(tmp_path, monkeypatch)
+    toy = cell("good", runtime={**RUNTIME, "name": "toy", "_target_": "toys:toy.Toy"})
+    subject = Measured(toy, Path("log"), Artifact(Path(), "k" * 64, {"content_hash": "c" * 64}))
+    before = quality_key(subject, None)
+    (folder / "runtimes" / "requirements" / "toy.txt").write_text("toy-engine==1.1")
+    assert quality_key(subject, None) != before
+
+
+def test_a_step_may_want_an_environment_and_two_of_them_not_another_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its artifact is built there; what is measured of it runs where its runtime lies."""
+    folder = offer(tmp_path / "site", monkeypatch, {"toy": "toy-engine==1.0", "game": "toy-engine==2.0"})
+    for name in ("toy", "game"):
+        (folder / "techniques" / f"{name}_step.py").write_text(STEP.format(name))
+    monkeypatch.setattr(Environment, "made", lambda self: Path(self.name))
+    steps.find.cache_clear()
+
+    def asked(*names: str) -> Cell:
+        recipe = [{"_target_": f"toys:{name}_step.Step"} for name in names]
+        return replace(cell("good"), technique={"name": "own", "family": "made_up", "steps": recipe})
+
+    jobs = [Job(asked("toy", "toy"), tmp_path, stage, tmp_path) for stage in ("build", "latency", "quality", "machine")]
+    assert [equipment.interpreter(job) for job in jobs] == [Path("toy"), None, None, None]
+    assert [each.name for each in equipment.wanted(asked("toy"))] == ["toy"]
+    with pytest.raises(SqueezeError, match="the environments game and toy, expected one"):
+        equipment.wanted(asked("toy", "game"))
