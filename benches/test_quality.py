@@ -28,7 +28,7 @@ def test_quality(job: Job, engine: Engine, samples: Samples) -> None:
             found = parity.compared(engine, job.artifact, runtime, token_ids)
         samples.put_all(found.figures())
         if engine.scored_as != "itself":
-            samples.put("scored_difference", found.difference)
+            samples.put("scored_difference", found.figures()["parity_difference"])
         found.check(f"runtime={runtime['name']}")
     if protocol["tasks"]:  # of many lengths; a text's rows are of one, and malloc's own way is faster
         memory.return_large_blocks()

@@ -124,7 +124,9 @@ class Snapshot:
 def dishonest(changes: Iterable[str], runtime: Mapping[str, Any]) -> list[str]:
     """Return the changes that no honest library makes under a cell's runtime."""
     elsewhere = environments.of(runtime) is not None
-    harmless = HARMLESS | (COMPILERS if contract.compiles(runtime) else frozenset()) | (ENGINES if elsewhere else set())
+    harmless = (
+        HARMLESS | (COMPILERS if contract.compiles(runtime) else frozenset()) | (ENGINES if elsewhere else frozenset())
+    )
     return [
         change
         for change in changes

@@ -60,7 +60,7 @@ def content_hash(source: Path) -> str:
         return artifact.content_hash(source)
 
 
-def _writer(name: str, module: str) -> Callable[..., object]:
+def _writer(name: str, module: str) -> Callable[..., None]:
     try:
         found = vars(import_module(module))
     except ModuleNotFoundError as error:
