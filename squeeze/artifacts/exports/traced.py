@@ -173,16 +173,29 @@ def _check(name: str, layer: CompressedLayer) -> None:
 
 
 def _replace(model: nn.Module, layer: Any, weight: nn.Parameter) -> None:
-    """Put plain layers of one weight, (out_features, in_features), wherever a packed layer stands."""
+    """Put plain layers of one weight, (out_features, in_features), wherever a packed layer stands.
+
+    It is the very tensor in all places: a table of embeddings that is the head, too, stays tied to it.
+    """
     dense = linear(weight.data, layer.bias)
-    dense.weight = weight  # the very tensor: a table that is tied to a head stays so
-    table = model.get_input_embeddings() is layer  # type: ignore[operator]
+    dense.weight = weight
+    tables = _tables(model) if model.get_input_embeddings() is layer else frozenset()  # type: ignore[operator]
     for place, module in list(model.named_modules(remove_duplicate=False)):
         if module is layer:
-            architecture.put(model, place, dense)
-    if table:
-        rows, columns = weight.shape
-        with torch.device("meta"):  # the weight takes the place of the constructor's
-            embedding = nn.Embedding(rows, columns)
-        embedding.weight = weight
-        model.set_input_embeddings(embedding)  # type: ignore[operator]
+            architecture.put(model, place, _embedding(weight) if place in tables else dense)
+
+
+def _tables(model: Any) -> frozenset[str]:
+    """Return the full names of the places where a model that its configuration describes has embeddings."""
+    with torch.device("meta"):
+        plain = type(model)(model.config)
+    modules = plain.named_modules(remove_duplicate=False)
+    return frozenset(name for name, module in modules if isinstance(module, nn.Embedding))
+
+
+def _embedding(weight: nn.Parameter) -> nn.Embedding:
+    rows, columns = weight.shape
+    with torch.device("meta"):  # the weight takes the place of the constructor's
+        embedding = nn.Embedding(rows, columns)
+    embedding.weight = weight
+    return embedding
