@@ -103,7 +103,6 @@ def put_codes(model: Any, matrices: Mapping[str, Matrix]) -> set[str]:
         put(node, made[matrix.name], matrix.layer)
     if made:
         model.graph.opset_imports[DOMAIN] = 1
-        _forget_unread(model.graph)
     return set(made)
 
 
@@ -200,16 +199,6 @@ def _initializer(graph: Any, name: str, array: Array | None) -> Any:
     value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
     graph.register_initializer(value)
     return value
-
-
-def _forget_unread(graph: Any) -> None:
-    """Remove the constants that nothing reads any more, and transposes of them."""
-    for node in list(graph):
-        if node.op_type == "Transpose" and not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]
 
 
 def _replace(node: Any, nodes: list[Any]) -> None:
