@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import click
 
 from squeeze.commands.options import results_option
 
-# What reads each format, and how; the versions are those that the tests, or scripts/crosscheck, read it with.
+# What reads each format: how to get it, what it is called, and the file of the folder that it wants, if it wants one.
+# The versions are those that the tests, or scripts/crosscheck, read it with.
 READERS = {
     "compressed-tensors": (
         "pip install 'transformers>=5.0' 'compressed-tensors>=0.19'",
         "transformers.AutoModelForCausalLM.from_pretrained",
+        "",
     ),
-    "gptq": ("pip install gptqmodel", "gptqmodel.GPTQModel.load"),
+    "gptq": ("pip install gptqmodel", "gptqmodel.GPTQModel.load", ""),
+    "openvino": ("pip install openvino", "openvino.compile_model", "openvino_model.xml"),
+    "onnx": ("pip install onnxruntime", "onnxruntime.InferenceSession", "model.onnx"),
 }
 
 
@@ -28,10 +33,11 @@ READERS = {
     type=click.Choice(list(READERS)),
     default="compressed-tensors",
     show_default=True,
-    help="compressed-tensors: for transformers and vLLM; gptq: for gptqmodel, vLLM and transformers with gptqmodel.",
+    help="compressed-tensors: for transformers and vLLM; gptq: for gptqmodel, vLLM and transformers with gptqmodel; "
+    "openvino, onnx: for these engines, with Python packages of their own (nox -s runtimes).",
 )
 def export(artifact: str, folder: Path, results: Path, layout: str) -> None:
-    """Write an artifact of rtn, gptq or awq to FOLDER in a format that other software loads.
+    """Write an artifact, of rtn, gptq or awq unless a format holds floats, too, to FOLDER for other software to load.
 
     ARTIFACT is a row's label, the beginning of its key or attempt, the beginning of an artifact's key in the cache, or
     the artifact's folder. FOLDER must be new or empty.
@@ -42,11 +48,9 @@ def export(artifact: str, folder: Path, results: Path, layout: str) -> None:
 
     source = built(artifact, results)
     check_vacant(folder)
-    from squeeze.artifacts.exports.compressed_tensors import to_compressed_tensors  # torch: seconds
-    from squeeze.artifacts.exports.gptq import to_gptq
-
-    write = to_gptq if layout == "gptq" else to_compressed_tensors
+    name = layout.replace("-", "_")
+    write = vars(import_module(f"squeeze.artifacts.exports.{name}"))[f"to_{name}"]  # torch: seconds
     write(source, folder)
-    needed, reader = READERS[layout]
+    needed, reader, file = READERS[layout]
     size = total_bytes(folder.iterdir()) / 1e6
-    click.echo(f"{folder}: {size:.1f} MB of {layout}; to load it, {needed}, then {reader}({str(folder)!r})")
+    click.echo(f"{folder}: {size:.1f} MB of {layout}; to load it, {needed}, then {reader}({str(folder / file)!r})")
