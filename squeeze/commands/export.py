@@ -8,13 +8,16 @@ import click
 
 from squeeze.commands.options import results_option
 
-# What reads each format, and how; the versions are those that the tests, or scripts/crosscheck, read it with.
+# What reads each format: how to get it, what it is called, and the file of the folder that it wants, if it wants one.
+# The versions are those that the tests, or scripts/crosscheck, read it with.
 READERS = {
     "compressed-tensors": (
         "pip install 'transformers>=5.0' 'compressed-tensors>=0.19'",
         "transformers.AutoModelForCausalLM.from_pretrained",
+        "",
     ),
-    "gptq": ("pip install gptqmodel", "gptqmodel.GPTQModel.load"),
+    "gptq": ("pip install gptqmodel", "gptqmodel.GPTQModel.load", ""),
+    "gguf": ("pip install llama-cpp-python", "llama_cpp.Llama", "model.gguf"),
 }
 
 
@@ -28,10 +31,11 @@ READERS = {
     type=click.Choice(list(READERS)),
     default="compressed-tensors",
     show_default=True,
-    help="compressed-tensors: for transformers and vLLM; gptq: for gptqmodel, vLLM and transformers with gptqmodel.",
+    help="compressed-tensors: for transformers and vLLM; gptq: for gptqmodel, vLLM and transformers with gptqmodel; "
+    "gguf: for llama.cpp.",
 )
 def export(artifact: str, folder: Path, results: Path, layout: str) -> None:
-    """Write an artifact of rtn, gptq or awq to FOLDER in a format that other software loads.
+    """Write an artifact of rtn, gptq or awq to FOLDER in a format that other software loads; gguf holds floats as well.
 
     ARTIFACT is a row's label, the beginning of its key or attempt, the beginning of an artifact's key in the cache, or
     the artifact's folder. FOLDER must be new or empty.
@@ -43,10 +47,10 @@ def export(artifact: str, folder: Path, results: Path, layout: str) -> None:
     source = built(artifact, results)
     check_vacant(folder)
     from squeeze.artifacts.exports.compressed_tensors import to_compressed_tensors  # torch: seconds
+    from squeeze.artifacts.exports.gguf import to_gguf
     from squeeze.artifacts.exports.gptq import to_gptq
 
-    write = to_gptq if layout == "gptq" else to_compressed_tensors
-    write(source, folder)
-    needed, reader = READERS[layout]
+    {"compressed-tensors": to_compressed_tensors, "gptq": to_gptq, "gguf": to_gguf}[layout](source, folder)
+    needed, reader, file = READERS[layout]
     size = total_bytes(folder.iterdir()) / 1e6
-    click.echo(f"{folder}: {size:.1f} MB of {layout}; to load it, {needed}, then {reader}({str(folder)!r})")
+    click.echo(f"{folder}: {size:.1f} MB of {layout}; to load it, {needed}, then {reader}({str(folder / file)!r})")
