@@ -1,4 +1,7 @@
-"""What every runtime in conf/runtime/ owes: transformers' own tokens, and a plain loop's log-probabilities."""
+"""What every runtime in conf/runtime/ owes: transformers' own tokens, and a plain loop's log-probabilities.
+
+Those that have an environment of their own have tests of their own, too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import GenerationConfig
 
 from squeeze.artifacts import format as artifact
@@ -20,7 +24,8 @@ from squeeze.runtimes.compiled import Compiled
 from squeeze.runtimes.eager import Eager
 from tests.tiny import tiny_subject
 
-NAMES = sorted(path.stem for path in (paths.conf() / "runtime").glob("*.yaml"))
+RUNTIMES = {path.stem: yaml.safe_load(path.read_text()) for path in (paths.conf() / "runtime").glob("*.yaml")}
+NAMES = sorted(name for name, each in RUNTIMES.items() if not hasattr(contract.find(each["_target_"]), "environment"))
 TOKEN_IDS = torch.randint(0, 256, (2, 18), generator=torch.Generator().manual_seed(1))
 PROMPT, DECODED = 12, 6
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
