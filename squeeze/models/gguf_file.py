@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from squeeze.models import gguf_metadata
+from squeeze.models import architecture, gguf_metadata
 from squeeze.models.gguf_names import family, parts
 from squeeze.models.subject import Subject
 
@@ -40,8 +40,7 @@ def of_floats(tensor: Tensor) -> Stored:
 
 def plain_weight(_: str, layer: nn.Module) -> Stored:
     """Return the weight of a layer that holds floats."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    return of_floats(weight)
+    return of_floats(architecture.weight(layer))
 
 
 def tensors(model: nn.Module, weight: Weight = plain_weight) -> dict[str, Stored]:

@@ -64,7 +64,7 @@ def _weight(name: str, layer: nn.Module) -> Stored:
             return Stored(layer.kind, blocks)
         case SparseLinear():
             return gguf_file.of_floats(layer.dequantize())
-    if is_described(layer) or not layer.weight.is_floating_point():  # type: ignore[operator,union-attr]
+    if is_described(layer) or not architecture.weight(layer).is_floating_point():
         kind = type(layer).__name__
         raise Unsupported(
             f"{name}: GGUF has no place for a {kind}; it has floats, zeros among them, codes of rtn, gptq, awq or hqq,"
