@@ -1,8 +1,9 @@
-"""A tiny GGUF, written as llama.cpp would."""
+"""A tiny GGUF, written as llama.cpp would; and what lies in one, as the ``gguf`` package reads it."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -50,3 +51,20 @@ def write_gguf(path: Path) -> dict[str, np.ndarray]:
     writer.write_tensors_to_file()
     writer.close()
     return tensors
+
+
+def kinds(path: Path) -> dict[str, str]:
+    """The type of each tensor of a GGUF."""
+    return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
+
+
+def values(path: Path) -> dict[str, np.ndarray]:
+    """The values of each tensor of a GGUF, float32, widened by the package."""
+    tensors = gguf.GGUFReader(path).tensors
+    return {tensor.name: gguf.quants.dequantize(np.array(tensor.data), tensor.tensor_type) for tensor in tensors}
+
+
+def entry(path: Path, name: str) -> Any:
+    """What a GGUF says under a name; None where it says nothing."""
+    field = gguf.GGUFReader(path).get_field(name)
+    return None if field is None else field.contents()

@@ -20,6 +20,7 @@ READERS = {
     "gptq": ("pip install gptqmodel", "gptqmodel.GPTQModel.load", ""),
     "openvino": ("pip install openvino", "openvino.compile_model", "openvino_model.xml"),
     "onnx": ("pip install onnxruntime", "onnxruntime.InferenceSession", "model.onnx"),
+    "gguf": ("pip install llama-cpp-python", "llama_cpp.Llama", "model.gguf"),
 }
 
 
@@ -34,7 +35,7 @@ READERS = {
     default="compressed-tensors",
     show_default=True,
     help="compressed-tensors: for transformers and vLLM; gptq: for gptqmodel, vLLM and transformers with gptqmodel; "
-    "openvino, onnx: for these engines, with Python packages of their own (nox -s runtimes).",
+    "gguf: for llama.cpp; openvino, onnx: for these engines, with Python packages of their own (nox -s runtimes).",
 )
 def export(artifact: str, folder: Path, results: Path, layout: str) -> None:
     """Write an artifact, of rtn, gptq or awq unless a format holds floats, too, to FOLDER for other software to load.

@@ -67,6 +67,12 @@ AXES: tuple[Axis, ...] = (
         column="bits",
     ),
     Axis(
+        "gguf_type",
+        text("a type of llama.cpp's quantizer, such as Q4_K_M", r"I?Q[1-8]_[A-Z0-9_]+"),
+        "what llama.cpp's quantizer makes of a model",
+        label=lambda value, _: str(value),
+    ),
+    Axis(
         "sparsity",
         Rule("a number from 0 to below 1", lambda value: is_number(value) and 0 <= value < 1),
         "share of weights set to zero",
