@@ -83,7 +83,8 @@ class LeanModel:
         return cls(model.get_input_embeddings(), rotary, tuple(made), _norm(model.model.norm), alone(model.lm_head))
 
     def cache(self, rows: int, positions: int) -> KeysAndValues:
-        """Return an empty cache for so many texts of at most so many tokens."""
+        """Return an empty cache for so many texts of at most so many tokens; their angles are found, all at once."""
+        self.rotary.upto(positions)
         heads = [block.kv_heads for block in self.blocks]
         return KeysAndValues.of(heads, rows, positions, self.blocks[0].channels, self.rotary.like)
 
