@@ -57,7 +57,7 @@ def joined(layouts: Sequence[Layout]) -> Layout | None:
     All have the same in_features. Layouts that are the parts of one, in order, are that one.
     """
     if all(isinstance(each, Part) for each in layouts):
-        return _whole(layouts)  # type: ignore[arg-type] - they are parts
+        return _whole(layouts)  # type: ignore[arg-type]
     if all(isinstance(each, Int8Layout) for each in layouts):
         return _int8(layouts)  # type: ignore[arg-type]
     if all(isinstance(each, Int4Layout) for each in layouts):

@@ -79,7 +79,9 @@ def together(layers: Layers) -> Product:
         joint = _dense(layers)
     else:
         running = tuple(map(_running, layers))
-        joint = _packed(layers, running) if all(each is not None and each.layout for each in running) else None
+        joint = (
+            _packed(layers, running) if all(each is not None and each.layout is not None for each in running) else None
+        )
     return joint or Apart(tuple(map(alone, layers)))
 
 
