@@ -154,15 +154,36 @@ class Int4Layout:
 
     def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the inputs times W^T; see ``Layout``."""
-        multiply, inputs = torch.ops.aten._weight_int4pack_mm_for_cpu, inputs.contiguous()
-        product: torch.Tensor = multiply(inputs, self.planes[0], self.group_size, self.grids[0])
+        multiply, inputs = torch._weight_int4pack_mm_for_cpu, inputs.contiguous()
+        product = multiply(inputs, self.planes[0], self.group_size, self.grids[0])
         for plane, grid in zip(self.planes[1:], self.grids[1:], strict=True):
             product += multiply(inputs, plane, self.group_size, grid)
-        return product[:, : self.out_features]
+        return product if product.shape[1] == self.out_features else product[:, : self.out_features]
 
     def dequantize(self, start: int, stop: int) -> torch.Tensor:
-        """Return a range of output rows as floats; see ``Layout``."""
-        return self._values([_deinterleave(plane, start, stop) for plane in self.planes], slice(start, stop))
+        """Return a range of output rows as floats; see ``Layout``.
+
+        What a prompt waits for: as long as codes are bytes they are cheap to move, so all that can be done is done to
+        bytes, as they lie, and they become floats in the very place where these are wanted.
+        """
+        block = _int4_block() or 1
+        low, *high = (
+            plane.view(-1, plane.shape[1] * 2, block // 2)[start // block : -(-stop // block)] for plane in self.planes
+        )
+        halves = low & 15, low >> 4  # of each block's rows: (blocks, in_features, block / 2)
+        for plane in high:
+            halves[0].bitwise_or_(plane << 4)
+            halves[1].bitwise_or_(plane & 240)
+        scales = self.grids[0][:, start : start + block * len(low), 0].contiguous()
+        steps = scales.new_empty((low.shape[1], len(low), 2, block // 2))
+        for number, codes in enumerate(halves):
+            if isinstance(self.zeros, int):
+                codes = codes.sub_(self.zeros).view(torch.int8)  # they wrap around to what is meant
+            steps[:, :, number].copy_(codes.permute(1, 0, 2))
+        values = steps.view(len(scales), self.group_size, -1)
+        if not isinstance(self.zeros, int):
+            values.sub_(self.zeros[:, None, start : start + values.shape[2]])
+        return values.mul_(scales[:, None]).flatten(0, 1)[:, : stop - start].T
 
     def rows(self, numbers: torch.Tensor) -> torch.Tensor:
         """Return single output rows as floats; see ``Layout``."""

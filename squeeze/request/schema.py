@@ -220,6 +220,10 @@ _RUNTIME_TARGET = matching(
     "FILE.CLASS of squeeze/runtimes, such as eager.Eager, or PLUGIN:FILE.CLASS", r"([\w-]+:)?[a-z]\w*\.[A-Z]\w*"
 )
 _RUNTIME: Schema = {"name": NAME, "device": DEVICE, "threads": THREADS, "_target_": _RUNTIME_TARGET}
+_RUNTIME_OPTIONAL: Schema = {
+    "attention": one_of("eager", "sdpa", "flash_attention_2", "flex_attention"),
+    "cache": one_of("dynamic", "static"),
+}
 
 _LIMIT: Schema = {
     "seconds": ABOVE_ZERO,
@@ -256,6 +260,6 @@ SCHEMAS: Mapping[str, tuple[Schema, Schema]] = {
     "model": (_MODEL, _OPTIONAL),
     "technique": (_TECHNIQUE, {"calibrated": BOOLEAN}),
     "calibration": (_CALIBRATION, {}),
-    "runtime": (_RUNTIME, {}),
+    "runtime": (_RUNTIME, _RUNTIME_OPTIONAL),
     "protocol": (_PROTOCOL, {"perplexity_ood": _TEXT_WINDOWS, "generations": _GENERATIONS, "most_rounds": EVEN}),
 }

@@ -1,19 +1,24 @@
-"""Run a model as transformers does, one operation after the other, its cache growing with the text."""
+"""Run a model as transformers does, one operation after the other.
+
+Its cache grows with the text, and its attention is what transformers picks, unless the runtime says otherwise.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedTokenizerBase, StaticCache
 
 from squeeze.artifacts import format as artifact
+from squeeze.core.errors import Unsupported
 from squeeze.layers.contract import live_bytes
 from squeeze.models.subject import Subject
+from squeeze.runtimes.attention import Implementation, use_attention
 from squeeze.runtimes.contract import States
 from squeeze.runtimes.generation import GreedyGeneration, check_length, encoding, log_probability, synchronizer
 from squeeze.runtimes.kv_cache import cache_of, logits_of, prompt_group, states_of
@@ -21,26 +26,41 @@ from squeeze.runtimes.kv_cache import cache_of, logits_of, prompt_group, states_
 
 @dataclass(frozen=True)
 class Eager:
-    """Run eagerly. device: where tensors lie. threads: torch's, which the process is settled with."""
+    """Run eagerly. device: where tensors lie. threads: torch's, which the process is settled with.
+
+    attention: how it is computed (``attention.Implementation``); None: as transformers picks. cache: "dynamic", which
+    grows, or "static", which has room for all tokens of a generation from its beginning on.
+    """
 
     device: str
     threads: int
+    attention: Implementation | None = None
+    cache: Literal["dynamic", "static"] = "dynamic"
 
     def load(self, folder: Path) -> EagerEngine:
-        """Load an artifact. Raises IntegrityError for a folder that is none, or is damaged."""
+        """Load an artifact. Raises IntegrityError for a damaged folder, Unsupported as ``engine`` does."""
         return self.engine(artifact.load(folder, self.device))
 
     def engine(self, subject: Subject) -> EagerEngine:
-        """Return the engine of a subject that is ready to run on the device."""
-        return EagerEngine(subject, synchronizer(self.device))
+        """Return the engine of a subject that is ready to run on the device.
+
+        Raises Unsupported for attention that this machine or model does not have, and for a static cache of a subject
+        that has a cache of its own.
+        """
+        if self.attention is not None:
+            use_attention(subject.model, self.attention, self.device)
+        if self.cache == "static" and subject.cache is not None:
+            raise Unsupported("this model has a cache of its own, which is not static; use runtime=eager")
+        return EagerEngine(subject, synchronizer(self.device), self.cache == "static")
 
 
 @dataclass(frozen=True)
 class EagerEngine:
-    """Run a subject as it is. synchronize: waits for the device."""
+    """Run a subject as it is. synchronize: waits for the device. static: whether generations have a static cache."""
 
     subject: Subject
     synchronize: Callable[[], None]
+    static: bool = False
 
     scored_as: ClassVar[str] = "itself"
     exact: ClassVar[bool] = True
@@ -63,8 +83,8 @@ class EagerEngine:
     def begin(self, positions: int) -> GreedyGeneration:
         """Begin a generation. Raises Unsupported when the model has fewer positions."""
         check_length(self.subject.model, positions)
-        model, cache = self.subject.model, cache_of(self.subject)
-        return GreedyGeneration(model, model, cache, self.synchronize, prompt_group(self.subject))
+        model = self.subject.model
+        return GreedyGeneration(model, model, self._cache(positions), self.synchronize, prompt_group(self.subject))
 
     @torch.inference_mode()
     def encode(self, token_ids: Tensor) -> Tensor:
@@ -90,3 +110,8 @@ class EagerEngine:
     def log_probabilities(self, token_ids: Tensor) -> Tensor:
         """Return the log-probability of each given token after the first, (rows, tokens - 1) float32, in nats."""
         return log_probability(self.logits(token_ids[:, :-1]), token_ids[:, 1:])
+
+    def _cache(self, positions: int) -> Cache:
+        if self.static:
+            return StaticCache(self.subject.model.config, max_cache_len=positions)
+        return cache_of(self.subject)
