@@ -42,6 +42,7 @@ WATCHED = (
         "squeeze.runtimes.kv_cache",
     ),
     *("squeeze.probes.latency", "squeeze.probes.scoring", "squeeze.probes.teacher_forced", "squeeze.probes.turns"),
+    *("squeeze.probes.first_tokens", "squeeze.probes.rounding"),
     *("squeeze.probes.samples", "squeeze.models.logits", "squeeze.models.architecture", "pytest_benchmark.fixture"),
 )
 CLASSES = (torch.Tensor,)  # beside those of these modules

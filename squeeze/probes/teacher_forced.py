@@ -14,19 +14,20 @@ from torch import Tensor
 
 from squeeze.models.logits import logits_of
 from squeeze.probes.scoring import SOFTMAX_ROWS, Row, predict
-from squeeze.runtimes.contract import TorchEngine
+from squeeze.runtimes.contract import States, TorchEngine
 
 
 @torch.inference_mode()
-def gaps(engine: TorchEngine, prompt: Tensor, chosen: Sequence[int]) -> list[float]:
+def gaps(engine: TorchEngine, prompt: Tensor, chosen: Sequence[int], states: States | None = None) -> list[float]:
     """Return how far below the likeliest token each chosen one lies where text is scored; 0 where it is the likeliest.
 
-    prompt: (tokens,) int64; chosen: the tokens that were decoded behind it. Of each: the difference of the two logits
-    in standard deviations of all logits there, so that one bound does for models whose logits are large and small; 0,
-    too, where the scored forward gives no numbers.
+    prompt: (tokens,) int64; chosen: the tokens that were decoded behind it; states: what computes hidden states, where
+    it is not what the engine scores text with. Of each: the difference of the two logits in standard deviations of all
+    logits there, so that one bound does for models whose logits are large and small; 0, too, where the scored forward
+    gives no numbers.
     """
     model = engine.subject.model
-    predicted = predict(model, [Row(tuple(prompt.tolist()), (tuple(chosen),), (0,))], engine.states)
+    predicted = predict(model, [Row(tuple(prompt.tolist()), (tuple(chosen),), (0,))], states or engine.states)
     outputs = logits_of(model)(predicted.hidden)
     found = [
         _below(few.float(), tokens)
