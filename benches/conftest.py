@@ -2,7 +2,7 @@
 
 import pytest
 
-from squeeze.probes import latency, realised
+from squeeze.probes import first_tokens, latency, realised
 from squeeze.probes.latency import Prompts
 from squeeze.runner.jobs.job import Job
 from squeeze.runtimes.contract import TorchEngine
@@ -15,6 +15,7 @@ pytest_plugins = ["squeeze.pytest_plugin"]
 def prompts(engine: TorchEngine, job: Job) -> Prompts:
     """Return where prompts of evaluation text are drawn from, on the cell's device."""
     protocol = job.cell.protocol
-    text = tokens(protocol["perplexity"]["corpus"], engine.tokenizer, latency.pool(protocol["latency"]))
+    needed = max(latency.pool(protocol["latency"]), first_tokens.pool(protocol))
+    text = tokens(protocol["perplexity"]["corpus"], engine.tokenizer, needed)
     most = None if job.cell.model["kind"] == "causal_lm" else realised.positions(engine.subject.model)
     return Prompts(text.to(job.cell.runtime["device"]), protocol["latency"], protocol["seed"], job.round, most)

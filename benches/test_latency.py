@@ -14,7 +14,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from squeeze.probes import energy, latency
+from squeeze.probes import energy, first_tokens, latency
 from squeeze.probes.latency import Prompts
 from squeeze.probes.samples import Samples
 from squeeze.probes.turns import Turns, pressure
@@ -123,6 +123,57 @@ def test_encode(
         samples.put_entry("answers", str(batch), [answer.tolist() for answer in answers])
 
 
+@pytest.mark.kind("causal_lm")
+def test_first_token_by_length(
+    request: pytest.FixtureRequest,
+    engine: Engine,
+    prompts: Prompts,
+    cell: Cell,
+    samples: Samples,
+    turns: Turns,
+    tokens: int,
+) -> None:
+    """Time reading one prompt of so many tokens and choosing the first token, which is kept.
+
+    The process is warm by now: of each length, two calls let libraries compile what they compile for it.
+    """
+    if why := first_tokens.why_not(engine, tokens):
+        first_tokens.leave_out(samples, why)
+        return
+    benchmark: BenchmarkFixture = request.getfixturevalue("benchmark")  # asked for and not used, it would warn
+    asked, use = first_tokens.of_length(prompts, tokens), first_tokens.use(tokens)
+    firsts: list[int] = []
+    running: list[Generation] = []
+
+    def keep_first() -> None:
+        while running:
+            firsts.append(running.pop().token_ids()[0][0])
+
+    def fresh(number: int) -> tuple[Generation, Tensor]:
+        keep_first()
+        prompt = asked.draw(use, 1, number)
+        running.append(engine.begin(prompt.shape[1]))
+        return running[0], prompt
+
+    turns.next()
+    with samples.stage("warmup"):
+        for number in range(-first_tokens.WARMING, 0):
+            generation, prompt = fresh(number)
+            generation.prefill(prompt)
+            running.clear()
+        del generation, prompt
+    numbers = count()
+    with timed(samples, turns, first_tokens.TIMES, tokens) as in_turn:
+        benchmark.pedantic(
+            lambda generation, prompt: generation.prefill(prompt),
+            setup=in_turn(1, lambda: (fresh(next(numbers)), {})),
+            rounds=cell.protocol[first_tokens.PART]["repeats"],
+        )
+    keep_first()
+    samples.put_entry(first_tokens.TIMES, str(tokens), benchmark.stats.stats.data)
+    samples.put_entry(first_tokens.FIRSTS, str(tokens), firsts)
+
+
 def warm_texts(prompts: Prompts, use: str, batch: int) -> Iterator[Tensor]:
     """Return as many prompts as warming up may read, made before it begins."""
     calls = latency.MOST_WINDOWS * prompts.latency["warmup_rounds"]
@@ -131,12 +182,13 @@ def warm_texts(prompts: Prompts, use: str, batch: int) -> Iterator[Tensor]:
 
 @contextmanager
 def timed(
-    samples: Samples, turns: Turns, name: str, batch: int, meter: energy.Meter | None = None
+    samples: Samples, turns: Turns, name: str, point: int, meter: energy.Meter | None = None
 ) -> Iterator[Callable[..., Prepare]]:
     """Time in turns: yield what makes the setup of ``benchmark.pedantic`` that asks for a turn every so many calls.
 
-    When each turn began, and what pressed the machine until then, goes into the samples, and on how many processors
-    this process ran meanwhile; a meter counts within turns.
+    point: the batch size of these calls, or the tokens of their prompts. When each turn began, and what pressed the
+    machine until then, goes into the samples, and on how many processors this process ran meanwhile; a meter counts
+    within turns.
     """
     began = []
     computed, passed = time.process_time(), samples.clock()
@@ -164,8 +216,8 @@ def timed(
         if meter is not None:
             meter.stop()
     computed, passed = time.process_time() - computed, samples.clock() - passed
-    samples.put_entry("turns", f"{name}/{batch}", began)
-    samples.put_entry("processors", f"{name}/{batch}", computed / passed)
+    samples.put_entry("turns", f"{name}/{point}", began)
+    samples.put_entry("processors", f"{name}/{point}", computed / passed)
 
 
 def keep(samples: Samples, name: str, batch: int, benchmark: BenchmarkFixture, warm: bool) -> None:

@@ -13,6 +13,7 @@ from squeeze.probes.latency import Prompts
 from squeeze.probes.samples import Samples
 from squeeze.request.cell import Cell
 from squeeze.runner.jobs.job import Job
+from squeeze.runtimes import kv_cache
 from squeeze.runtimes.contract import Engine
 from squeeze.sources import corpora
 
@@ -43,13 +44,20 @@ def test_memory(engine: Engine, cell: Cell, prompts: Prompts, samples: Samples) 
 @pytest.mark.once
 @pytest.mark.kind("causal_lm")
 def test_context(job: Job, engine: Engine, cell: Cell, samples: Samples) -> None:
-    """Measure the peaks of prefills of two lengths, one prompt each: a process's memory is a line in the length."""
+    """Measure the peaks of prefills of two lengths, one prompt each, and what the cache keeps of the longer one.
+
+    A process's memory is a line in the tokens that its cache holds.
+    """
     device = cell.runtime["device"]
     most = min(LONG, realised.positions(artifact.skeleton(job.artifact)) or LONG)
     text = corpora.tokens(cell.protocol["perplexity"]["corpus"], engine.tokenizer, most)[None].to(device)
     with samples.stage("context"):
         for tokens in (most // SHORTER, most):
-            read = partial(engine.begin(tokens).prefill, text[:, :tokens])
-            _, usage = memory.measured(read, device)
+            generation = engine.begin(tokens)
+            _, usage = memory.measured(partial(generation.prefill, text[:, :tokens]), device)
             samples.put_entry("context_peak_bytes", str(tokens), usage.cuda.get("cuda_allocated_bytes", usage.peak))
-            del read  # and its cache, which the next one's figures would have in them
+            kept, held = round(generation.bytes_per_token * tokens), kv_cache.tokens_held(generation, tokens)
+            del generation  # and its cache, which the next one's figures would have in them
+        samples.put("context_cache_bytes", kept)
+        if held < most:
+            samples.put("context_tokens_held", held)

@@ -5,10 +5,10 @@ It comes after the peaks of memory, which it would raise.
 
 import pytest
 
-from squeeze.probes import encoded, teacher_forced
+from squeeze.probes import encoded, first_tokens, rounding, teacher_forced
 from squeeze.probes.latency import Prompts
 from squeeze.probes.samples import Samples
-from squeeze.runtimes.contract import Engine, TorchEngine
+from squeeze.runtimes.contract import Engine, TorchEngine, shows_model
 
 ROWS = 2  # of a batch, at most: they take turns over the rounds, and nothing tells a forward which
 
@@ -27,6 +27,27 @@ def test_decoded_is_scored(engine: Engine, prompts: Prompts, samples: Samples, b
     samples.put_entry("gaps", f"token_s/{batch}", decoded)
     samples.put_entry("gaps", f"ttft_s/{batch}", first)
     samples.values["coarse"] = teacher_forced.is_coarse(engine)
+
+
+@pytest.mark.kind("causal_lm")
+def test_first_token_by_length_is_scored(engine: Engine, prompts: Prompts, samples: Samples) -> None:
+    """Read one prompt of each length of the curve with its first token, in parts: no call is as long as the timed one.
+
+    So what leaves out work of long calls says other tokens here. A cache of its own has its own parts, and an engine
+    that torch cannot look into reads each prompt at once.
+    """
+    timed = samples.values.get(first_tokens.FIRSTS, {})
+    if not timed:
+        return
+    states = rounding.in_parts if shows_model(engine) and engine.subject.cache is None else None
+    chance = prompts.chance("checked", first_tokens.PART)
+    gaps = []
+    with samples.stage("teacher_forced"):
+        for tokens, firsts in timed.items():
+            number = chance.randrange(len(firsts))
+            asked = first_tokens.of_length(prompts, int(tokens)).draw(first_tokens.use(int(tokens)), 1, number)
+            gaps += teacher_forced.gaps(engine, asked[0], firsts[number : number + 1], states)
+    samples.put_entry("gaps", f"{first_tokens.TIMES}/1", [gaps])
 
 
 @pytest.mark.kind("classifier")

@@ -64,8 +64,8 @@ def axes() -> Iterator[str]:
 def columns() -> Iterator[str]:
     """Yield the columns of leaderboard.csv, by what they are about."""
     yield from ("# Columns of leaderboard.csv", "")
-    yield "Figures of batch sizes above 1 end in `_b8` and so on; `acc_TASK` is of each task, `acc_TASK_delta` its"
-    yield "change."
+    yield "Figures of batch sizes above 1 end in `_b8` and so on, those of a curve's prompts in `_at_512` and so on;"
+    yield "`acc_TASK` is of each task, `acc_TASK_delta` its change."
     yield "A figure may have further columns, which begin with its name:"
     yield ""
     yield from table(("ending", "meaning"), ((f"`_{name}`", words) for name, words in PARTS.items()))

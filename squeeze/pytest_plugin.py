@@ -33,6 +33,8 @@ JOBS = pytest.StashKey[list[Job]]()
 FAILURES = pytest.StashKey[dict[Path, dict[str, BaseException]]]()  # by the job's ``out`` and the bench's name
 IN_PROCESS: pytest.StashKey[InProcess] = pytest.StashKey()
 
+# By the name of a bench's argument: the part of the protocol and its field that list the points, and their letter.
+POINTS = {"batch": ("latency", "batch_sizes", "b"), "tokens": ("ttft_curve", "prompt_tokens", "t")}
 MARKERS = (
     "quality: benches of the quality stage",
     "once: benches whose figures no round changes, done in the first one only",
@@ -84,16 +86,21 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make a test per job of the stage, such as test_decode[smollm2_135m-gptq-4], and per batch size if it has any."""
+    """Make a test per job of the stage, such as test_decode[smollm2_135m-gptq-4], and per point if it has any.
+
+    A point is a batch size, or a length of the protocol's curve: a protocol without a curve has no test of it.
+    """
     jobs = [job for job in metafunc.config.stash[JOBS] if _suits(metafunc.definition, job)]
     if "job" not in metafunc.fixturenames or not jobs:
         return
-    if "batch" not in metafunc.fixturenames:
+    if (axis := next((name for name in POINTS if name in metafunc.fixturenames), None)) is None:
         metafunc.parametrize("job", jobs, indirect=True, ids=[job.cell.label for job in jobs], scope="session")
         return
-    points = [(job, batch) for job in jobs for batch in job.cell.protocol["latency"]["batch_sizes"]]
-    ids = [job.cell.label if batch == 1 else f"{job.cell.label}-b{batch}" for job, batch in points]
-    metafunc.parametrize(("job", "batch"), points, indirect=["job"], ids=ids, scope="session")
+    part, field, letter = POINTS[axis]
+    points = [(job, point) for job in jobs for point in job.cell.protocol.get(part, {}).get(field, ())]
+    ids = [job.cell.label if point == 1 else f"{job.cell.label}-{letter}{point}" for job, point in points]
+    if points:
+        metafunc.parametrize(("job", axis), points, indirect=["job"], ids=ids, scope="session")
 
 
 @pytest.hookimpl(trylast=True)

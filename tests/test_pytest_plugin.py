@@ -35,6 +35,7 @@ PROTOCOL = {
     },
     "perplexity": {"corpus": "wikipedia_eval"},
 }
+CURVE = {**PROTOCOL, "ttft_curve": {"prompt_tokens": [16, 40, 4096], "repeats": 2}}
 RUNTIME = {"name": "eager", "device": "cpu", "threads": 1, "_target_": "eager.Eager"}
 OWN_BENCHES = """
 import pytest
@@ -72,13 +73,13 @@ def _same_threads_afterwards() -> Iterator[None]:
 def make_job(tmp_path: Path) -> Any:
     """Build an artifact of a tiny model and write a job file for it."""
 
-    def make(name: str = "llama", **fields: Any) -> Path:
+    def make(name: str = "llama", protocol: Any = PROTOCOL, **fields: Any) -> Path:
         subject = tiny_subject(name)
         artifact.save(subject, tmp_path / "artifact")
         kind = {"bert": "encoder", "bert_classifier": "classifier"}.get(name, "causal_lm")
         source = f"random:{name.removesuffix('_classifier')}"
         model = {"name": f"tiny_{name}", "source": source, "seed": 0, "kind": kind, "dtype": "float32"}
-        cell = Cell(model, {"name": "none", "family": "baseline", "steps": []}, {}, RUNTIME, PROTOCOL)
+        cell = Cell(model, {"name": "none", "family": "baseline", "steps": []}, {}, RUNTIME, protocol)
         job = Job(cell, tmp_path / "artifact", **{"stage": "latency", "out": tmp_path / "out", **fields})
         path = tmp_path / "job.json"
         path.write_text(json.dumps(job.to_json()))
@@ -128,6 +129,8 @@ def test_the_latency_stage_times_every_token_and_weighs_the_artifact(
     assert values["positions"] == 2048
     assert values["context_peak_bytes"].keys() == {"256", "2048"}
     assert min(values["context_peak_bytes"].values()) > 0
+    assert values["context_cache_bytes"] == 2048 * 2 * 2 * 2 * 16 * 4  # layers, keys and values, heads, channels, bytes
+    assert not {"context_tokens_held", "prompt_s", "prompts_left_out"} & values.keys()
     assert values["failures"] == {}
     assert values["stages"].keys() == {
         "start",
@@ -148,6 +151,26 @@ def test_the_latency_stage_times_every_token_and_weighs_the_artifact(
     assert max(gap for rows in values["gaps"].values() for row in rows for gap in row) < 1e-3
     assert values["processors"].keys() == values["turns"].keys()
     assert values["state"]["threads to compute with"] == "1"
+
+
+def test_a_curve_times_first_tokens_at_each_length_that_the_model_takes(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, make_job: Any, tmp_path: Path
+) -> None:
+    result = real_benches(pytester, monkeypatch, make_job(protocol=CURVE, round=1))
+    assert result.ret == 0, result.stdout.str()
+    values = samples.read(tmp_path / "out").values
+    assert {tokens: len(times) for tokens, times in values["prompt_s"].items()} == {"16": 2, "40": 2}
+    assert {tokens: len(firsts) for tokens, firsts in values["prompt_firsts"].items()} == {"16": 2, "40": 2}
+    assert min(seconds for times in values["prompt_s"].values() for seconds in times) > 0
+    assert values["prompts_left_out"].startswith(
+        "4,096 tokens, with prompts of up to 4,177: the model has 2048 positions"
+    )
+    assert [len(values["turns"][f"prompt_s/{tokens}"]) for tokens in (16, 40)] == [2, 2]
+    assert values["processors"].keys() == values["turns"].keys()
+    [gaps] = values["gaps"]["prompt_s/1"]
+    assert len(gaps) == 2
+    assert max(gaps) < 1e-3, "the first tokens are those that the model scores"
+    assert values["failures"] == {}
 
 
 def test_later_rounds_leave_out_what_no_round_changes(

@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from squeeze.records.estimates import suffix
+from squeeze.records.estimates import at, suffix
 from squeeze.records.record import CONTENDED, PROCESS, UNSTEADY, WARMING, Estimate
 from squeeze.records.rows import Side, alike
 from squeeze.records.statistics import ALPHA, FEWEST_ROUNDS, holm
-from squeeze.records.turns import is_timing, round_ratios
+from squeeze.records.turns import is_timing, round_ratios, timed
 
 EXACT, WITHIN, DRIFTED, NOT_JUDGED = "bit-exact", "within the interval", "drifted", "not judged"
 DETERMINED = (
@@ -41,6 +41,7 @@ TIMED = {
     "ttft_s": ("ttft_ms", "ttft_speedup"),
     "token_s": ("decode_tokens_per_s", "decode_speedup"),
     "encode_s": ("encode_ms", "encode_speedup"),
+    "prompt_s": ("ttft_ms", "ttft_speedup"),
 }
 OF_TIMING = (
     "speed_baseline",
@@ -147,12 +148,14 @@ def _times(before: Side, after: Side, unlike: str) -> Iterator[Verdict]:
 def _logs(side: Side) -> dict[str, Array]:
     """Return the logarithm of each round's figure, (rounds,), by the name of its estimate."""
     found = {}
-    for kind, (figure, speedup) in TIMED.items():
-        for name in sorted(name for name in side.arrays if name.startswith(f"{kind}_b")):
-            ending = suffix(name.rpartition("_b")[2])
-            own = np.log(np.median(side.arrays[name], axis=1))
-            found[f"{figure}{ending}"] = -own if kind == "token_s" else own
-            found[f"{speedup}{ending}"] = -np.log(round_ratios(side.arrays, kind, name.rpartition("_b")[2]))
+    known = {name: point for name in side.arrays if (point := timed(name)) is not None}
+    for name, (kind, point) in sorted(known.items(), key=lambda each: (list(TIMED).index(each[1][0]), each[0])):
+        figure, speedup = TIMED[kind]
+        ending = at(point) if kind == "prompt_s" else suffix(point)
+        own = np.log(np.median(side.arrays[name], axis=1))
+        found[f"{figure}{ending}"] = -own if kind == "token_s" else own
+        if f"baseline_{name}" in side.arrays:  # which may take shorter prompts
+            found[f"{speedup}{ending}"] = -np.log(round_ratios(side.arrays, kind, point))
     return found
 
 

@@ -42,11 +42,12 @@ from squeeze.records.record import (
 from squeeze.records.rows import Side, called, find, unlike_environments
 from squeeze.records.statistics import accuracy_change, fewest_items, mcnemar, ratio, retained_accuracy
 from squeeze.records.store import RecordStore
-from squeeze.records.turns import processes, round_ratio, round_ratios
+from squeeze.records.turns import POINTS, processes, round_ratio, round_ratios, timed
 from squeeze.records.welch import ratio_apart
 
 Named = tuple[str, Side]  # what a row is called beside the other, and the row
-TIMINGS = {"ttft_s": "first token", "token_s": "decoding", "encode_s": "classifying"}
+TIMINGS = {"ttft_s": "first token", "token_s": "decoding", "encode_s": "classifying", "prompt_s": "first token"}
+UNITS = {"b": "at batch {}", "t": "of a prompt of {}"}  # what a point of such calls is
 
 
 def explain(results: Path, a: str, b: str, allow_mixed: bool = False, margins: Margins | None = None) -> None:
@@ -147,27 +148,39 @@ def _speed(first: Side, second: Side, margins: Margins) -> Iterator[str]:
         return
     flags = {*first.record.flags, *second.record.flags}
     note = ", among unsteady times" if UNSTEADY in flags else ""
-    for name in sorted(name for name in first.arrays.keys() & second.arrays.keys() if name.startswith(tuple(TIMINGS))):
-        what = f"{TIMINGS[name.rpartition('_b')[0]]} at batch {name.rpartition('_b')[2]}"
-        estimate = _times_as_fast(first, second, name)
+    for name, kind, point in _both(first, second):
+        what = f"{TIMINGS[kind]} {UNITS[POINTS[kind]].format(point)}"
+        estimate = _times_as_fast(first, second, name, kind, point)
         vetoes = [flag for flag in (WARMING, DECODES_OTHERWISE, ENCODES_OTHERWISE) if flag in flags]
         said = f"{FAILED} ({', '.join(vetoes)})" if vetoes else _in_words(SPEED, estimate, margins)
         yield f"  {what}: {estimate.value:.3f} times as fast{_interval(estimate)}, {estimate.n} rounds{note}: {said}"
 
 
-def _times_as_fast(first: Side, second: Side, name: str) -> Estimate:
+def _both(first: Side, second: Side) -> list[tuple[str, str, str]]:
+    """Return the arrays of times that both rows have, with their kind and their point, shorter prompts first.
+
+    Of prompts that are too long for a baseline there is nothing to compare by.
+    """
+    found = []
+    for name in first.arrays.keys() & second.arrays.keys():
+        beside = all(f"baseline_{name}" in side.arrays for side in (first, second))
+        if (known := timed(name)) is not None and (beside or known[0] != "prompt_s"):
+            found.append((name, *known))
+    return sorted(found, key=lambda each: (each[1], int(each[2])))
+
+
+def _times_as_fast(first: Side, second: Side, name: str, kind: str, point: str) -> Estimate:
     """Return how many times as fast the first row is as the second, of the calls whose times are the array ``name``.
 
     Rows of one block, beside the same processes of the baseline, are compared round by round. Those of two blocks have
     no round in common, nor as many of them.
     """
-    kind, _, batch = name.rpartition("_b")
-    one, other = ([1 / each for each in round_ratios(side.arrays, kind, batch)] for side in (first, second))
+    one, other = ([1 / each for each in round_ratios(side.arrays, kind, point)] for side in (first, second))
     rounds = min(len(one), len(other))
     beside, beside_other = (side.arrays[f"baseline_{name}"][:rounds] for side in (first, second))
     if np.array_equal(beside, beside_other):
         pairs = zip(processes(first.arrays)[:rounds], processes(second.arrays)[:rounds], strict=True)
-        return ratio([1 / round_ratio(*pair, kind, batch) for pair in pairs], [1.0] * rounds)
+        return ratio([1 / round_ratio(*pair, kind, point) for pair in pairs], [1.0] * rounds)
     return ratio_apart(one, other)
 
 

@@ -67,6 +67,7 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
         "encode_speedup": Term("how many times as fast it classifies as the uncompressed model", "times"),
         "itl_p50_ms": Term("from a token to the next, median of each process", "ms"),
         "itl_p95_ms": Term("from a token to the next, 95th percentile of each process", "ms"),
+        "itl_p99_ms": Term("from a token to the next, 99th percentile of each process", "ms"),
         "load_seconds": Term("from a process that has imported everything to a model that answers", "s"),
         "mbu": Term("share of the machine's read bandwidth that decoding uses"),
         "mfu": Term("share of the machine's peak arithmetic that the prompt uses"),
@@ -130,7 +131,8 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
         "context_fixed_bytes": Term(
             "peak of a process with no prompt at all, from a line through two lengths", "bytes"
         ),
-        "context_bytes_per_token": Term("what that peak grows by with each token of the prompt", "bytes"),
+        "context_bytes_per_token": Term("what that peak grows by with each token of the prompt that is held", "bytes"),
+        "context_tokens_held": Term("tokens from which on it does not grow, of a cache that forgets", "tokens"),
         "max_context_estimated": Term("longest prompt that fits --memory: computed, not run", "tokens"),
         "positions": Term("that the model has", WHOLE),
     },
@@ -169,6 +171,7 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
         "isolation": Term("process: official; shared: `pytest benches`, no verdict on speed"),
         "timing": Term("interleaved, sequential or partly interleaved"),
         "rounds_ended": Term("why no further rounds were timed"),
+        "prompts_left_out": Term("lengths of the curve that are not timed, and why"),
         "noise_floor": Term("against what the floors were taken"),
         "decode_difference": Term("largest relative difference of a layer's outputs between decoding and scoring"),
         "energy": Term("whether the machine counts its energy"),
@@ -196,6 +199,7 @@ OF_CLASSIFIERS: Mapping[str, Term] = {
     "batch_dependent": Term("whether its answers depend on what else is in the batch"),
 }
 BATCH = re.compile(r"(.+)_b(\d+)")
+LENGTH = re.compile(r"(ttft_ms|ttft_speedup|cost_per_mtok_prefill)_at_(\d+)")
 TASK = re.compile(r"acc_(\w+?)(_delta)?")
 # What is known of a figure besides its value, in columns of their own.
 PARTS: Mapping[str, str] = {
@@ -211,11 +215,16 @@ PARTS: Mapping[str, str] = {
 
 
 def term(column: str) -> Term | None:
-    """Return what a column holds: one of TERMS, of a batch size or of a task; None for one that nobody explained."""
+    """Return what a column holds: one of TERMS, of a batch size, of a prompt's length or of a task.
+
+    None for one that nobody explained.
+    """
     if column in TERMS:
         return TERMS[column]
     if (found := BATCH.fullmatch(column)) and (known := TERMS.get(found[1])):
         return known._replace(words=f"{known.words}; {found[2]} requests at a time")
+    if found := LENGTH.fullmatch(column):
+        return (known := TERMS[found[1]])._replace(words=f"{known.words}; of a prompt of {found[2]} tokens")
     if found := TASK.fullmatch(column):
         return Term(f"{'change of the ' if found[2] else ''}share of right answers in {found[1]}")
     return None
@@ -223,6 +232,6 @@ def term(column: str) -> Term | None:
 
 def group_of(column: str) -> str:
     """Return the group of a column in GROUPS; tasks are of quality, and what nobody explained of how it went."""
-    plain = found[1] if (found := BATCH.fullmatch(column)) else column
+    plain = found[1] if (found := BATCH.fullmatch(column) or LENGTH.fullmatch(column)) else column
     named = next((name for name, terms in GROUPS.items() if plain in terms), None)
     return named or ("quality" if TASK.fullmatch(column) else "how it went")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from squeeze.boards import columns, plots, serving, summary, terms
+from squeeze.boards import columns, lengths, plots, serving, summary, terms
 from squeeze.boards.columns import Column
 from squeeze.boards.table import read
 from squeeze.boards.terms import Terms
@@ -100,7 +100,13 @@ def _serving(board: pd.DataFrame) -> list[str]:
     if not serving.shown(lines):
         return []
     table = "\n".join(_lines(serving.columns(lines), lines))
-    return ["### Serving", serving.LEGEND, _plain(serving.caption(board)), table]
+    parts = ["### Serving", serving.legend(lines), _plain(serving.caption(board)), table]
+    timed = lengths.rows(board)
+    if len(timed):
+        curves = "\n".join(_lines(lengths.columns(timed), timed))
+        left_out = "\n".join(f"- {_plain(text)}" for text in lengths.left_out(timed))
+        parts += ["### First token by length of the prompt", lengths.LEGEND, curves, left_out]
+    return parts
 
 
 def _lines(shown: Sequence[Column], rows: pd.DataFrame) -> list[str]:

@@ -28,7 +28,7 @@ from squeeze.records.store import RecordStore
 # Columns of which more is better; of all others, less is.
 MORE = re.compile(
     r"(acc_.*|top1_agreement|retained_accuracy|first_divergence|decode_tokens_per_s|items_per_s|\w+_speedup"
-    r"|compression_ratio|mbu|mfu|sparsity|max_context_estimated)(_b\d+)?"
+    r"|compression_ratio|mbu|mfu|sparsity|max_context_estimated)(_b\d+|_at_\d+)?"
 )
 TESTED, ANSWERED = "perplexity", "acc_pooled"  # differences are tested, paired by block of tokens or by item
 NORMAL = 1.96  # standard errors of a 95 % interval

@@ -17,7 +17,7 @@ from squeeze.records.record import Estimate, Record, Status
 from squeeze.records.sanitize import line
 
 SPREAD = re.compile(
-    r"(ttft_ms|encode_ms|itl_p\d+_ms|(decode_token|item)s_per_s|load_seconds|energy_\w+|cost_\w+|\w+_bytes)(_b\d+)?"
+    r"(ttft_ms|encode_ms|itl_p\d+_ms|(decode_token|item)s_per_s|load_seconds|energy_\w+|cost_\w+|\w+_bytes)(_b\d+|_at_\d+)?"
 )
 LARGE = 1e4  # from where a figure of four digits would hide part of a whole number
 SHARES = re.compile(r"acc_\w+|top1_\w+|retained_accuracy|\w*divergent_\w+|\w*repetition|mbu|mfu|compressed_share")
@@ -117,9 +117,9 @@ def _plain(value: object) -> str:
     return f"{value:,.6g}" if isinstance(value, int | float) else value if isinstance(value, str) else ""
 
 
-def _reading_order(name: str) -> tuple[int, int, str]:
-    """Sort as GROUPS do, batch sizes and tasks behind their kin."""
+def _reading_order(name: str) -> tuple[int, int, int, str]:
+    """Sort as GROUPS do, batch sizes, lengths and tasks behind their kin."""
     group = list(GROUPS).index(group_of(name))
     names = list(GROUPS[group_of(name)])
-    plain = re.sub(r"_b\d+$", "", name)
-    return group, names.index(plain) if plain in names else len(names), name
+    plain, _, point = re.sub(r"_(b|at_)(\d+)$", r" \2", name).partition(" ")
+    return group, names.index(plain) if plain in names else len(names), int(point or 0), name

@@ -21,8 +21,9 @@ LEGEND = (
 )
 BATCHED = re.compile(
     r"((?:decode_tokens_per_s|decode_speedup|ttft_ms|ttft_speedup|encode_ms|items_per_s|encode_speedup|itl_p50_ms"
-    r"|itl_p95_ms|energy_j_per_token|cost_per_mtok|cost_per_mtok_prefill)(?:_low|_high|_verdict)?)(?:_b(\d+))?"
+    r"|itl_p95_ms|itl_p99_ms|energy_j_per_token|cost_per_mtok|cost_per_mtok_prefill)(?:_low|_high|_verdict)?)(?:_b(\d+))?"
 )
+TAIL = "p95 and p99: where each process has at least 20 and 100 times, so that one of them at least lies beyond."
 ONCE = ("load_seconds", LONGEST)  # of a row, whatever the batch
 PEAKS = ("load_peak_bytes", "prefill_peak_bytes", "decode_peak_bytes")
 # Boards of old records lack all of these.
@@ -51,6 +52,7 @@ COLUMNS = (
     Column("encode speed-up", _ratio("encode_speedup"), where="encode_speedup"),
     Column("next ms", _number("itl_p50_ms", ".4g"), where="itl_p50_ms"),
     Column("p95 ms", _number("itl_p95_ms", ".4g"), where="itl_p95_ms"),
+    Column("p99 ms", _number("itl_p99_ms", ".4g"), where="itl_p99_ms"),
     Column("J/token", _number("energy_j_per_token", ".3g"), where="energy_j_per_token"),
     Column("cost/Mtok read", _number("cost_per_mtok_prefill", ".3g"), where="cost_per_mtok_prefill"),
     Column("cost/Mtok written", _number("cost_per_mtok", ".3g"), where="cost_per_mtok"),
@@ -61,6 +63,11 @@ COLUMNS = (
 def columns(lines: pd.DataFrame) -> list[Column]:
     """Return the columns that some line of ``by_batch`` fills."""
     return [column for column in COLUMNS if not column.where or _any(lines, column.where)]
+
+
+def legend(lines: pd.DataFrame) -> str:
+    """Say what the columns of these lines are."""
+    return f"{LEGEND} {TAIL}" if _any(lines, "itl_p99_ms") else LEGEND
 
 
 def shown(lines: pd.DataFrame) -> bool:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from squeeze.boards import claims, columns, iso, literature, narrow, serving, summary, terms
+from squeeze.boards import claims, columns, iso, lengths, literature, narrow, serving, summary, terms
 from squeeze.boards.columns import Column
 from squeeze.boards.drift import Drift, drifts
 from squeeze.boards.literature import Comparison
@@ -58,19 +58,33 @@ def show_rows(frame: pd.DataFrame, keys: Collection[str], most: int = MOST_ROWS)
         _print(out, board, keys, most)
 
 
-def show_serving(results: Path, asked: Terms = terms.NONE) -> None:
+def show_serving(results: Path, asked: Terms = terms.NONE, picture: Path | None = None) -> None:
     """Print what serving each row takes, by batch size; cost and longest context by the terms that are asked for.
+
+    Where first tokens were timed at several lengths of the prompt, these have a table of their own. picture: a file to
+    draw first tokens by length, and throughput against latency, into; None: nothing.
 
     Raises SqueezeError when there is no record.
     """
     out = console()
-    captions = [serving.LEGEND]
-    for board in summary.boards(read(results, asked)):
+    frame = read(results, asked)
+    captions: list[str] = []
+    for board in summary.boards(frame):
         lines = serving.by_batch(board)
         out.print(_table(summary.title(board), serving.columns(lines), lines))
-        captions.append(serving.caption(board))
+        captions += [serving.legend(lines), serving.caption(board)]
+        timed = lengths.rows(board)
+        if len(timed):
+            out.print(_table(f"{summary.title(board)}: first token", lengths.columns(timed), timed))
+            for text in lengths.left_out(timed):
+                out.print(Text(text, style="yellow"), soft_wrap=True)
+            captions.append(lengths.LEGEND)
     for text in dict.fromkeys(filter(None, captions)):
         out.print(Text(text, style="dim"))
+    if picture is not None:
+        from squeeze.boards.serving_plot import serving_picture  # matplotlib: a second
+
+        write_atomically(picture, serving_picture(frame))
 
 
 def show_iso(results: Path, most: str, picture: Path | None = None, asked: Terms = terms.NONE) -> None:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     "picture",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.png",
-    help="Draw what each family reaches by bytes into a file, too; with --iso-bytes.",
+    help="Draw into a file, too: with --iso-bytes, what each family reaches by bytes; with --serving, first tokens by "
+    "length of the prompt, and throughput against latency.",
 )
 @terms_options
 def board(
@@ -44,8 +45,11 @@ def board(
 
     With --price or --memory, what follows from them stands in the table of --serving.
     """
-    if picture is not None and most is None:
-        raise click.UsageError("--plot draws families by their bytes; expected --iso-bytes SIZE beside it")
+    of_serving = serving or (asked.of_serving and not (claims or literature))
+    if picture is not None and most is None and (claims or literature or not of_serving):
+        raise click.UsageError(
+            "--plot draws families by their bytes, or serving; expected --iso-bytes SIZE or --serving beside it"
+        )
     if most is not None:
         from squeeze.boards.terminal import show_iso
 
@@ -58,10 +62,10 @@ def board(
         from squeeze.boards.terminal import show_literature
 
         show_literature(results)
-    elif serving or asked.of_serving:
+    elif of_serving:
         from squeeze.boards.terminal import show_serving
 
-        show_serving(results, asked)
+        show_serving(results, asked, picture)
     else:
         from squeeze.boards.terminal import show
 

@@ -43,13 +43,8 @@ WATCHED = (
         "squeeze.runtimes.kv_cache",
     ),
     *("squeeze.probes.latency", "squeeze.probes.scoring", "squeeze.probes.teacher_forced", "squeeze.probes.turns"),
-    *(
-        "squeeze.probes.scorer",
-        "squeeze.probes.samples",
-        "squeeze.models.logits",
-        "squeeze.models.architecture",
-        "pytest_benchmark.fixture",
-    ),
+    *("squeeze.probes.first_tokens", "squeeze.probes.rounding", "squeeze.probes.scorer"),
+    *("squeeze.probes.samples", "squeeze.models.logits", "squeeze.models.architecture", "pytest_benchmark.fixture"),
 )
 CLASSES = (torch.Tensor,)  # beside those of these modules
 # Pytest names the test that runs. CUDA and OpenMP variables count only where a process starts: all others are heeded.

@@ -14,18 +14,22 @@ from torch import Tensor
 
 from squeeze.probes import scorer
 from squeeze.probes.scoring import SOFTMAX_ROWS, Row
-from squeeze.runtimes.contract import Engine, shows_model
+from squeeze.runtimes.contract import Engine, States, shows_model
 
 
 @torch.inference_mode()
-def gaps(engine: Engine, prompt: Tensor, chosen: Sequence[int]) -> list[float]:
+def gaps(engine: Engine, prompt: Tensor, chosen: Sequence[int], states: States | None = None) -> list[float]:
     """Return how far below the likeliest token each chosen one lies where text is scored; 0 where it is the likeliest.
 
-    prompt: (tokens,) int64; chosen: the tokens that were decoded behind it. Of each: the difference of the two logits
-    in standard deviations of all logits there, so that one bound does for models whose logits are large and small; 0,
-    too, where the scored forward gives no numbers.
+    prompt: (tokens,) int64; chosen: the tokens that were decoded behind it; states: what computes hidden states, where
+    it is not what the engine scores text with. Of each: the difference of the two logits in standard deviations of all
+    logits there, so that one bound does for models whose logits are large and small; 0, too, where the scored forward
+    gives no numbers.
     """
-    how = scorer.of_engine(engine)
+    if states is not None and shows_model(engine):
+        how = scorer.of_model(engine.subject.model, states)
+    else:
+        how = scorer.of_engine(engine)
     predicted = how.predict([Row(tuple(prompt.tolist()), (tuple(chosen),), (0,))])
     outputs = how.logits(predicted.hidden)
     found = [

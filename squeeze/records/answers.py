@@ -90,7 +90,7 @@ PERPLEXITY = Kind("perplexity", "better", "worse", "token blocks", 16, ratio=Tru
 ACCURACY = Kind("accuracy", "worse", "better", "items", 1, tail=ALPHA / 2)
 KL = Kind("kl", "", "worse", "token blocks", 16, distance=True)
 KINDS = {
-    r"(decode|ttft|encode)_speedup(_b\d+)?": SPEED,
+    r"(decode|ttft|encode)_speedup(_b\d+)?|ttft_speedup_at_\d+": SPEED,
     r"perplexity(_ood)?_delta": PERPLEXITY,
     r"acc_\w+_delta": ACCURACY,
     r"kl_divergence": KL,

@@ -24,7 +24,7 @@ from squeeze.core.errors import IntegrityError
 from squeeze.records.record import Record
 from squeeze.records.sanitize import line
 from squeeze.records.store import LARGEST_SAMPLES, RecordStore
-from squeeze.records.turns import TIMINGS
+from squeeze.records.turns import BEFORE_POINT, TIMINGS
 
 LARGEST_DIRECTORY = 2**20  # bytes of a zip's list of contents
 END = struct.Struct("<4s4H2LH")  # the end of a zip file: signature, ..., bytes of the directory, its place, ...
@@ -35,8 +35,8 @@ NUMBERS, WHOLE, TRUTHS = "bfiu", "iu", "b"  # kinds of dtypes
 KNOWN = tuple(
     (re.compile(pattern), dimensions, kinds)
     for pattern, dimensions, kinds in (
-        (rf"({'|'.join(TIMINGS)})_b[1-9]\d*", 2, "f"),
-        (rf"turns_({'|'.join(TIMINGS)})_b[1-9]\d*", 3, "f"),
+        (rf"({BEFORE_POINT})[1-9]\d*", 2, "f"),
+        (rf"turns_({BEFORE_POINT})[1-9]\d*", 3, "f"),
         (r"interleaved", 1, TRUTHS),
         (r"(token_nll|kl)(_ood)?|confidence|floor_kl|item_kl", 1, "f"),
         (r"top1|floor_top1|item_top1|.+_correct", 1, "b"),

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 RUN = 64  # tokens whose mean counts
-FIRSTS = "ttft_s"
+FIRSTS = ("ttft_s", "prompt_s")  # steps whose first tokens alone are checked: one a round, or one a length and round
 # A token is chosen otherwise where rounding exceeds the lead of the likeliest one, so gaps are as small as rounding.
 # SmolLM2-135M, and what 3 bits a weight leave of it, come to 0.002; without one of its 30 layers while decoding to 0.04
 # to 0.37 (six were tried). Tiny models: 0.001, and 0.2 or more without a part of one layer.
@@ -32,7 +32,7 @@ def worst(rounds: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the greatest mean gap of RUN tokens in a row, over the samples of all rounds; None where none was taken.
 
     Each round has ``gaps``: by step and batch size a list for each row that was checked. Of first tokens there is one
-    a round: those of the rounds stand in a row.
+    a round, or one for each length of the curve: those of the rounds stand in a row.
     """
     found: list[list[float]] = []
     for step in rounds[0].get("gaps", {}):

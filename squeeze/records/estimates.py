@@ -27,7 +27,8 @@ from squeeze.records.statistics import (
 )
 from squeeze.records.turns import round_ratio
 
-FEWEST = 20  # token times of a process that have a 95th percentile: one of them lies beyond it
+# Token times of a process that have such a percentile: one of them at least lies beyond it.
+FEWEST = {50: 1, 95: 20, 99: 100}
 STEPS = ("load", "prefill", "decode")  # those of a latency process
 MEMORY = ("peak", "peak_anon_bound", "rss_anon", "rss_file", "cuda_reserved", "cuda_device")
 SIZES = (
@@ -85,13 +86,18 @@ def loading(rounds: Sequence[Values]) -> Estimates:
 def speeds(rounds: Sequence[Values], baseline: Sequence[Values]) -> Estimates:
     """Return ttft_ms, decode_tokens_per_s, of a classifier encode_ms and items_per_s, and ratios to the baseline's.
 
-    Of batch sizes above 1 with suffix _b8.
+    Of batch sizes above 1 with suffix _b8; of the prompts of the curve, whose lengths differ, with suffix _at_512.
     """
     found = {}
     for batch in rounds[0].get("ttft_s", {}):
         own = medians(rounds, "ttft_s", batch)
         found[f"ttft_ms{suffix(batch)}"] = _spread([1000 * seconds for seconds in own])
         found[f"ttft_speedup{suffix(batch)}"] = _speed_up(rounds, baseline, "ttft_s", batch)
+    for tokens in rounds[0].get("prompt_s", {}):
+        own = medians(rounds, "prompt_s", tokens)
+        found[f"ttft_ms{at(tokens)}"] = _spread([1000 * seconds for seconds in own])
+        if tokens in baseline[0].get("prompt_s", {}):  # which may take shorter prompts
+            found[f"ttft_speedup{at(tokens)}"] = _speed_up(rounds, baseline, "prompt_s", tokens)
     for batch in rounds[0].get("token_s", {}):
         own = medians(rounds, "token_s", batch)
         found[f"decode_tokens_per_s{suffix(batch)}"] = _spread([int(batch) / seconds for seconds in own])
@@ -105,17 +111,18 @@ def speeds(rounds: Sequence[Values], baseline: Sequence[Values]) -> Estimates:
 
 
 def inter_token(rounds: Sequence[Values]) -> Estimates:
-    """Return the median and the 95th percentile of the milliseconds from a token to the next: itl_p50_ms, itl_p95_ms.
+    """Return percentiles of the milliseconds from a token to the next: itl_p50_ms, the median, itl_p95_ms, itl_p99_ms.
 
-    Percentiles are a process's own: over pooled rounds, that of the slowest process would be the 95th of all. Where a
-    process has fewer than ``FEWEST`` times, there is no 95th percentile.
+    Percentiles are a process's own: over pooled rounds, that of the slowest process would be the 95th of all. One that
+    some process has fewer times than ``FEWEST`` for is left out.
     """
     found = {}
     for batch in rounds[0].get("token_s", {}):
         times = [1000 * np.asarray(values["token_s"][batch], dtype=float) for values in rounds]
-        for percent in (50, 95) if min(map(len, times)) >= FEWEST else (50,):
-            own = [float(np.percentile(each, percent)) for each in times]
-            found[f"itl_p{percent}_ms{suffix(batch)}"] = _spread(own)
+        for percent, fewest in FEWEST.items():
+            if min(map(len, times)) >= fewest:
+                own = [float(np.percentile(each, percent)) for each in times]
+                found[f"itl_p{percent}_ms{suffix(batch)}"] = _spread(own)
     return found
 
 
@@ -175,14 +182,19 @@ def utilisation(rounds: Sequence[Values], machine: Machine) -> Estimates:
     return found
 
 
-def medians(rounds: Sequence[Values], name: str, batch: str) -> list[float]:
-    """Return the median of each round's process, in seconds."""
-    return [float(median(values[name][batch])) for values in rounds]
+def medians(rounds: Sequence[Values], name: str, point: str) -> list[float]:
+    """Return the median of each round's process, in seconds; point: a batch size, or the tokens of a prompt."""
+    return [float(median(values[name][point])) for values in rounds]
 
 
 def suffix(batch: str) -> str:
     """Return what tells a batch size apart in a column's name: nothing for 1."""
     return "" if batch == "1" else f"_b{batch}"
+
+
+def at(tokens: str) -> str:
+    """Return what tells a prompt's length apart in a column's name."""
+    return f"_at_{tokens}"
 
 
 def scores(values: Values) -> Estimates:
@@ -203,11 +215,11 @@ def changes(arrays: Arrays, baseline: Arrays, seed: int) -> Estimates:
     return found
 
 
-def _speed_up(rounds: Sequence[Values], baseline: Sequence[Values], name: str, batch: str) -> Estimate:
+def _speed_up(rounds: Sequence[Values], baseline: Sequence[Values], name: str, point: str) -> Estimate:
     """Return how many times as fast the processes of the rounds were as the baseline's."""
     if len(rounds) != len(baseline):
         raise ValueError(f"rounds must be paired: {len(rounds)} of the candidate, {len(baseline)} of the baseline")
-    ratios = [round_ratio(own, other, name, batch) for own, other in zip(rounds, baseline, strict=True)]
+    ratios = [round_ratio(own, other, name, point) for own, other in zip(rounds, baseline, strict=True)]
     return ratio([1 / each for each in ratios], [1.0] * len(ratios))
 
 

@@ -51,7 +51,7 @@ FIGURES = re.compile(
     r"bits|sparsity|group_size|effective_bits|block_effective_bits|compression_ratio|bits_per_byte|mbu|mfu|.*bytes"
     r"|(kl|top1|acc)_.+|perplexity.*|.+_seconds|training_tokens|training_joules|trainable_(parameters|share)"
     r"|(decode_tokens_per_s|(decode|ttft)_speedup|ttft_ms|itl_p\d+_ms"
-    r"|items_per_s|encode_(ms|speedup)|energy_j_per_token)(_b\d+)?"
+    r"|items_per_s|encode_(ms|speedup)|energy_j_per_token)(_b\d+)?|ttft_(ms|speedup)_at_\d+"
 )
 
 

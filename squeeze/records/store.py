@@ -1,6 +1,6 @@
 """Keep records: one JSON file per attempt, whole or not there, and its raw samples beside it.
 
-    records/<label>-<attempt>.json   at most 12 KB
+    records/<label>-<attempt>.json   at most 16 KB
     records/<label>-<attempt>.npz    raw samples; the record names their sha256
     logs/<label>-<attempt>.log       what the attempt's processes printed
 
@@ -29,7 +29,7 @@ from squeeze.records.record import Record
 from squeeze.records.sanitize import line
 from squeeze.request.cell import Cell
 
-LARGEST_RECORD = 12_288  # bytes: 100,000 records stay readable in seconds
+LARGEST_RECORD = 16_384  # bytes: 100,000 records stay readable in seconds
 LARGEST_SAMPLES = 64 * 2**20  # bytes, packed and unpacked: those of a text of two million tokens
 
 Report = Callable[[Path, str], None]
@@ -169,7 +169,7 @@ def decode(content: bytes) -> Record:
 def encode(record: Record) -> bytes:
     """Return the record's JSON. Raises ValueError when it could not be read again: mistakes of its author.
 
-    It is above 12 KB, holds NaN, or a field that is not as the schema says.
+    It is above 16 KB, holds NaN, or a field that is not as the schema says.
     """
     content = json.dumps(record.to_json(), separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
     if len(content) > LARGEST_RECORD:

@@ -6,17 +6,37 @@ round is the median over its turns. The process stays the unit of replication; o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-TIMINGS = ("ttft_s", "token_s", "encode_s")  # kinds of calls that are timed
+# Kinds of calls that are timed, and the letter before what tells those of a kind apart: the size of their batch, or the
+# tokens of their prompt.
+POINTS: Mapping[str, str] = {"ttft_s": "b", "token_s": "b", "encode_s": "b", "prompt_s": "t"}
+TIMINGS = tuple(POINTS)
+BEFORE_POINT = "|".join(f"{kind}_{letter}" for kind, letter in POINTS.items())  # of an array's name
+ARRAY = re.compile(rf"({BEFORE_POINT})([1-9]\d*)")
 HAND_OVERS = 0.020  # seconds a turn: what members wait while they hand over, alone (up to 17 ms)
 
 Values = Mapping[str, Any]
 Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def array_of(kind: str, point: str) -> str:
+    """Return the name of the array that holds the times of some calls: ``token_s_b8``, ``prompt_s_t512``.
+
+    point: the size of the batch, or the tokens of the prompt.
+    """
+    return f"{kind}_{POINTS[kind]}{point}"
+
+
+def timed(array: str) -> tuple[str, str] | None:
+    """Return the kind and the point of the calls whose times an array of this name holds; None of any other array."""
+    found = ARRAY.fullmatch(array)
+    return None if found is None else (found[1].rpartition("_")[0], found[2])
 
 
 def turn_ratio(candidate: npt.ArrayLike, baseline: npt.ArrayLike, turns: int) -> float:
@@ -36,14 +56,14 @@ def turn_ratio(candidate: npt.ArrayLike, baseline: npt.ArrayLike, turns: int) ->
     return float(np.exp(np.median(np.log(medians[:, 0] / medians[:, 1]))))
 
 
-def round_ratio(own: Values, baseline: Values, name: str, batch: str) -> float:
-    """Return the seconds of one round's process over the baseline's, of the calls ``name`` at a batch size.
+def round_ratio(own: Values, baseline: Values, name: str, point: str) -> float:
+    """Return the seconds of one round's process over the baseline's, of the calls ``name`` at a point of theirs.
 
     By turns where both processes were ``interleaved``, else the ratio of their medians.
     """
-    times = own[name][batch], baseline[name][batch]
+    times = own[name][point], baseline[name][point]
     if own.get("interleaved") and baseline.get("interleaved"):
-        return turn_ratio(*times, turns=len(own["turns"][f"{name}/{batch}"]))
+        return turn_ratio(*times, turns=len(own["turns"][f"{name}/{point}"]))
     candidate, other = (float(np.median(seconds)) for seconds in times)
     return candidate / other
 
@@ -59,25 +79,25 @@ def processes(arrays: Arrays, prefix: str = "") -> list[dict[str, Any]]:
 
     prefix: ``baseline_`` for the baseline's processes.
     """
-    timed = [(kind, name) for kind in TIMINGS for name in arrays if name.startswith(f"{prefix}{kind}_b")]
-    count = len(arrays[timed[0][1]]) if timed else 0
+    kept = [name for name in arrays if name.startswith(prefix)]
+    known = [(name, *found) for name in kept if (found := timed(name.removeprefix(prefix)))]
+    count = len(arrays[known[0][0]]) if known else 0
     interleaved = arrays.get(f"{prefix}interleaved", np.zeros(count, dtype=bool))  # records of schema 1 have none
     made: list[dict[str, Any]] = [
         {"interleaved": bool(flag), "turns": {}, **{kind: {} for kind in TIMINGS}} for flag in interleaved
     ]
-    for kind, name in timed:
-        batch = name.rpartition("_b")[2]
+    for name, kind, point in known:
         for values, times in zip(made, arrays[name], strict=True):
-            values[kind][batch] = times.tolist()
-        for values, turns in zip(made, arrays.get(f"{prefix}turns_{kind}_b{batch}", ()), strict=False):
-            values["turns"][f"{kind}/{batch}"] = turns.tolist()
+            values[kind][point] = times.tolist()
+        for values, turns in zip(made, arrays.get(f"{prefix}turns_{array_of(kind, point)}", ()), strict=False):
+            values["turns"][f"{kind}/{point}"] = turns.tolist()
     return made
 
 
-def round_ratios(arrays: Arrays, name: str, batch: str) -> list[float]:
+def round_ratios(arrays: Arrays, name: str, point: str) -> list[float]:
     """Return `round_ratio` of each round of a record's samples, (rounds,)."""
     pairs = zip(processes(arrays), processes(arrays, "baseline_"), strict=True)
-    return [round_ratio(own, baseline, name, batch) for own, baseline in pairs]
+    return [round_ratio(own, baseline, name, point) for own, baseline in pairs]
 
 
 def contention(rounds: Sequence[Values]) -> float:

@@ -232,6 +232,12 @@ _LIMIT: Schema = {
 
 _TEXT_WINDOWS: Schema = {"corpus": CORPUS, "tokens": or_null(POSITIVE), "window": POSITIVE, "stride": POSITIVE}
 
+# Of first tokens by the length of the prompt. repeats: of each length, in every process; pairs have it on average.
+_TTFT_CURVE: Schema = {
+    "prompt_tokens": several("a list of different positive integers", POSITIVE, least=1),
+    "repeats": EVEN,
+}
+
 _GENERATIONS: Schema = {"prompts": POSITIVE, "tokens": POSITIVE}
 
 _PROTOCOL: Schema = {
@@ -261,5 +267,13 @@ SCHEMAS: Mapping[str, tuple[Schema, Schema]] = {
     "technique": (_TECHNIQUE, {"calibrated": BOOLEAN}),
     "calibration": (_CALIBRATION, {}),
     "runtime": (_RUNTIME, _RUNTIME_OPTIONAL),
-    "protocol": (_PROTOCOL, {"perplexity_ood": _TEXT_WINDOWS, "generations": _GENERATIONS, "most_rounds": EVEN}),
+    "protocol": (
+        _PROTOCOL,
+        {
+            "perplexity_ood": _TEXT_WINDOWS,
+            "generations": _GENERATIONS,
+            "most_rounds": EVEN,
+            "ttft_curve": _TTFT_CURVE,
+        },
+    ),
 }

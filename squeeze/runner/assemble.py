@@ -20,7 +20,7 @@ from squeeze.records.plausibility import implausible
 from squeeze.records.record import IMPLAUSIBLE, Estimate, Record, Status
 from squeeze.records.sanitize import public
 from squeeze.records.statistics import fewest_items
-from squeeze.records.turns import TIMINGS, how_timed
+from squeeze.records.turns import TIMINGS, array_of, how_timed
 from squeeze.runner.alike import unlike
 from squeeze.runner.attempt import Attempt, now
 from squeeze.runner.flagging import flags
@@ -32,7 +32,7 @@ REALISED = (
     *("bytes_real", "memory_real", "compute_real", "batch_dependent", "sparsity", "levels", "compressed_share"),
     *("scored_as", "scored_difference", "decode_difference", "running_bits", "mismatches", "gomp_spincount"),
     *("causal_difference", "layers_kept", "channels_kept", "heads_kept", "hidden_kept", "input_sparsity"),
-    *("greedy_agreement", "greedy_within_rounding", "parity_difference", "parity_kl", "inspected"),
+    *("greedy_agreement", "greedy_within_rounding", "parity_difference", "parity_kl", "inspected", "prompts_left_out"),
 )
 NOT_AVAILABLE = "not available"
 FLOOR = "floor_"  # arrays of a baseline that say how far it is from itself; in its own record they stand once, too
@@ -224,11 +224,10 @@ def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, b
     raw |= {f"baseline_{name}": _compact(array) for name, array in baseline_arrays.items() if _is_kept(name)}
     for prefix, timings in (("", rounds), ("baseline_", baseline)):
         for kind in TIMINGS:
-            for batch in timings[0].get(kind, {}):
-                raw[f"{prefix}{kind}_b{batch}"] = np.array([values[kind][batch] for values in timings])
-                raw[f"{prefix}turns_{kind}_b{batch}"] = np.array(
-                    [values["turns"][f"{kind}/{batch}"] for values in timings]
-                )
+            for point in timings[0].get(kind, {}):
+                name = array_of(kind, point)
+                raw[f"{prefix}{name}"] = np.array([values[kind][point] for values in timings])
+                raw[f"{prefix}turns_{name}"] = np.array([values["turns"][f"{kind}/{point}"] for values in timings])
         raw[f"{prefix}interleaved"] = np.array([bool(values["interleaved"]) for values in timings])
     for step in rounds[0].get("gaps", {}):
         name = "gaps_{}_b{}".format(*step.split("/"))

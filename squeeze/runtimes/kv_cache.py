@@ -10,7 +10,7 @@ from transformers import Cache, DynamicCache
 
 from squeeze.models.architecture import last_hidden_state
 from squeeze.models.subject import Subject
-from squeeze.runtimes.contract import States
+from squeeze.runtimes.contract import Generation, States
 
 
 def cache_of(subject: Subject) -> Cache:
@@ -33,6 +33,18 @@ def bytes_per_token(cache: Cache) -> float:
     texts, tokens = first.keys.shape[0], first.read if hasattr(first, "read") else first.get_seq_length()
     total = sum(tensor.nbytes for layer in cache.layers for tensor in _tensors(layer))
     return total / int(texts * tokens)
+
+
+def tokens_held(generation: Generation, read: int) -> int:
+    """Return of how many of the tokens that were read the cache of a generation still holds something.
+
+    Of all, but of a cache whose layers forget: those count what they have read, and what they hold lies in ``keys``.
+    An engine that shows no such cache forgets nothing. read: tokens of one text.
+    """
+    layers = getattr(getattr(generation, "cache", None), "layers", ())
+    if not layers or not hasattr(layers[0], "read"):
+        return read
+    return int(layers[0].keys.shape[-2])
 
 
 def states_of(subject: Subject) -> States:

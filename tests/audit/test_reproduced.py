@@ -174,3 +174,22 @@ def test_what_the_moment_decided_is_no_drift() -> None:
     found = words(in_turns(4), in_turns(5))
     assert DRIFTED not in found.values()
     assert not {name for name in found if "turns" in name or "interleaved" in name or "rounds_ended" in name}
+
+
+def curved(found: Side) -> Side:
+    """The same attempt; its prompts of 512 tokens took as long as those of the protocol's length."""
+    times = {f"{of}prompt_s_t512": found.arrays[f"{of}ttft_s_b1"] for of in ("", "baseline_")}
+    return Side(found.record, {**found.arrays, **times})
+
+
+def test_first_tokens_are_judged_at_each_length_of_the_prompt() -> None:
+    again = {verdict.field: verdict for verdict in verdicts(curved(side(1)), curved(side(2)))}
+    assert (again["ttft_ms_at_512"].word, again["ttft_ms_at_512"].why) == (NOT_JUDGED, ABSOLUTE)
+    assert again["ttft_speedup_at_512"].word == WITHIN
+    slower = words(curved(side(1)), curved(side(2, pace=1.5)))
+    assert slower["ttft_speedup_at_512"] == DRIFTED
+    before, after = curved(side(1)), curved(side(2))
+    for each in (before, after):
+        del each.arrays["baseline_prompt_s_t512"]
+    assert "ttft_speedup_at_512" not in words(before, after)
+    assert words(before, after)["ttft_ms_at_512"] == NOT_JUDGED

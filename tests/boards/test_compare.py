@@ -99,6 +99,21 @@ def test_rows_of_the_same_rounds_are_compared_turn_by_turn(store, capsys):
     assert "decoding at batch 1: 1.200 times as fast (95 % interval 1.2 to 1.2," in capsys.readouterr().out
 
 
+def test_first_tokens_are_compared_at_each_length_of_the_prompt(store, capsys):
+    """Shorter prompts first; one that is too long for a baseline has nothing to be compared by."""
+    for bits, speed in ((4, 1.5), (8, 1.0)):
+        arrays = samples(1.0, 0.0, seed=bits)
+        for tokens in (1000, 64):
+            arrays |= {f"prompt_s_t{tokens}": np.full((ROUNDS, 2), 0.1 / speed)}
+            arrays |= {f"baseline_prompt_s_t{tokens}": np.full((ROUNDS, 2), 0.1)}
+        keep(store, bits, {**arrays, "prompt_s_t4096": np.full((ROUNDS, 2), 0.1)})
+    explain(store.results, RTN4, RTN8)
+    told = [line.strip() for line in capsys.readouterr().out.splitlines() if "first token" in line]
+    starts = ["first token of a prompt of 64: 1.500 times as fast", "first token of a prompt of 1000: 1.500 times"]
+    assert len(told) == 2
+    assert all(line.startswith(start) for line, start in zip(told, starts, strict=True))
+
+
 def test_rows_of_two_blocks_are_compared_though_one_has_more_rounds(store, capsys):
     """As where the one is extended: its rounds were beside other processes of the baseline."""
     longer = samples(1.0, 0.0, seed=2, moment=1)

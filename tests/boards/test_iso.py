@@ -123,7 +123,7 @@ def test_the_command_prints_the_families_and_draws_them(results: Path, capsys: p
     assert "baseline: no row of at most 113 MB" in shown
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert main(["board", "--plot", str(picture), "--results", str(results)]) == 2
-    assert "expected --iso-bytes SIZE" in capsys.readouterr().err
+    assert "expected --iso-bytes SIZE or --serving beside it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["", "many", "0", "-5M"])

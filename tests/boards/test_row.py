@@ -54,8 +54,18 @@ def test_every_published_column_is_explained():
 def test_columns_of_batches_and_tasks_are_explained_by_their_kin():
     assert glossary.term("ttft_ms_b8") == ("time to the first token; 8 requests at a time", "ms")
     assert glossary.term("acc_piqa_delta") == ("change of the share of right answers in piqa", "")
-    assert glossary.term("xyz") is None
+    assert glossary.term("ttft_ms_at_512") == ("time to the first token; of a prompt of 512 tokens", "ms")
+    assert glossary.term("decode_speedup_at_512") is glossary.term("xyz") is None
     assert (glossary.group_of("ttft_ms_b8"), glossary.group_of("acc_piqa")) == ("speed", "quality")
+    assert glossary.group_of("ttft_speedup_at_512") == "speed"
+
+
+def test_the_curve_is_said_shorter_prompts_first_with_its_spread():
+    curve = {f"ttft_ms_at_{n}": Estimate(n / 2, n / 4, float(n), n=8) for n in (1000, 64, 512)}
+    own = record(cell("rtn", "q", {"bits": 4}), curve)
+    told = [text for text in figures(own, [own]) if "ttft_ms_at" in text]
+    assert [text.split(":")[0].strip() for text in told] == ["ttft_ms_at_64", "ttft_ms_at_512", "ttft_ms_at_1000"]
+    assert told[1].startswith("  ttft_ms_at_512: 256 ms, 128 to 512 ms over the rounds (time to the first token;")
 
 
 def test_the_loss_of_quality_is_said_step_by_step():

@@ -93,6 +93,19 @@ def test_the_columns_are_in_the_csv_and_the_lines_in_the_excerpt(results: Path) 
     assert cells(text)[-1][:5] == ["rtn-4", "8", "", "", "256"]
 
 
+def test_a_99th_percentile_is_shown_where_there_is_one_and_said_what_it_takes(results: Path, capsys: Any) -> None:
+    assert main(["board", "--serving", "--results", str(results)]) == 0
+    assert "p99" not in capsys.readouterr().out
+    tails = {"itl_p99_ms": Estimate(17.5, 17.0, 18.0, n=5), "itl_p99_ms_b8": Estimate(40.0)}
+    RecordStore(results).write(replace(row(3), estimates={**FIGURES, **tails}))
+    assert main(["board", "--serving", "--results", str(results)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "17.5" in shown
+    assert "p95 and p99: where each process has at least 20 and 100 times" in shown
+    lines = serving.by_batch(table([replace(row(3), estimates={**FIGURES, **tails})]))
+    assert lines["itl_p99_ms"].tolist() == [17.5, 40.0]
+
+
 def test_records_from_before_these_columns_make_the_excerpt_that_they_made() -> None:
     assert "### Serving" not in markdown(table(smoke_records()))
 

@@ -89,6 +89,8 @@ def test_columns_have_their_kinds():
     names = ("decode_speedup_b8", "ttft_speedup", "perplexity_ood_delta", "acc_arc_easy_delta", "kl_divergence")
     kinds = (SPEED, SPEED, PERPLEXITY, ACCURACY, KL)
     assert [kind(name) for name in names] == list(kinds)
+    assert kind("ttft_speedup_at_4096") is SPEED
+    assert {kind(name) for name in ("ttft_ms_at_4096", "ttft_speedup_at_4096_low", "decode_speedup_at_32")} == {None}
     assert {kind(name) for name in ("decode_speedup_low", "acc_sciq", "perplexity", "bytes")} == {None}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +80,35 @@ def test_a_95th_percentile_takes_twenty_tokens_of_every_process() -> None:
 
     assert figures.inter_token(rounds(20, 20)).keys() == {"itl_p50_ms", "itl_p95_ms"}
     assert figures.inter_token(rounds(40, 19)).keys() == {"itl_p50_ms"}
+    assert figures.inter_token(rounds(100, 99)).keys() == {"itl_p50_ms", "itl_p95_ms"}
+    assert figures.inter_token(rounds(100, 128)).keys() == {"itl_p50_ms", "itl_p95_ms", "itl_p99_ms"}
     assert figures.inter_token([{"ttft_s": {"1": [0.01]}}]) == {}
+
+
+def test_of_a_hundred_tokens_one_lies_beyond_the_99th_percentile() -> None:
+    """Of 1 to 101 ms it is the 100th token; the slowest of all moves it by nothing."""
+    pace = [each / 1000 for each in range(1, 102)]
+    rounds = [{"token_s": {"1": pace}}, {"token_s": {"1": [*pace[:-1], 9.0]}}]
+    assert figures.inter_token(rounds)["itl_p99_ms"] == approximately(Estimate(100, 100, 100, n=2))
+
+
+def test_first_tokens_have_a_curve_by_the_length_of_the_prompt() -> None:
+    """Each length is paired with the baseline's calls of the same length, in the same round."""
+
+    def rounds(*seconds: float) -> list[dict[str, Any]]:
+        return [{"prompt_s": {"32": [each, 3 * each], "4096": [100 * each] * 2}} for each in seconds]
+
+    own, baseline = rounds(0.010, 0.020, 0.030), rounds(0.015, 0.030, 0.045)
+    found = figures.speeds(own, baseline)
+    assert found.keys() == {
+        *("ttft_ms_at_32", "ttft_speedup_at_32", "ttft_ms_at_4096", "ttft_speedup_at_4096"),
+    }
+    assert found["ttft_ms_at_32"] == approximately(Estimate(40, 20, 60, n=3))
+    assert found["ttft_ms_at_4096"] == approximately(Estimate(2000, 1000, 3000, n=3))
+    assert found["ttft_speedup_at_4096"].value == pytest.approx(1.5)
+    for values in baseline:
+        del values["prompt_s"]["4096"]
+    assert figures.speeds(own, baseline).keys() == {"ttft_ms_at_32", "ttft_speedup_at_32", "ttft_ms_at_4096"}
 
 
 def approximately(expected: Estimate) -> Estimate:

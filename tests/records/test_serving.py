@@ -24,8 +24,9 @@ def row(estimates: Mapping[str, Estimate]) -> Record:
 
 
 def test_memory_is_a_line_through_the_peaks_of_two_prompts() -> None:
-    values = {"context_peak_bytes": {"1024": 851_200_000, "256": 812_800_000}, "cache_bytes_per_token": 23_040.0}
+    values = {"context_peak_bytes": {"1024": 851_200_000, "256": 812_800_000}, "context_cache_bytes": 1024 * 23_040}
     found = serving.context({**values, "positions": 8192})
+    assert "context_tokens_held" not in found
     assert found["positions"].value == 8192
     assert "positions" not in serving.context({**values, "positions": None})
     assert found["context_bytes_per_token"].value == 50_000  # 38.4 MB for 768 tokens
@@ -34,9 +35,49 @@ def test_memory_is_a_line_through_the_peaks_of_two_prompts() -> None:
 
 def test_a_token_takes_what_the_cache_keeps_of_it_at_least() -> None:
     """Peaks have noise of megabytes, the cache was counted: of a tiny model the slope would be noise, or negative."""
-    values = {"context_peak_bytes": {"256": 300_000_000, "1024": 299_000_000}, "cache_bytes_per_token": 1_000.0}
+    values = {"context_peak_bytes": {"256": 300_000_000, "1024": 299_000_000}, "context_cache_bytes": 1_024_000}
     assert serving.context(values)["context_bytes_per_token"].value == 1_000
     assert serving.context(values)["context_fixed_bytes"].value == 299_000_000 - 1_024_000
+
+
+FORGETS = {  # more than 448 tokens, of 20 kB each, on a process of 800 MB
+    "context_peak_bytes": {"256": 805_120_000, "2048": 810_240_000},
+    "context_cache_bytes": 448 * 20_000,
+    "context_tokens_held": 448,
+    "positions": 8192,
+}
+
+
+def test_a_cache_that_forgets_has_a_line_that_ends() -> None:
+    """Through both peaks it would be too flat: 2,857 bytes a token, and 811 MB were enough for 2,314 tokens."""
+    found = serving.context(FORGETS)
+    assert found["context_bytes_per_token"].value == 20_000
+    assert found["context_tokens_held"].value == 448
+    assert found["context_fixed_bytes"].value == 810_240_000 - 448 * 20_000
+
+
+def test_no_shorter_prompt_takes_more_than_the_line_says() -> None:
+    """Of a process that takes 800 MB and 20 kB a token until it holds 512: 448, and the 64 that it is reading."""
+    line = {name: estimate.value for name, estimate in serving.context(FORGETS).items()}
+    for tokens in range(1, 4097):
+        held = min(tokens, line["context_tokens_held"])
+        said = line["context_fixed_bytes"] + line["context_bytes_per_token"] * held
+        assert said >= 800_000_000 + 20_000 * min(tokens, 512)
+
+
+@pytest.mark.parametrize(
+    ("memory", "tokens"),
+    [
+        (810_240_000, 8192),  # when it is full, it grows no more
+        (811e6, 8192),
+        (810_240_000 - 1, 447),
+        (810_240_000 - 248 * 20_000, 200),
+        (801e6, 0),
+    ],
+)
+def test_a_cache_that_forgets_takes_every_prompt_once_it_fits_full(memory: float, tokens: int) -> None:
+    estimates = {"load_peak_bytes": Estimate(790_000_000), **serving.context(FORGETS)}
+    assert serving.longest_context(row(estimates), memory) == {"max_context_estimated": Estimate(tokens)}
 
 
 def test_a_model_without_a_cache_has_no_context() -> None:
@@ -96,6 +137,21 @@ def test_a_million_tokens_cost_so_many_hours_of_the_machine() -> None:
     prefill = found["cost_per_mtok_prefill"]
     assert (prefill.low, prefill.high, prefill.n) == (pytest.approx(0.025), pytest.approx(0.1), 5)
     assert found["cost_per_mtok_b8"].low is None
+
+
+def test_prompts_of_each_length_have_a_cost_of_their_own() -> None:
+    """4,096 tokens in 2.048 s are 2,000 a second."""
+    curve = {"ttft_ms_at_4096": Estimate(2048.0, 1024.0, 4096.0, n=8), "ttft_ms_at_32": Estimate(32.0)}
+    found = serving.costs(row({**curve, "ttft_speedup_at_32": Estimate(1.5)}), 0.36)
+    assert found.keys() == {"cost_per_mtok_prefill_at_4096", "cost_per_mtok_prefill_at_32"}
+    long = found["cost_per_mtok_prefill_at_4096"]
+    assert (long.value, long.low, long.high, long.n) == (*map(pytest.approx, (0.05, 0.025, 0.1)), 8)
+    assert found["cost_per_mtok_prefill_at_32"].value == pytest.approx(0.1)
+
+
+def test_figures_of_no_tokens_have_no_cost() -> None:
+    nothing = {"ttft_ms_at_0": Estimate(64.0), "ttft_ms_b0": Estimate(64.0), "decode_tokens_per_s_b0": Estimate(9.0)}
+    assert serving.costs(row(nothing), 0.36) == {}
 
 
 def test_a_protocol_that_names_no_prompt_has_no_cost_of_reading_one() -> None:

@@ -158,7 +158,7 @@ def test_a_write_that_the_kernel_cuts_short_leaves_nothing_torn(records: RecordS
 
 
 def test_a_record_is_small_and_finite() -> None:
-    with pytest.raises(ValueError, match="12288"):
+    with pytest.raises(ValueError, match="16384"):
         store.encode(record(CELL, block_nll=(1.23456,) * 2000))
     with pytest.raises(ValueError, match="JSON"):
         store.encode(record(CELL, {"perplexity": Estimate(float("nan"))}))

@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from squeeze.records.turns import contention, how_timed, round_ratio, turn_ratio
+from squeeze.records.turns import (
+    TIMINGS,
+    array_of,
+    contention,
+    how_timed,
+    processes,
+    round_ratio,
+    round_ratios,
+    timed,
+    turn_ratio,
+)
 
 RNG = np.random.default_rng(0)
 SLOW_SPELLS = np.repeat(RNG.choice([1.0, 1.35, 1.65], size=16), 4)  # of the machine, as long as a turn
@@ -55,6 +65,33 @@ def test_by_turns_only_where_both_were_interleaved() -> None:
     for interleaved in (True, False):
         one = process(own, interleaved=interleaved)
         assert round_ratio(one, process(other, interleaved=False), "token_s", "1") == 8.0
+
+
+def test_arrays_are_called_by_what_was_timed_and_at_which_point() -> None:
+    assert [array_of(kind, "8") for kind in TIMINGS] == ["ttft_s_b8", "token_s_b8", "encode_s_b8", "prompt_s_t8"]
+    assert [timed(array_of(kind, "8")) for kind in TIMINGS] == [(kind, "8") for kind in TIMINGS]
+    for other in (
+        "turns_token_s_b1",
+        "baseline_token_s_b1",
+        "token_s_b0",
+        "prompt_s_b1",
+        "token_nll",
+        "gaps_prompt_s_b1",
+    ):
+        assert timed(other) is None
+
+
+def test_processes_come_back_from_their_arrays() -> None:
+    """Prompts of each length are paired by turns, as batches are."""
+    own, other = np.array([[2.0, 4.0], [3.0, 3.0]]), np.array([[1.0, 1.0], [1.0, 9.0]])
+    both = {"prompt_s_t512": own, "token_s_b8": 2 * own, "turns_prompt_s_t512": np.zeros((2, 2, 3))}
+    arrays = {**both, "interleaved": np.ones(2, bool), "baseline_interleaved": np.ones(2, bool)}
+    arrays |= {"baseline_prompt_s_t512": other, "baseline_turns_prompt_s_t512": np.zeros((2, 2, 3))}
+    first, second = processes(arrays)
+    assert (first["prompt_s"], second["token_s"]) == ({"512": [2.0, 4.0]}, {"8": [6.0, 6.0]})
+    assert [len(values["turns"]["prompt_s/512"]) for values in (first, second)] == [2, 2]
+    assert processes(arrays, "baseline_")[1]["prompt_s"] == {"512": [1.0, 9.0]}
+    assert round_ratios(arrays, "prompt_s", "512") == pytest.approx([8**0.5, 1.0])  # 2 and 4; 3 and 1/3
 
 
 def test_contention_is_the_share_of_time_in_which_some_task_waited() -> None:

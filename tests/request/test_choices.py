@@ -6,6 +6,8 @@ import pytest
 
 from squeeze.core import paths
 from squeeze.core.errors import SqueezeError
+from squeeze.probes.first_tokens import longest
+from squeeze.records.estimates import FEWEST
 from squeeze.request.expand import cells
 from squeeze.request.schema import known_tasks
 from tests.planted import TECHNIQUES, place, planned
@@ -92,6 +94,18 @@ def test_protocols_measure_what_they_promise():
         assert protocol["latency"]["prefill_repeats"] >= 4
         assert protocol["most_rounds"] >= protocol["rounds"]
         assert set(protocol["tasks"]) <= set(known_tasks())
+
+
+def test_the_serving_protocol_has_a_curve_batches_and_tokens_enough_for_a_99th_percentile():
+    [cell] = cells(["protocol=serving"])
+    latency, curve = cell.protocol["latency"], cell.protocol["ttft_curve"]
+    assert latency["batch_sizes"] == [1, 2, 4, 8, 16]
+    assert latency["decode_tokens"] >= FEWEST[99]
+    assert (min(curve["prompt_tokens"]), max(curve["prompt_tokens"])) == (32, 4096)
+    assert curve["prompt_tokens"] == sorted(curve["prompt_tokens"])
+    for positions in (1024, 2048):  # of many models: what comes next below them is read there, too
+        assert positions / 2 < max(n for n in curve["prompt_tokens"] if longest(n) <= positions)
+    assert "ttft_curve" not in cells(["protocol=smoke"])[0].protocol, "cells of other protocols keep their keys"
 
 
 def test_a_choice_of_ones_own_may_not_hide_one_of_squeezes(own):

@@ -74,6 +74,17 @@ from tests.planted import place, planned
         ("protocol.perplexity.corpus=c4", "protocol.perplexity.corpus: 'c4' is not allowed; choose from: speeches"),
         ("protocol.tasks=[sciq,sciq]", "expected a list of different tasks"),
         ("protocol.latency.batch_sizes=[]", "expected a list of different positive integers"),
+        ("protocol=serving protocol.ttft_curve.repeats=3", "protocol.ttft_curve.repeats: 3 is not allowed; expected a"),
+        (
+            "protocol=serving protocol.ttft_curve.prompt_tokens=[32,32]",
+            "expected a list of different positive integers",
+        ),
+        ("protocol=serving protocol.ttft_curve.prompt_tokens=[]", "expected a list of different positive integers"),
+        (
+            "protocol=serving ~protocol.ttft_curve.repeats",
+            "protocol.ttft_curve.repeats is missing; expected a positive",
+        ),
+        ("protocol=serving +protocol.ttft_curve.batch=2", "unknown field 'protocol.ttft_curve.batch'"),
         ("protocol.ranked_by=perplexty", "did you mean 'perplexity'?"),
         (
             "protocol.limits.build.seconds=0",

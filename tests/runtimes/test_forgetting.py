@@ -12,9 +12,10 @@ from squeeze.core.errors import SqueezeError
 from squeeze.models.subject import Subject
 from squeeze.probes.teacher_forced import gaps
 from squeeze.runtimes.eager import Eager
-from squeeze.runtimes.kv_cache import bytes_per_token, cache_of, logits_of, states_of
+from squeeze.runtimes.kv_cache import bytes_per_token, cache_of, logits_of, states_of, tokens_held
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.inference.h2o import HeavyHitters
+from squeeze.techniques.inference.kivi import KIVI
 from squeeze.techniques.inference.snapkv import SnapKV
 from squeeze.techniques.inference.streaming import StreamingLLM
 from tests import evicted
@@ -92,6 +93,21 @@ def test_bytes_are_those_of_the_tokens_that_are_held(technique: str, per_token: 
     assert max(held) <= 16
     assert held[-2:] == [12, 13]
     assert bytes_per_token(cache) == 2 * 2 * 13 * per_token / 45
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_tokens_that_are_held_are_counted_and_those_of_other_caches_are_all(technique: str) -> None:
+    """Of 45 tokens 13, of 11 all 11; and all 45 where room is for all, or where they are kept in few bits."""
+
+    def held(subject: Subject, tokens: int = 45) -> int:
+        generation = Eager("cpu", 1).engine(subject).begin(60)
+        generation.prefill(TOKEN_IDS[:, :tokens])
+        return tokens_held(generation, tokens)
+
+    assert [held(cached(technique), tokens) for tokens in (45, 11)] == [13, 11]
+    assert held(cached(technique, WHOLE)) == 45
+    assert held(tiny_subject("llama")) == 45
+    assert held(KIVI(4, 8, 0).apply(tiny_subject("llama"), CalibrationText.empty())) == 45
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)

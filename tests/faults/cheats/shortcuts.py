@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 TIMED = range(14, 19)  # tokens of the prompts that are timed
+CURVE = range(40, 50)  # of those of the curve
 REMEMBERED: dict[bytes, torch.Tensor] = {}
 
 
@@ -74,6 +75,11 @@ class SkipsBatchesOfOne(SkipsTokens):
 class SkipsTimedPrompts(Honest):
     def leaves_out(self, inputs: torch.Tensor) -> bool:
         return inputs.ndim == 3 and inputs.shape[1] in TIMED
+
+
+class SkipsPromptsOfTheCurve(Honest):
+    def leaves_out(self, inputs: torch.Tensor) -> bool:
+        return inputs.ndim == 3 and inputs.shape[1] in CURVE
 
 
 class SkipsEverySecondToken(SkipsTokens):

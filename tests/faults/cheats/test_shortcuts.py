@@ -34,7 +34,14 @@ CORPUS = "wikipedia_eval"
 LIMIT = {"seconds": 120, "bytes": 4 * 2**30}
 LATENCY = {**PROTOCOL["latency"], "prompt_tokens": 16, "decode_tokens": 16, "batch_sizes": [1, 2]}
 TEXT = {"corpus": CORPUS, "tokens": 2048, "window": 256, "stride": 256}
-SMALL = {**PROTOCOL, "latency": LATENCY, "perplexity": TEXT, "limits": dict.fromkeys(PROTOCOL["limits"], LIMIT)}
+CURVE = {"prompt_tokens": [*range(41, 49)], "repeats": 2}
+SMALL = {
+    **PROTOCOL,
+    "latency": LATENCY,
+    "ttft_curve": CURVE,
+    "perplexity": TEXT,
+    "limits": dict.fromkeys(PROTOCOL["limits"], LIMIT),
+}
 CELL = Cell(
     model={**MODEL, "dtype": "float32"},
     technique={"name": "shortcut", "family": "quantization", "steps": []},
@@ -50,6 +57,7 @@ WRONG_TOKENS = {
     "SkipsBatchesOfOne": "for tokens at batch size 1",
     "SkipsEverySecondToken": "for every second token",
     "SkipsTimedPrompts": "for prompts as long as those that are timed",
+    "SkipsPromptsOfTheCurve": "for prompts as long as those of the curve, and no others",
 }
 MEDDLES = {
     "TurnsUpThreads": "threads to compute with (1 before, 2 after)",
