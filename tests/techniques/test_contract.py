@@ -26,7 +26,8 @@ from tests.snippets import CLASSIFIERS_ONLY
 from tests.tiny import ARCHITECTURES, tiny_subject
 
 ALL = {path.stem for path in (paths.conf() / "technique").glob("*.yaml")}
-NAMES = sorted(ALL - CLASSIFIERS_ONLY)  # those have tests of their own: test_classifiers.py
+PICTURES_ONLY = {"fastv"}  # other models are refused; tested in inference/test_fastv.py
+NAMES = sorted(ALL - CLASSIFIERS_ONLY - PICTURES_ONLY)  # classifiers' have tests of their own: test_classifiers.py
 FORGETFUL = {"streaming", "snapkv", "h2o"}
 # The baseline, the control, and what compresses no weights.
 DENSE = {"none", "finetune", "kv_cache", "lora", "teal", "untie", *FORGETFUL}
