@@ -16,5 +16,5 @@ def prompts(engine: TorchEngine, job: Job) -> Prompts:
     """Return where prompts of evaluation text are drawn from, on the cell's device."""
     protocol = job.cell.protocol
     text = tokens(protocol["perplexity"]["corpus"], engine.tokenizer, latency.pool(protocol["latency"]))
-    most = None if job.cell.model["kind"] == "causal_lm" else realised.positions(engine.subject.model)
+    most = None if job.cell.generates else realised.positions(engine.subject.model)
     return Prompts(text.to(job.cell.runtime["device"]), protocol["latency"], protocol["seed"], job.round, most)

@@ -88,7 +88,7 @@ def measure_quality(
     for task in protocol["tasks"]:
         _put_task(samples, task, items[task])
     if "generations" in protocol:
-        _put_generations(samples, engine, protocol, alone=alone, both=not alone and baseline is None)
+        put_generations(samples, engine, protocol, alone=alone, both=not alone and baseline is None)
 
 
 def run(lm: SubjectLM, protocol: Mapping[str, Any], samples: Samples) -> dict[str, list[dict[str, Any]]]:
@@ -222,7 +222,7 @@ def _put_causality(
     samples.put_all(found.figures())
 
 
-def _put_generations(
+def put_generations(
     samples: Samples, engine: TorchEngine, protocol: Mapping[str, Any], *, alone: bool, both: bool
 ) -> None:
     """Put the greedy continuations of prompts: together, ``alone``, or ``both``: what rounding does to them."""
