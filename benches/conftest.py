@@ -17,5 +17,5 @@ def prompts(engine: TorchEngine, job: Job) -> Prompts:
     protocol = job.cell.protocol
     needed = max(latency.pool(protocol["latency"]), first_tokens.pool(protocol))
     text = tokens(protocol["perplexity"]["corpus"], engine.tokenizer, needed)
-    most = None if job.cell.model["kind"] == "causal_lm" else realised.positions(engine.subject.model)
+    most = None if job.cell.generates else realised.positions(engine.subject.model)
     return Prompts(text.to(job.cell.runtime["device"]), protocol["latency"], protocol["seed"], job.round, most)

@@ -31,7 +31,7 @@ def begin(engine: Engine, cell: Cell) -> Begin:
     return lambda: engine.begin(latency.positions(cell.protocol["latency"]))
 
 
-@pytest.mark.kind("causal_lm")
+@pytest.mark.kind("causal_lm", "vision_language")
 def test_prefill(
     benchmark: BenchmarkFixture, begin: Begin, prompts: Prompts, cell: Cell, samples: Samples, turns: Turns, batch: int
 ) -> None:
@@ -64,7 +64,7 @@ def test_prefill(
     samples.put_entry("firsts", str(batch), firsts)
 
 
-@pytest.mark.kind("causal_lm")
+@pytest.mark.kind("causal_lm", "vision_language")
 def test_decode(
     benchmark: BenchmarkFixture, begin: Begin, prompts: Prompts, cell: Cell, samples: Samples, turns: Turns, batch: int
 ) -> None:

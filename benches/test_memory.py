@@ -26,7 +26,7 @@ LONG, SHORTER = 2048, 8
 def test_memory(engine: Engine, cell: Cell, prompts: Prompts, samples: Samples) -> None:
     device, prompt = cell.runtime["device"], prompts.nominal()
     with samples.stage("memory"):
-        if cell.model["kind"] != "causal_lm":
+        if not cell.generates:
             steps = {"prefill": lambda: engine.encode(prompt)}
         else:
             generation = engine.begin(latency.positions(cell.protocol["latency"]))
@@ -37,7 +37,7 @@ def test_memory(engine: Engine, cell: Cell, prompts: Prompts, samples: Samples) 
         for name, step in steps.items():
             _, usage = memory.measured(step, device)
             samples.put_all(usage.figures(name))
-        if cell.model["kind"] == "causal_lm":
+        if cell.generates:
             samples.put("cache_bytes_per_token", generation.bytes_per_token)
 
 

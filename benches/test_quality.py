@@ -41,6 +41,25 @@ def test_quality(job: Job, engine: Engine, samples: Samples) -> None:
 
 
 @pytest.mark.quality
+@pytest.mark.kind("vision_language")
+def test_continuations(job: Job, engine: TorchEngine, samples: Samples) -> None:
+    """Continue prompts behind a picture, and score nothing: perplexity is of text alone, which shows no picture lost.
+
+    Nor of text behind one: which tokens of a picture stay may hang on all that is read with it, what is scored too.
+    """
+    with samples.stage("imports"):
+        from squeeze.probes import quality
+
+    asked = {"alone": False, "both": job.baseline is None}
+    if "generations" in job.cell.protocol:
+        _, usage = memory.measured(
+            lambda: quality.put_generations(samples, engine, job.cell.protocol, **asked), job.cell.runtime["device"]
+        )
+        samples.put_all(usage.figures("quality"))
+    samples.put("scored_as", engine.scored_as)
+
+
+@pytest.mark.quality
 @pytest.mark.kind("classifier")
 def test_classification(job: Job, engine: TorchEngine, samples: Samples) -> None:
     """Measure the accuracy of a classifier, and how far its answers are from the uncompressed model's."""

@@ -38,7 +38,7 @@ POINTS = {"batch": ("latency", "batch_sizes", "b"), "tokens": ("ttft_curve", "pr
 MARKERS = (
     "quality: benches of the quality stage",
     "once: benches whose figures no round changes, done in the first one only",
-    "kind(*names): benches of some kinds of model (causal_lm, encoder, classifier); without it, of all",
+    "kind(*names): benches of some kinds of model (causal_lm, encoder, classifier, vision_language); without, of all",
     "scoring: our scoring against lm-eval's own, side by side; left out unless asked for",
 )
 

@@ -17,7 +17,7 @@ from squeeze.request.cell import Cell
 from squeeze.runner.jobs.job import Job
 from squeeze.sources import corpora
 from tests.planted import place
-from tests.tiny import tiny_subject
+from tests.tiny import KINDS, tiny_subject
 
 pytestmark = pytest.mark.timed
 
@@ -76,7 +76,7 @@ def make_job(tmp_path: Path) -> Any:
     def make(name: str = "llama", protocol: Any = PROTOCOL, **fields: Any) -> Path:
         subject = tiny_subject(name)
         artifact.save(subject, tmp_path / "artifact")
-        kind = {"bert": "encoder", "bert_classifier": "classifier"}.get(name, "causal_lm")
+        kind = KINDS.get(name, "causal_lm")
         source = f"random:{name.removesuffix('_classifier')}"
         model = {"name": f"tiny_{name}", "source": source, "seed": 0, "kind": kind, "dtype": "float32"}
         cell = Cell(model, {"name": "none", "family": "baseline", "steps": []}, {}, RUNTIME, protocol)
@@ -201,6 +201,29 @@ def test_an_encoder_has_no_quality_but_its_samples_say_so(
 ) -> None:
     real_benches(pytester, monkeypatch, make_job("bert", stage="quality")).assert_outcomes(passed=1)
     assert "perplexity" not in samples.read(tmp_path / "out").values
+
+
+def test_a_model_that_reads_pictures_is_timed_with_one(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, make_job: Any, tmp_path: Path
+) -> None:
+    result = real_benches(pytester, monkeypatch, make_job("llava"))
+    result.assert_outcomes(passed=7)  # prefill and decode of two batch sizes, memory, size, what it left alone
+    values = samples.read(tmp_path / "out").values
+    assert [len(values["ttft_s"]["2"]), len(values["token_s"]["2"])] == [3, 6]
+    assert values["visual_tokens_by_block"] == [36] * 4
+    assert values["cache_bytes_per_token"] == 4 * 2 * 2 * 16 * 4  # blocks; keys, values; heads, channels, bytes
+    assert values["mismatches"] == []
+    assert "gaps" not in values
+
+
+def test_its_quality_is_what_it_says_of_one(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, make_job: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(PROTOCOL, "generations", {"prompts": 4, "tokens": 5})
+    real_benches(pytester, monkeypatch, make_job("llava", stage="quality")).assert_outcomes(passed=1)
+    found = samples.read(tmp_path / "out")
+    assert (found.arrays["generated"].shape, found.arrays["generated_alone"].shape) == ((4, 5), (1, 5))
+    assert "perplexity" not in found.values
 
 
 def test_a_classifier_is_timed_and_what_it_answered_is_read_once_more(

@@ -9,12 +9,12 @@ from squeeze.models.subject import Subject
 
 CAUSAL = ("llama", "gpt2", "opt", "gpt_neox")
 ARCHITECTURES = (*CAUSAL, "bert")
+KINDS = {"bert": "encoder", "bert_classifier": "classifier", "llava": "vision_language"}  # of others: causal_lm
 
 
 def tiny_subject(name: str, dtype: str = "float32", seed: int = 0) -> Subject:
-    """A random 2-layer model with its byte-level tokenizer; ``bert_classifier`` has two classes."""
-    architecture = name.removesuffix("_classifier")
-    kind = "classifier" if name != architecture else "encoder" if name == "bert" else "causal_lm"
+    """A random model of few layers with its byte-level tokenizer; ``bert_classifier`` has two classes."""
+    architecture, kind = name.removesuffix("_classifier"), KINDS.get(name, "causal_lm")
     return load_baseline({"source": f"random:{architecture}", "seed": seed, "kind": kind, "dtype": dtype})
 
 

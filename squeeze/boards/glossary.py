@@ -47,6 +47,8 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
         "compressed_share": Term("share of the parameters that the technique compressed"),
         "adapter_bytes": Term("of an adapter beside its base; more adapters need no other base", "bytes"),
         "cache_bytes_per_token": Term("that all layers keep of one token", "bytes"),
+        "visual_tokens": Term("of a picture, as the first block reads it", WHOLE),
+        "visual_tokens_kept": Term("of these, whose keys and values a block keeps, the mean of all blocks"),
         "bytes_real": Term("whether it is small on disk"),
         "memory_real": Term("whether it is small in memory while it runs"),
         "compute_real": Term("whether low-bit or skipped arithmetic runs, rather than dequantise-and-multiply"),

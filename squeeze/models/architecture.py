@@ -11,9 +11,9 @@ from transformers.pytorch_utils import Conv1D
 from squeeze.core.errors import Unsupported
 
 # Where each architecture keeps its list of transformer blocks, below the base model.
-BLOCK_LISTS = ("layers", "h", "decoder.layers", "encoder.layer", "transformer.layer")
+BLOCK_LISTS = ("layers", "h", "decoder.layers", "encoder.layer", "transformer.layer", "language_model.layers")
 # Where it keeps the norm between its last block and its head, likewise.
-FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "decoder.final_layer_norm")
+FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "decoder.final_layer_norm", "language_model.norm")
 
 
 def base_model(model: nn.Module) -> nn.Module:
@@ -116,6 +116,17 @@ def final_norm(model: nn.Module) -> nn.Module:
 def form(model: nn.Module) -> Any:
     """Return the form of a model that its configuration alone does not describe (``layers.sliced``); None, mostly."""
     return getattr(model, "form", None)
+
+
+def text_config(model: nn.Module) -> Any:
+    """Return the configuration of what predicts tokens: the model's own, or that of the language model within it."""
+    config: Any = model.config
+    return config.get_text_config()
+
+
+def reads_pictures(model: nn.Module) -> bool:
+    """Tell whether a model reads pictures beside text: as transformers says what goes into it."""
+    return "image" in getattr(model, "input_modalities", ())
 
 
 def is_classifier(model: nn.Module) -> bool:

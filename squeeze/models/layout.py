@@ -149,13 +149,13 @@ def shares(before: Sizes, after: Sizes, claims: Mapping[str, Any]) -> dict[str, 
 
 def head_size(model: nn.Module) -> int:
     """Return the channels of a head, as the configuration has them."""
-    config: Any = model.config
+    config = architecture.text_config(model)
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def group_size(model: nn.Module) -> int:
     """Return the channels of a group of heads: of a head of keys and values, those of all queries that read it."""
-    config: Any = model.config
+    config = architecture.text_config(model)
     heads: int = config.num_attention_heads
     return heads // (getattr(config, "num_key_value_heads", None) or heads) * head_size(model)
 

@@ -43,7 +43,9 @@ def load_baseline(model: Mapping[str, Any], device: str = "cpu") -> Subject:
         if model.get("seed") is None:
             raise SqueezeError(f"random:{rest} needs model.seed, an integer, which is not given; add seed: 0")
         loaded = _held_in(DTYPES[dtype], tiny.random_model(rest, int(model["seed"]), kind))
-        tokenizer: PreTrainedTokenizerBase = tiny.byte_tokenizer(encloses=kind != "causal_lm")
+        tokenizer: PreTrainedTokenizerBase = tiny.byte_tokenizer(
+            encloses=kind in ("encoder", "classifier"), pictures=kind == "vision_language"
+        )
     else:
         loaded, tokenizer = _read(_folder(model), kind, dtype)
     return Subject(loaded.to(device).eval().requires_grad_(False), tokenizer)

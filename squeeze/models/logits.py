@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from squeeze.core.errors import Unsupported
-from squeeze.models.architecture import base_model, head
+from squeeze.models.architecture import base_model, head, text_config
 
 Logits = Callable[[Tensor], Tensor]  # (n, hidden) -> (n, vocabulary)
 
@@ -114,7 +114,7 @@ def _seen(model: nn.Module) -> tuple[Tensor, Tensor]:
         kept.append(outputs.last_hidden_state[0])
 
     hooks = [transformer.register_forward_hook(keep) for transformer in _transformers(model)]
-    vocabulary: int = model.config.vocab_size  # type: ignore[union-attr,assignment]
+    vocabulary: int = text_config(model).vocab_size
     token_ids = torch.randint(vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(0))
     try:
         logits = model(input_ids=token_ids.to(next(model.parameters()).device), use_cache=False).logits[0]

@@ -249,8 +249,8 @@ def _check_described(model: nn.Module, indices: Sequence[int], kept: Sequence[nn
     That is so where blocks differ by rules that know a block's place (every fourth one a mixture of experts).
     """
     config = copy.deepcopy(_config(model))
-    if architecture.form(model) is not None:
-        raise Unsupported("a block of a sliced model writes in the frame of the next one; drop blocks, then slice")
+    if (form := architecture.form(model)) is not None:
+        raise Unsupported(f"blocks of the form {form} have their places; drop blocks, then slice or prune pictures")
     if getattr(config, "num_hidden_layers", None) is None or getattr(config, "is_heterogeneous", False):
         raise Unsupported(f"{type(model).__name__} describes its blocks one by one; expected num_hidden_layers alone")
     if getattr(config, "scale_attn_by_inverse_layer_idx", False) and list(indices) != list(range(len(indices))):

@@ -13,6 +13,7 @@ from squeeze.artifacts import format as artifact
 from squeeze.layers.contract import count_parameters
 from squeeze.probes import decoding, kept, products, realised, size
 from squeeze.probes.recount import recount
+from squeeze.probes.visual import visual
 from squeeze.probes.zeroed import zeroed
 from squeeze.runtimes.contract import TorchEngine
 
@@ -37,18 +38,20 @@ def inspect(folder: Path, baseline: Path, engine: TorchEngine, protocol: Mapping
     counted = recount(folder, stored, dense)
     model = engine.subject.model
     shares = kept.shares(stored.model, dense)
-    zeros = zeroed(model, text)
+    zeros, pictures = zeroed(model, text), visual(engine, dense, protocol, text)
     if engine.scored_as == "itself":  # a compiled step, which is timed elsewhere, reads all columns
         found["bytes_per_token"] -= zeros.unread
+    found["bytes_per_token"] -= pictures.unread
     rows = decoding.inputs(model, realised.low_bit_layers(model), text)
     return Inspection(
-        {**weighed, **found, **counted.figures(), **shares, **zeros.figures()},
+        {**weighed, **found, **counted.figures(), **shares, **zeros.figures(), **pictures.figures()},
         [
             *size.mismatches(folder, baseline, count_parameters(stored.model)),
             *counted.mismatches(stored.claims),
             *kept.mismatches(shares, stored.claims),
             *kept.unshared(stored.model, stored.claims),
             *zeros.mismatches(stored.claims),
+            *pictures.mismatches(stored.claims),
             *products.mismatches(stored.model, model, rows),
             *running,
         ],

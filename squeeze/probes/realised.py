@@ -75,7 +75,7 @@ def figures(
 
 def positions(model: nn.Module) -> int | None:
     """Return the most tokens that the model takes at once; None where its configuration does not say."""
-    most = getattr(model.config, "max_position_embeddings", None)
+    most = getattr(architecture.text_config(model), "max_position_embeddings", None)
     return most if isinstance(most, int) else None
 
 
@@ -204,7 +204,7 @@ def attention_width(model: nn.Module) -> float:
     Blocks have heads of their own number where that is pruned (``own_sizes``).
     """
     config: Any = model.config
-    said: int = config.num_attention_heads * head_size(model)
+    said: int = architecture.text_config(model).num_attention_heads * head_size(model)
     return min(said, sizes(model).attention) if config.model_type in LAYOUTS else said
 
 

@@ -161,6 +161,12 @@ AXES: tuple[Axis, ...] = (
         label=lambda value, _: None if value is None else f"c{value}",
     ),
     Axis(
+        "visual_kept",
+        Rule("a number above 0, at most 1", lambda value: is_number(value) and 0 < value <= 1),
+        "share of a picture's tokens that stay, where a technique leaves some out",
+        label=lambda value, _: None if value is None else f"visual{value:g}",
+    ),
+    Axis(
         "damping_of",
         one_of("own", "mean"),
         "of a Hessian's diagonal: own, each element's share of itself, or mean, of the diagonal's mean",

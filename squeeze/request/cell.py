@@ -114,6 +114,11 @@ class Cell:
         return bool(self.model.get("kind") == "classifier")
 
     @property
+    def generates(self) -> bool:
+        """Tell whether the model continues texts; others see one as a whole."""
+        return self.model.get("kind") in ("causal_lm", "vision_language")
+
+    @property
     def is_control(self) -> bool:
         """Tell whether this is what trained cells are compared with."""
         return bool(self.technique["family"] == CONTROL)

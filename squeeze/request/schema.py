@@ -185,7 +185,7 @@ _MODEL: Schema = {
         "pypi:NAME==VERSION, hf:ORG/NAME, file:PATH, packaged:NAME, random:ARCHITECTURE, or trained:SOURCE",
         r"(trained:)?(pypi|hf|file|packaged|random):.+",
     ),
-    "kind": one_of("causal_lm", "encoder", "classifier"),
+    "kind": one_of("causal_lm", "encoder", "classifier", "vision_language"),
     "dtype": DTYPE,
 }
 

@@ -167,4 +167,4 @@ def _texts(cell: Cell) -> list[str]:
 
 def _tasks(cell: Cell) -> list[str]:
     """Return the tasks that a cell's model is asked."""
-    return [] if cell.model["kind"] == "encoder" else list(cell.protocol["tasks"])
+    return [] if cell.model["kind"] in ("encoder", "vision_language") else list(cell.protocol["tasks"])

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, StaticCache
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
 from squeeze.layers.contract import live_bytes
-from squeeze.models.architecture import last_hidden_state
+from squeeze.models.architecture import last_hidden_state, reads_pictures
 from squeeze.models.subject import Subject
 from squeeze.runtimes.contract import States
 from squeeze.runtimes.generation import (
@@ -49,10 +49,13 @@ class Compiled:
     def engine(self, subject: Subject) -> CompiledEngine:
         """Return the engine of a subject that is ready to run on the device.
 
-        Raises Unsupported for a subject with a cache of its own: the shapes of a graph are fixed.
+        Raises Unsupported for a subject with a cache of its own, and for a model that reads pictures, of which later
+        blocks may hold fewer tokens: the shapes of a graph are fixed.
         """
         if subject.cache is not None:
             raise Unsupported("a cache of its own grows and shrinks, and cannot be compiled; use runtime=eager")
+        if reads_pictures(subject.model):
+            raise Unsupported("a model that reads pictures runs with runtime=eager alone, which shows it one")
         return CompiledEngine(subject, synchronizer(self.device))
 
 

@@ -17,11 +17,20 @@ from transformers import Cache, PreTrainedTokenizerBase, StaticCache
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
 from squeeze.layers.contract import live_bytes
+from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.runtimes.attention import Implementation, use_attention
 from squeeze.runtimes.contract import States
-from squeeze.runtimes.generation import GreedyGeneration, check_length, encoding, log_probability, synchronizer
+from squeeze.runtimes.generation import (
+    Forward,
+    GreedyGeneration,
+    check_length,
+    encoding,
+    log_probability,
+    synchronizer,
+)
 from squeeze.runtimes.kv_cache import cache_of, logits_of, prompt_group, states_of
+from squeeze.runtimes.pictured import pictured, prefix
 
 
 @dataclass(frozen=True)
@@ -81,10 +90,16 @@ class EagerEngine:
         return states_of(self.subject)
 
     def begin(self, positions: int) -> GreedyGeneration:
-        """Begin a generation. Raises Unsupported when the model has fewer positions."""
-        check_length(self.subject.model, positions)
+        """Begin a generation. Raises Unsupported when the model has fewer positions.
+
+        A model that reads pictures reads one before the prompt (``pictured``); its tokens come on top of ``positions``.
+        """
         model = self.subject.model
-        return GreedyGeneration(model, model, self._cache(positions), self.synchronize, prompt_group(self.subject))
+        reads = architecture.reads_pictures(model)
+        needed = positions + (len(prefix(model)) if reads else 0)
+        check_length(model, needed)
+        prefill: Forward = pictured(model) if reads else model
+        return GreedyGeneration(prefill, model, self._cache(needed), self.synchronize, prompt_group(self.subject))
 
     @torch.inference_mode()
     def encode(self, token_ids: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from squeeze.core.errors import Unsupported
+from squeeze.models.architecture import text_config
 from squeeze.runtimes import kv_cache
 
 Forward = Callable[..., Any]
@@ -83,7 +84,7 @@ def encoding(outputs: Any) -> Tensor:
 
 def check_length(model: nn.Module, positions: int) -> None:
     """Raise Unsupported when the model has fewer positions than are asked for."""
-    most = getattr(model.config, "max_position_embeddings", None)
+    most = getattr(text_config(model), "max_position_embeddings", None)
     if isinstance(most, int) and most < positions:
         raise Unsupported(
             f"the model has {most} positions, the protocol's prompt and decoded tokens need {positions}; "

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from squeeze.models.architecture import last_hidden_state
+from squeeze.models.architecture import last_hidden_state, text_config
 from squeeze.models.subject import Subject
 from squeeze.runtimes.contract import Generation, States
 
 
 def cache_of(subject: Subject) -> Cache:
     """Return an empty cache for one generation: the subject's own, or one that keeps all as it is."""
-    config = subject.model.config
+    config = text_config(subject.model)
     return DynamicCache(config=config) if subject.cache is None else subject.cache(config)
 
 
@@ -57,7 +57,7 @@ def states_of(subject: Subject) -> States:
         return last_hidden_state
 
     def through_cache(model: nn.Module, input_ids: Tensor, **_: Any) -> Tensor:
-        kept = cache(model.config)
+        kept = cache(text_config(model))
         parts = [
             last_hidden_state(model, input_ids=part, past_key_values=kept, use_cache=True)
             for part in torch.split(input_ids, cache.group, dim=1)

@@ -9,13 +9,15 @@ import torch
 from transformers import AutoTokenizer
 
 from squeeze.core.errors import SqueezeError
-from squeeze.models.tiny import SHAPES, VOCABULARY, byte_tokenizer, random_model
+from squeeze.models.architecture import text_config
+from squeeze.models.tiny import PICTURE, SHAPES, VOCABULARY, byte_tokenizer, random_model
+from tests.tiny import KINDS
 
 TEXT = "naïve 東京 in 2024\n\n  yes"
 
 
 def build(architecture: str, seed: int = 0) -> torch.nn.Module:
-    return random_model(architecture, seed, "encoder" if architecture == "bert" else "causal_lm")
+    return random_model(architecture, seed, KINDS.get(architecture, "causal_lm"))
 
 
 @pytest.mark.parametrize("architecture", SHAPES)
@@ -40,7 +42,8 @@ def test_the_global_generator_is_left_alone() -> None:
 def test_no_parameter_is_constant(architecture: str) -> None:
     model = build(architecture)
     assert all(parameter.std() > 0.01 for parameter in model.parameters())
-    assert model.config.vocab_size == VOCABULARY
+    pictures = 1 if architecture == "llava" else 0  # the token that stands for a piece of one
+    assert text_config(model).vocab_size == VOCABULARY + pictures
 
 
 def test_an_unknown_architecture_says_which_was_meant() -> None:
@@ -54,6 +57,16 @@ def test_text_survives_the_tokenizer() -> None:
     assert len(ids) == len(TEXT.encode())
     assert tokenizer.decode(ids) == TEXT
     assert len(tokenizer) == VOCABULARY
+
+
+def test_a_tokenizer_of_pictures_has_the_token_that_the_model_looks_for(tmp_path: Path) -> None:
+    byte_tokenizer(pictures=True).save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    model = build("llava")
+    assert loaded.convert_tokens_to_ids(PICTURE) == model.config.image_token_id == VOCABULARY
+    assert len(loaded) == len(model.get_input_embeddings().weight) == VOCABULARY + 1
+    assert loaded(PICTURE)["input_ids"] == [VOCABULARY]
+    assert loaded(TEXT)["input_ids"] == byte_tokenizer()(TEXT)["input_ids"]
 
 
 @pytest.mark.parametrize("encloses", [False, True])

@@ -26,9 +26,10 @@ from tests.snippets import CLASSIFIERS_ONLY
 from tests.tiny import ARCHITECTURES, tiny_subject
 
 ALL = {path.stem for path in (paths.conf() / "technique").glob("*.yaml")}
-# Those have tests of their own: test_classifiers.py, quantization/test_gguf_quantize.py.
+# Those have tests of their own: test_classifiers.py, quantization/test_gguf_quantize.py, inference/test_fastv.py.
 OF_AN_ENGINE = {"gguf_quantize", "gguf_quantize_plain"}  # whose library has an environment of its own
-NAMES = sorted(ALL - CLASSIFIERS_ONLY - OF_AN_ENGINE)
+PICTURES_ONLY = {"fastv"}  # other models are refused
+NAMES = sorted(ALL - CLASSIFIERS_ONLY - OF_AN_ENGINE - PICTURES_ONLY)
 FORGETFUL = {"streaming", "snapkv", "h2o"}
 # The baseline, the control, and what compresses no weights.
 DENSE = {"none", "finetune", "kv_cache", "lora", "teal", "untie", *FORGETFUL}

@@ -45,8 +45,11 @@ def packed_layers(subject: Subject, kinds: tuple[type[nn.Module], ...]) -> dict[
     Raises Unsupported where a layer is compressed in another way than by codes with whole zero points, or stands in
     the place of a layer of another kind, and where no layer is packed.
     """
-    if architecture.form(subject.model) is not None:
-        raise Unsupported("its hidden states are sliced, for which no format has a place; export rtn, gptq or awq")
+    if (form := architecture.form(subject.model)) is not None:
+        raise Unsupported(
+            f"no format has a place for the form {form}: its hidden states are sliced, or its pictures pruned; export"
+            " rtn, gptq or awq"
+        )
     with torch.device("meta"):
         plain = type(subject.model)(subject.model.config)
     layers: dict[str, QuantizedLinear] = {}

@@ -8,10 +8,11 @@ values have no such channels, and a token's error stays with the token (section 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from squeeze.core.errors import Unsupported
 from squeeze.layers.kv_cache import QuantizedCache
+from squeeze.models.architecture import text_config
 from squeeze.models.subject import Subject
 from squeeze.techniques.contract import Calibration
 from squeeze.techniques.inference.plain_cache import check_plain_cache
@@ -48,7 +49,7 @@ class KIVI:
         if self.bits not in BITS:
             raise Unsupported(f"kv_cache has no {self.bits}-bit codes; bits that work: {', '.join(map(str, BITS))}")
         check_plain_cache(subject, "kv_cache")
-        config: Any = subject.model.config
+        config = text_config(subject.model)
         if self.group_size < 8 or self.group_size % 8:
             raise Unsupported(f"kv_cache cannot pack groups of {self.group_size} tokens; expected a multiple of 8")
         if self.residual < 0 or self.residual % self.group_size:

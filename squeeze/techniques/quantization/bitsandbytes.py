@@ -93,8 +93,8 @@ def _plain_linears(model: nn.Module) -> list[str]:
         raise Unsupported(f"{name}: bitsandbytes has plain layers alone, found {spec['_target_']}; use technique=rtn")
     if shared := shared_layers(model):
         raise Unsupported(f"bitsandbytes makes the model anew, but shares no {min(shared)}; use technique=rtn")
-    if architecture.form(model) is not None:
-        raise Unsupported("bitsandbytes makes the model anew, whose hidden states are sliced; use technique=rtn")
+    if (form := architecture.form(model)) is not None:
+        raise Unsupported(f"bitsandbytes makes the model anew, without its form {form}; use technique=rtn")
     return names
 
 

@@ -53,8 +53,10 @@ class SharedBlocks:
             raise Unsupported(f"blocks_each is {self.blocks_each}, expected at least 2 blocks that share")
         if self.weights not in WEIGHTS:
             raise Unsupported(f"shared_blocks has no weights {self.weights!r}; expected {' or '.join(WEIGHTS)}")
-        if architecture.form(model) is not None:
-            raise Unsupported("each block of a sliced model has a frame of its own; share blocks, then slice")
+        if (form := architecture.form(model)) is not None:
+            raise Unsupported(
+                f"blocks of the form {form} have their places; share blocks, then slice or prune pictures"
+            )
         parameters = subject.claims.get("parameters", count_parameters(model))
         float_linears(model)
         blocks = architecture.named_blocks(model)
