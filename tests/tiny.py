@@ -13,8 +13,9 @@ KINDS = {"bert": "encoder", "bert_classifier": "classifier", "llava": "vision_la
 
 
 def tiny_subject(name: str, dtype: str = "float32", seed: int = 0) -> Subject:
-    """A random model of few layers with its byte-level tokenizer; ``bert_classifier`` has two classes."""
-    architecture, kind = name.removesuffix("_classifier"), KINDS.get(name, "causal_lm")
+    """A random model of few layers with its byte-level tokenizer; ``NAME_classifier`` has two classes."""
+    architecture = name.removesuffix("_classifier")
+    kind = "classifier" if name != architecture else KINDS.get(name, "causal_lm")
     return load_baseline({"source": f"random:{architecture}", "seed": seed, "kind": kind, "dtype": dtype})
 
 

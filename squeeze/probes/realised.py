@@ -3,6 +3,7 @@
 What layers say of themselves is only compared with what is found.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -154,10 +155,29 @@ def running_bits(model: nn.Module, weights: Mapping[str, int], codes: Mapping[st
 
 
 def codes_in_memory(model: nn.Module, weights: Mapping[str, int], closed: Collection[int]) -> dict[str, float]:
-    """Return, for each compressed layer, the bits a weight of the largest block that it can reach: its codes."""
+    """Return, for each compressed layer, the bits a weight of the largest block that it can reach: its codes.
+
+    A block that several layers reach (``layers.joined``) holds codes of all of them: its bits are spread over all their
+    weights. Of such blocks that the same layers reach, all of the largest's size count, down to half of it: each layer
+    may have one of its own there.
+    """
     layers = {name: layer for name, layer in matrices(model) if is_compressed(layer)}
-    sizes = {name: max(held.blocks(vars(layer), closed).values(), default=0) for name, layer in layers.items()}
-    return {name: 8 * size / weights[name] for name, size in sizes.items()}
+    reached = {layer: held.blocks(vars(layer), closed) for layer in layers.values()}
+    owners: dict[int, list[Any]] = defaultdict(list)
+    for layer, blocks in reached.items():
+        for address in blocks:
+            owners[address].append(layer)
+    sizes: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for address, sharing in owners.items():
+        sizes[tuple(sharing)].append(reached[sharing[0]][address])
+    numel = {layer: weights[name] for name, layer in layers.items()}  # once, where a layer stands in several places
+    bits: dict[Any, float] = dict.fromkeys(reached, 0.0)
+    for together, found in sizes.items():
+        largest = max(found)
+        codes = largest if len(together) == 1 else sum(size for size in found if 2 * size >= largest)
+        for layer in together:
+            bits[layer] = max(bits[layer], 8 * codes / sum(numel[each] for each in together))
+    return {name: bits[layer] for name, layer in layers.items()}
 
 
 def unread_bytes(model: nn.Module) -> int:

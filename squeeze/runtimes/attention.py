@@ -12,6 +12,7 @@ from squeeze.models import architecture
 
 Implementation = Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
 
+ON_CUDA = ("flash_attention_2", "flex_attention")
 HALVES = ("bfloat16", "float16")  # what flash_attention_2 computes in
 
 
@@ -26,7 +27,7 @@ def use_attention(model: nn.Module, implementation: str, device: str) -> None:
     if implementation not in get_args(Implementation):
         expected = ", ".join(get_args(Implementation))
         raise Unsupported(f"there is no attention {implementation!r}; expected one of {expected}")
-    if implementation.startswith("fl") and not device.startswith("cuda"):
+    if implementation in ON_CUDA and not device.startswith("cuda"):
         raise Unsupported(f"{implementation} runs on CUDA, here on {device}; use eager or sdpa, or device=cuda")
     if implementation == "flash_attention_2":
         dtype = str(architecture.dtype(model)).removeprefix("torch.")

@@ -55,6 +55,7 @@ class LeanEngine:
     synchronize: Callable[[], None]
 
     scored_as: ClassVar[str] = "itself"
+    exact: ClassVar[bool] = True
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

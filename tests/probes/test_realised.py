@@ -9,12 +9,14 @@ from torch import nn
 from squeeze.artifacts import format as artifact
 from squeeze.layers.contract import count_parameters, dtype_name, live_bytes
 from squeeze.layers.int8 import Int8Linear
+from squeeze.layers.quantized import QuantizedLinear
 from squeeze.layers.sparse import SparseLinear
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes import realised, size
 from squeeze.probes.recount import weights_by_layer
 from squeeze.runtimes.eager import Eager
+from squeeze.runtimes.lean import Lean
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.quantization.bitsandbytes import LLMInt8
@@ -22,6 +24,7 @@ from squeeze.techniques.quantization.kmeans import KMeans
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from squeeze.techniques.quantization.torch_dynamic import TorchDynamic
 from squeeze.techniques.sharing.shared_blocks import SharedBlocks
+from tests.students import subject_of
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_subject
 
 EAGER = Eager("cpu", 1)
@@ -97,6 +100,26 @@ def test_a_librarys_arithmetic_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_width_that_runs_is_the_kernels(bits: int, expected: int, tmp_path: Path) -> None:
     subject = RoundToNearest(bits, 32, symmetric=True).apply(tiny_subject("gpt2", "bfloat16"), CalibrationText.empty())
     assert loaded(subject, tmp_path, "gpt2")["running_bits"] == expected
+
+
+@pytest.mark.parametrize("technique", [RoundToNearest(4, 32, symmetric=True), RoundToNearest(8, 32, symmetric=False)])
+def test_codes_that_several_layers_reach_are_those_of_all(
+    technique: RoundToNearest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the lean path lays them: one block holds the codes of queries, keys and values."""
+    sizes = {"hidden_size": 128, "intermediate_size": 256}
+    baseline = subject_of("llama", "bfloat16", **sizes)
+    artifact.save(baseline, tmp_path / "baseline")
+    own = technique.apply(subject_of("llama", "bfloat16", **sizes), CalibrationText.empty())
+    artifact.save(own, tmp_path / "own")
+    engine, weighed = Lean("cpu", 1).load(tmp_path / "own"), size.figures(tmp_path / "own", tmp_path / "baseline")
+    found = realised.figures(engine, weighed, baseline.model, PROTOCOL, TEXT)
+    assert (found["running_bits"], found["memory_real"], found["mismatches"]) == (technique.bits, True, [])
+    monkeypatch.setattr(QuantizedLinear, "running_bits", technique.bits - 2.0)
+    told = realised.figures(engine, weighed, baseline.model, PROTOCOL, TEXT)["mismatches"]
+    lie = f"_proj claims codes of {technique.bits - 2} bits in memory, found {technique.bits}"
+    assert {f"model.layers.{block}.self_attn.{name}{lie}" for block in (0, 1) for name in "qkv"} <= {*told}
+    assert {f"model.layers.{block}.mlp.{name}{lie}" for block in (0, 1) for name in ("gate", "up")} <= {*told}
 
 
 def test_a_sparse_file_that_runs_dense_is_no_memory_gain(tmp_path: Path) -> None:

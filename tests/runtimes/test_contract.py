@@ -27,6 +27,7 @@ from tests.tiny import tiny_subject
 
 CHOICES = {path.stem: read_plain(path) for path in sorted((paths.conf() / "runtime").glob("*.yaml"))}
 NAMES = [name for name, choice in CHOICES.items() if environments.of(choice) is None]
+OF_ENCODERS = [name for name in NAMES if name != "lean"]  # which runs Llamas alone
 TOKEN_IDS = torch.randint(0, 256, (2, 18), generator=torch.Generator().manual_seed(1))
 PROMPT, DECODED = 12, 6
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
@@ -82,7 +83,7 @@ def test_its_logits_are_those_of_a_plain_forward(engine: Any) -> None:
     assert engine.exact is True
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_ENCODERS)
 def test_it_runs_encoders_and_counts_its_bytes(name: str, tmp_path: Path) -> None:
     engine = loaded(name, "bert", tmp_path)
     torch.testing.assert_close(engine.encode(TOKEN_IDS), tiny_subject("bert").model(TOKEN_IDS).last_hidden_state)
@@ -100,6 +101,10 @@ def test_a_text_beyond_the_model_is_refused_with_both_numbers(name: str, tmp_pat
         loaded(name, "llama", tmp_path / "causal").begin(3016)
     with pytest.raises(Unsupported, match=r"2048 positions.*need 2049"):
         loaded(name, "llama", tmp_path / "causal").logits(torch.zeros(1, 2049, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", OF_ENCODERS)
+def test_so_is_one_beyond_an_encoder(name: str, tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match=r"2048 positions.*need 3000"):
         loaded(name, "bert", tmp_path / "encoder").encode(torch.zeros(1, 3000, dtype=torch.int64))
 
