@@ -42,6 +42,7 @@ WATCHED = (
         "squeeze.runtimes.compiled",
         "squeeze.runtimes.kv_cache",
     ),
+    *(f"squeeze.runtimes.{name}" for name in ("lean", "lean_model", "lean_block", "lean_products", "static_cache")),
     *("squeeze.probes.latency", "squeeze.probes.scoring", "squeeze.probes.teacher_forced", "squeeze.probes.turns"),
     *("squeeze.probes.first_tokens", "squeeze.probes.rounding", "squeeze.probes.scorer"),
     *("squeeze.probes.samples", "squeeze.models.logits", "squeeze.models.architecture", "pytest_benchmark.fixture"),
