@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from squeeze.core.errors import SqueezeError, hint, shown
-from squeeze.request import axes
+from squeeze.request import axes, runtimes
 from squeeze.request.axes import DEVICE, DTYPE, THREADS
 from squeeze.request.rules import (
     ABOVE_ZERO,
@@ -43,6 +43,10 @@ def check_axis(name: str, value: Any) -> None:
 def check_group(group: str, node: Any) -> None:
     """Check one resolved choice of a group: its fields are exactly those that are known, each with a value allowed."""
     required, optional = SCHEMAS[group]
+    if group == "runtime" and isinstance(node, Mapping):
+        _check_fields(group, {name: node[name] for name in node if name in required}, required, optional)
+        runtimes.check_fields(node)
+        return
     _check_fields(group, node, required, optional)
     if group == "protocol":
         _check_protocol(node)
@@ -220,10 +224,6 @@ _RUNTIME_TARGET = matching(
     "FILE.CLASS of squeeze/runtimes, such as eager.Eager, or PLUGIN:FILE.CLASS", r"([\w-]+:)?[a-z]\w*\.[A-Z]\w*"
 )
 _RUNTIME: Schema = {"name": NAME, "device": DEVICE, "threads": THREADS, "_target_": _RUNTIME_TARGET}
-_RUNTIME_OPTIONAL: Schema = {
-    "attention": one_of("eager", "sdpa", "flash_attention_2", "flex_attention"),
-    "cache": one_of("dynamic", "static"),
-}
 
 _LIMIT: Schema = {
     "seconds": ABOVE_ZERO,
@@ -266,7 +266,7 @@ SCHEMAS: Mapping[str, tuple[Schema, Schema]] = {
     "model": (_MODEL, _OPTIONAL),
     "technique": (_TECHNIQUE, {"calibrated": BOOLEAN}),
     "calibration": (_CALIBRATION, {}),
-    "runtime": (_RUNTIME, _RUNTIME_OPTIONAL),
+    "runtime": (_RUNTIME, {}),  # and what its class declares
     "protocol": (
         _PROTOCOL,
         {

@@ -12,8 +12,10 @@ from typing import Any
 from squeeze.core import plugins
 from squeeze.core.errors import SqueezeError, Unsupported, hint, shown
 from squeeze.core.plugins import Named
+from squeeze.request.declared import dataclasses, in_words, is_among, literals
+from squeeze.request.declared import fields as declared_fields
 
-KIND = "techniques"
+KIND, METHOD = "techniques", "apply"  # folder, and what makes a dataclass one
 BEFORE_NAMES = f"squeeze.{KIND}."  # how records written before techniques had names begin theirs
 NO_FOLDER = ("baseline", "control", "combined")  # families of choices that are none of the techniques' own
 TRAINING = "training"  # the folder whose name a choice may have that takes steps of others, too
@@ -56,8 +58,8 @@ def check_step(step: Any, where: str = "step") -> Target:
         needs = f"{target.found.attribute} needs {', '.join(missing)}"
         raise SqueezeError(f"{where}: {needs}; its fields: {', '.join(target.fields)}")
     for name, allowed in target.allowed.items():
-        if name in step and not any(type(step[name]) is type(value) and step[name] == value for value in allowed):
-            choices = ", ".join("null" if value is None else str(value) for value in allowed)
+        if name in step and not is_among(step[name], allowed):
+            choices = in_words(allowed)
             raise Unsupported(
                 f"{where}.{name}: {shown(step[name])} is not allowed; {target.found.name} has code for {choices}"
             )
@@ -96,19 +98,19 @@ def find(path: str) -> Target:
     that name, in a folder of techniques.
     """
     found = plugins.find(KIND, _short(path))
-    techniques = _techniques(found.file)
+    techniques = dataclasses(found.file, METHOD)
     if found.attribute not in techniques:
         raise SqueezeError(
             f"{path!r} is refused: {found.module} defines no technique {found.attribute!r};"
             f" {hint(found.attribute, techniques)}"
         )
-    declared = _declared(techniques[found.attribute])
+    declared = declared_fields(techniques[found.attribute])
     return Target(
         found,
         _family(found.file),
         fields={field: item.value is None for field, item in declared.items()},
         floats=frozenset(field for field, item in declared.items() if ast.unparse(item.annotation) == "float"),
-        allowed={field: only for field, item in declared.items() if (only := _literals(item.annotation))},
+        allowed={field: only for field, item in declared.items() if (only := literals(item.annotation))},
     )
 
 
@@ -130,43 +132,3 @@ def _short(path: str) -> str:
 
 def _family(file: Path) -> str:
     return "" if file.parent.name == KIND else file.parent.name
-
-
-def _techniques(source: Path) -> dict[str, ast.ClassDef]:
-    tree = ast.parse(source.read_text(encoding="utf-8"), filename=str(source))
-    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef) and _is_technique(node)}
-
-
-def _is_technique(node: ast.ClassDef) -> bool:
-    decorators = [item.func if isinstance(item, ast.Call) else item for item in node.decorator_list]
-    names = {item.attr if isinstance(item, ast.Attribute) else getattr(item, "id", "") for item in decorators}
-    return "dataclass" in names and any(
-        isinstance(item, ast.FunctionDef) and item.name == "apply" for item in node.body
-    )
-
-
-def _declared(node: ast.ClassDef) -> dict[str, ast.AnnAssign]:
-    """Return the fields of a dataclass; what belongs to the class, such as ``environment``, is none."""
-    return {
-        item.target.id: item
-        for item in node.body
-        if isinstance(item, ast.AnnAssign)
-        and isinstance(item.target, ast.Name)
-        and not ast.unparse(item.annotation).startswith("ClassVar")
-    }
-
-
-def _literals(annotation: ast.expr) -> tuple[Any, ...]:
-    """Return the values of an annotation such as ``Literal[8, 4] | None``; none where it allows anything else."""
-    match annotation:
-        case ast.Constant(value=None):
-            return (None,)
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            parts = _literals(left), _literals(right)
-            return (*parts[0], *parts[1]) if all(parts) else ()
-        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Tuple(elts=items)):
-            return tuple(item.value for item in items if isinstance(item, ast.Constant))
-        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Constant(value=only)):
-            return (only,)
-        case _:
-            return ()

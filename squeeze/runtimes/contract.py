@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from squeeze.models.subject import Subject
 
-LABEL = "name"  # of a runtime, for people: no field of its class
+NO_FIELDS = frozenset({"name", "_target_"})  # of a cell's runtime: what people call it, and its class
 
 States = Callable[..., "Tensor"]  # (model, **inputs) -> (rows, tokens, hidden)
 
@@ -106,9 +106,11 @@ class TorchEngine(Engine, Protocol):
 class Runtime(Protocol):
     """Define a runtime: a frozen dataclass in a file of squeeze/runtimes/; its fields are the YAML's keys but ``name``.
 
-    device: "cpu", "cuda" or "cuda:N". threads: those that the process has been given to compute with. One whose library
-    lies in an environment of its own says which: ``environment: ClassVar[str]`` (`squeeze.runtimes.environments`); one
-    that compiles in processes and threads of its own says so: ``compiles: ClassVar[bool] = True``.
+    device: "cpu", "cuda" or "cuda:N". threads: those that the process has been given to compute with. A field that is
+    declared as ``Literal[...]`` has one of these values, which requests are held against. One whose library lies in an
+    environment of its own says which, and may say on which kind of device alone it runs: ``environment: ClassVar[str]``
+    and ``only_on: ClassVar[str]`` (`squeeze.runtimes.environments`); one that compiles in processes and threads of its
+    own has ``compiles``, which is true.
     """
 
     @property
@@ -128,13 +130,24 @@ def shows_model(engine: Engine) -> TypeGuard[TorchEngine]:
 
 def compiles(runtime: Mapping[str, Any]) -> bool:
     """Tell whether a cell's runtime starts processes and threads that compile. Raises SqueezeError as ``of`` does."""
-    return bool(getattr(find(current(runtime)["_target_"]), "compiles", False))
+    return bool(getattr(of(runtime), "compiles", False))
 
 
 def of(runtime: Mapping[str, Any]) -> Runtime:
-    """Return the runtime of a cell, whose fields ``runtime`` holds. Raises SqueezeError where it names none."""
-    fields = {name: value for name, value in current(runtime).items() if name not in {LABEL, "_target_"}}
-    made: Runtime = find(current(runtime)["_target_"])(**fields)
+    """Return the runtime of a cell, whose fields ``runtime`` holds.
+
+    Raises SqueezeError where it names none, and for fields that are not those of the class.
+    """
+    target = current(runtime)["_target_"]
+    kind, given = find(target), {name: value for name, value in current(runtime).items() if name not in NO_FIELDS}
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    needed = {name for name, field in known.items() if field.default is field.default_factory is dataclasses.MISSING}
+    if wrong := sorted(given.keys() - known.keys() | needed - given.keys()):
+        raise SqueezeError(
+            f"runtime {target!r} is refused: its class {'needs' if wrong[0] in needed else 'has no field'} {wrong[0]};"
+            f" expected {', '.join(known)}"
+        )
+    made: Runtime = kind(**given)
     return made
 
 

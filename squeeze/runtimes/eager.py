@@ -19,7 +19,7 @@ from squeeze.core.errors import Unsupported
 from squeeze.layers.contract import live_bytes
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
-from squeeze.runtimes.attention import Implementation, use_attention
+from squeeze.runtimes.attention import use_attention
 from squeeze.runtimes.contract import States
 from squeeze.runtimes.generation import (
     Forward,
@@ -37,14 +37,19 @@ from squeeze.runtimes.pictured import pictured, prefix
 class Eager:
     """Run eagerly. device: where tensors lie. threads: torch's, which the process is settled with.
 
-    attention: how it is computed (``attention.Implementation``); None: as transformers picks. cache: "dynamic", which
-    grows, or "static", which has room for all tokens of a generation from its beginning on.
+    attention: how it is computed (``use_attention``); None: as transformers picks. cache: "dynamic", which grows, or
+    "static", which has room for all tokens of a generation from its beginning on.
     """
 
     device: str
     threads: int
-    attention: Implementation | None = None
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
     cache: Literal["dynamic", "static"] = "dynamic"
+
+    @property
+    def compiles(self) -> bool:
+        """Tell whether torch compiles: flex_attention, for the mask that it meets."""
+        return self.attention == "flex_attention"
 
     def load(self, folder: Path) -> EagerEngine:
         """Load an artifact. Raises IntegrityError for a damaged folder, Unsupported as ``engine`` does."""
@@ -53,9 +58,12 @@ class Eager:
     def engine(self, subject: Subject) -> EagerEngine:
         """Return the engine of a subject that is ready to run on the device.
 
-        Raises Unsupported for attention that this machine or model does not have, and for a static cache of a subject
-        that has a cache of its own.
+        Raises Unsupported for attention that this machine or model does not have, for a static cache of a subject that
+        has a cache of its own, and for either of a model that reads pictures, of which later blocks may hold fewer
+        tokens by the attention of an earlier one.
         """
+        if (self.attention is not None or self.cache == "static") and architecture.reads_pictures(subject.model):
+            raise Unsupported("a model that reads pictures has attention and cache as they come; use runtime=eager")
         if self.attention is not None:
             use_attention(subject.model, self.attention, self.device)
         if self.cache == "static" and subject.cache is not None:
@@ -116,10 +124,11 @@ class EagerEngine:
     def logits(self, token_ids: Tensor) -> Tensor:
         """Return the logits after each given token, (rows, tokens) int64 -> (rows, tokens, vocabulary) float32.
 
-        Raises Unsupported as ``begin`` does.
+        Through a cache of the kind that generations have. Raises Unsupported as ``begin`` does.
         """
-        check_length(self.subject.model, token_ids.shape[1])
-        return logits_of(self.subject, token_ids).float()
+        tokens = token_ids.shape[1]
+        check_length(self.subject.model, tokens)
+        return logits_of(self.subject, token_ids, self._cache(tokens)).float()
 
     @torch.inference_mode()
     def log_probabilities(self, token_ids: Tensor) -> Tensor:

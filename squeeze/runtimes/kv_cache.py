@@ -67,10 +67,9 @@ def states_of(subject: Subject) -> States:
     return through_cache
 
 
-def logits_of(subject: Subject, token_ids: Tensor) -> Tensor:
-    """Return the logits after each given token, (rows, tokens, vocabulary), through the subject's cache."""
+def logits_of(subject: Subject, token_ids: Tensor, kept: Cache) -> Tensor:
+    """Return the logits after each given token, (rows, tokens, vocabulary), through an empty cache of the subject's."""
     group = token_ids.shape[1] if subject.cache is None else subject.cache.group
-    kept = cache_of(subject)
     parts = [
         subject.model(input_ids=part, past_key_values=kept, use_cache=True).logits
         for part in torch.split(token_ids, group, dim=1)

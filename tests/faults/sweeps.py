@@ -16,11 +16,11 @@ import psutil
 import pytest
 
 from squeeze.core.cache import sealed
+from squeeze.core.interpreters import environment_with
 from squeeze.records.record import Record
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
 from squeeze.runner import plan
-from squeeze.runner.jobs.launcher import environment_with
 from squeeze.runner.run import run
 from squeeze.sources.corpora import corpus_hash
 

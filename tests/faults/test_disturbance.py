@@ -14,10 +14,10 @@ import pytest
 from rich.console import Console
 from scipy.stats import quantile_test
 
+from squeeze.core.interpreters import environment_with
 from squeeze.runner.jobs.display import Display
 from squeeze.runner.jobs.executor import Executor, worker_variables
 from squeeze.runner.jobs.job import Job
-from squeeze.runner.jobs.launcher import environment_with
 from squeeze.runner.rounds import order
 from tests.faults.steady_work import FILE
 from tests.faults.sweeps import RUNTIME, cell

@@ -17,10 +17,10 @@ import pytest
 
 from squeeze import cli
 from squeeze.boards import plots
+from squeeze.core.interpreters import environment_with
 from squeeze.records.sanitize import STEERS
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
-from squeeze.runner.jobs.launcher import environment_with
 from squeeze.runner.run import run
 from tests.faults.hostile import ESCAPE, PLACES, RECORDS, SAMPLES, Data, packed
 

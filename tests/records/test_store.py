@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from squeeze.core.errors import IntegrityError, SqueezeError
+from squeeze.core.interpreters import environment_with
 from squeeze.records import store
 from squeeze.records.record import Estimate, Record
 from squeeze.records.store import RecordStore
 from squeeze.request.cell import Cell
-from squeeze.runner.jobs.launcher import environment_with
 from tests.fabricated import cell, record
 
 CELL = cell("rtn", "quantization", {"bits": 4})

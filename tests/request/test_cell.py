@@ -18,7 +18,7 @@ CELL = Cell(
         "family": "quantization",
         "steps": [{"_target_": "rtn.RoundToNearest", "bits": 4, "group_size": None}],
     },
-    runtime={"name": "eager", "device": "cpu", "threads": 2},
+    runtime={"name": "eager", "_target_": "eager.Eager", "device": "cpu", "threads": 2},
     protocol={"name": "smoke", "rounds": 5},
 )
 

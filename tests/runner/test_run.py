@@ -12,10 +12,10 @@ import pytest
 
 from squeeze.core import environment
 from squeeze.core.errors import SqueezeError
+from squeeze.core.interpreters import environment_with
 from squeeze.records.record import Status
 from squeeze.records.store import RecordStore
 from squeeze.runner.jobs.executor import device_lock
-from squeeze.runner.jobs.launcher import environment_with
 from squeeze.runner.run import run
 from tests.faults.conftest import own_places  # noqa: F401 - a fixture
 from tests.faults.sweeps import (

@@ -115,8 +115,10 @@ def test_whose_forward_scores_text_is_a_runtimes_name(name: str, tmp_path: Path)
 
 
 def test_who_compiles_and_what_shows_a_model_is_told() -> None:
-    of = {name: {"_target_": target} for name, target in (("eager", "eager.Eager"), ("compile", "compiled.Compiled"))}
-    assert (contract.compiles(of["eager"]), contract.compiles(of["compile"])) == (False, True)
+    machine = {"device": "cuda", "threads": 1}
+    of = {name: {**machine, "_target_": name} for name in ("eager.Eager", "compiled.Compiled", "vllm.Vllm")}
+    assert [contract.compiles(runtime) for runtime in of.values()] == [False, True, True]
+    assert contract.compiles({**of["eager.Eager"], "attention": "flex_attention"})
     assert contract.shows_model(Eager("cpu", 1).engine(tiny_subject("llama")))
     assert not contract.shows_model(opaque(tiny_subject("llama")))
 
@@ -125,6 +127,20 @@ def test_runtimes_of_old_records_are_found() -> None:
     old = {"name": "some", "device": "cpu", "threads": 3}
     assert contract.of({**old, "compile": False}) == Eager("cpu", 3) == contract.of({**old, "_target_": "eager.Eager"})
     assert contract.of({**old, "compile": True}) == Compiled("cpu", 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"attention": "sdpa"}, r"'lean.Lean' is refused: its class has no field attention; expected device, threads"),
+        ({"threads": None}, r"'lean.Lean' is refused: its class needs threads; expected device, threads"),
+    ],
+)
+def test_fields_that_are_not_those_of_its_class_are_refused(fields: dict[str, Any], reason: str) -> None:
+    """As a record may have them, which no request has checked."""
+    runtime = {"name": "lean", "_target_": "lean.Lean", "device": "cpu", "threads": 1, **fields}
+    with pytest.raises(SqueezeError, match=reason):
+        contract.of({name: value for name, value in runtime.items() if value is not None})
 
 
 def test_every_published_row_still_has_its_runtime() -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.cache_utils import StaticLayer
 
 from squeeze.artifacts import format as artifact
-from squeeze.core.errors import IntegrityError
+from squeeze.core.errors import IntegrityError, Unsupported
 from squeeze.layers.kv_cache import QuantizedKeysAndValues
 from squeeze.models.architecture import last_hidden_state
 from squeeze.runtimes.eager import Eager
@@ -58,3 +59,20 @@ def test_log_probabilities_are_those_of_generation_through_the_cache() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
     plain = EAGER.engine(tiny_subject("llama")).log_probabilities(TOKEN_IDS)
     assert (found - plain).abs().max() > 10 * (found - expected).abs().max()
+
+
+@pytest.mark.parametrize("runtime", [Eager("cpu", 1, attention="sdpa"), Eager("cpu", 1, cache="static")])
+def test_of_a_model_that_reads_pictures_neither_attention_nor_cache_is_chosen(runtime: Eager) -> None:
+    with pytest.raises(Unsupported, match="as they come; use runtime=eager"):
+        runtime.engine(tiny_subject("llava"))
+
+
+def test_logits_go_through_a_cache_of_the_kind_that_generations_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a static cache that is wrong shows in them, before anything is timed."""
+    static, grown = (Eager("cpu", 1, cache=kind).engine(tiny_subject("llama")) for kind in ("static", "dynamic"))
+    expected = grown.logits(TOKEN_IDS)
+    torch.testing.assert_close(static.logits(TOKEN_IDS), expected, rtol=0, atol=1e-5)
+    true = StaticLayer.update
+    monkeypatch.setattr(StaticLayer, "update", lambda *given, **named: [2 * each for each in true(*given, **named)])
+    assert (static.logits(TOKEN_IDS) - expected).abs().max() > 0.01
+    assert torch.equal(grown.logits(TOKEN_IDS), expected)

@@ -70,7 +70,7 @@ def test_each_token_sees_what_is_written_out(technique: str, name: str) -> None:
 @pytest.mark.parametrize("technique", TECHNIQUES)
 def test_with_room_for_all_nothing_changes(technique: str, name: str) -> None:
     subject = cached(technique, WHOLE, name)
-    logits = logits_of(subject, TOKEN_IDS)
+    logits = logits_of(subject, TOKEN_IDS, cache_of(subject))
     kept = DynamicCache(config=subject.model.config)
     parts = [subject.model(input_ids=part, past_key_values=kept).logits for part in TOKEN_IDS.split(4, dim=1)]
     assert torch.equal(logits, torch.cat(parts, dim=1))

@@ -106,6 +106,7 @@ def test_a_longer_residual_is_nearer() -> None:
 def test_logits_are_the_heads_of_those_states() -> None:
     subject = cached(4, 8)
     expected = subject.model.lm_head(scored_states(subject))
-    torch.testing.assert_close(logits_of(subject, TOKEN_IDS), expected)
+    torch.testing.assert_close(logits_of(subject, TOKEN_IDS, cache_of(subject)), expected)
     plain = tiny_subject("llama")
-    torch.testing.assert_close(logits_of(plain, TOKEN_IDS), plain.model(TOKEN_IDS, use_cache=False).logits)
+    found = logits_of(plain, TOKEN_IDS, cache_of(plain))
+    torch.testing.assert_close(found, plain.model(TOKEN_IDS, use_cache=False).logits)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from squeeze.core.errors import SqueezeError
-from squeeze.runner.jobs.launcher import environment_with
+from squeeze.core.interpreters import environment_with
 from squeeze.techniques.contract import Workplace
 from squeeze.techniques.processes import Processes
 from squeeze.techniques.training_loop import Plan, train
