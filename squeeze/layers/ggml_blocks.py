@@ -9,7 +9,8 @@ A block holds 32 neighbours of a row, d and m in float16:
 So a symmetric grid of 4 bits or fewer is Q4_0, an asymmetric one Q4_1, and a symmetric one of 8 bits Q8_0: both grids
 of ``affine`` are, with whatever scale. Codes of 2 and 3 bits take 4 there. Of a group of several blocks, each has the
 group's scale. The minimum of Q4_1, m = -s z, is a product of 8 bits and 4, of which float16 holds 11: it may be off by
-2^-11 of itself, less than 0.008 steps.
+2^-11 of itself, less than 0.008 steps. Where a real zero point lies near zero, m may be so small that float16 has fewer
+bits: there it may be off by 2^-8 steps.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from squeeze.layers.quantized import QuantizedLinear
 from squeeze.models.gguf_file import Stored
 
 BLOCK = 32
-ROUNDED = 2.0**-11  # of a minimum, by which float16 may be off
+ROUNDED, STEPS = 2.0**-11, 2.0**-8  # of a minimum, and of a step, by which float16 may be off
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def blocks_of(name: str, layer: QuantizedLinear) -> Stored:
     assert layer.codes is not None
     assert layer.scales is not None
     if layer.bits > 4 and not (layer.bits == 8 and layer.symmetric):
-        raise Unsupported(f"{name}: ggml has no {layer.bits}-bit codes with zero points; use symmetric=true, or bits=4")
+        kind = "around zero" if layer.symmetric else "with zero points"
+        raise Unsupported(f"{name}: ggml has no {layer.bits}-bit codes {kind}; use symmetric=true bits=8, or bits=4")
     if layer.group_size % BLOCK:
         raise Unsupported(
             f"{name}: groups of {layer.group_size} are no multiple of ggml's blocks of {BLOCK}; use group_size=32"
@@ -86,7 +88,8 @@ def blocks_of(name: str, layer: QuantizedLinear) -> Stored:
     if layer.symmetric:
         return Stored("Q4_0", _joined(_half(name, scales), nibbles=codes + (8 - 2 ** (layer.bits - 1))))
     minima = -scales.float() * _zeros(layer).repeat_interleave(layer.group_size // BLOCK, dim=1)
-    return Stored("Q4_1", _joined(_half(name, scales), _half(name, minima, ROUNDED), nibbles=codes))
+    allowed = torch.maximum(ROUNDED * minima.abs(), STEPS * scales.float().abs())
+    return Stored("Q4_1", _joined(_half(name, scales), _half(name, minima, allowed), nibbles=codes))
 
 
 def _zeros(layer: QuantizedLinear) -> Tensor:
@@ -97,10 +100,10 @@ def _zeros(layer: QuantizedLinear) -> Tensor:
     return unpack(layer.zeros, layer.bits, layer.in_features // layer.group_size).float()
 
 
-def _half(name: str, values: Tensor, rounded: float = 0.0) -> Tensor:
-    """Return values in float16. Raises Unsupported where one of them is off by more than the share ``rounded``."""
+def _half(name: str, values: Tensor, allowed: Tensor | float = 0.0) -> Tensor:
+    """Return values in float16. Raises Unsupported where one of them is off by more than is allowed of it."""
     half = values.to(torch.float16)
-    off = (half.double() - values.double()).abs() > rounded * values.double().abs()
+    off = (half.double() - values.double()).abs() > allowed
     if bool(off.any()):
         worst = float(values[off].abs().max())
         raise Unsupported(f"{name}: float16, ggml's type of a scale, does not hold {worst:.3g}; use dtype=float16")

@@ -133,7 +133,7 @@ def split_name(backend: Mapping[str, Any]) -> str:
         )
     whole = backend["pre_tokenizer"] or {"type": "none"}
     found = tuple(_decisive(part) for part in whole.get("pretokenizers", [whole]))
-    if not model["merges"] and all(part[0] == "ByteLevel" for part in found):
+    if not model["merges"] and all(part[:2] == ("ByteLevel", False) for part in found):
         return SPLITS[(BYTES,)]  # nothing is merged: each byte is a token, wherever text is split
     if found not in SPLITS:
         named, known = ", ".join(str(part[0]) for part in found), " or ".join(SPLITS.values())

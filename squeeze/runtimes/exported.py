@@ -78,6 +78,19 @@ def logits(read: Read, token_ids: Tensor) -> Tensor:
     return torch.cat([read(part, torch.arange(part.shape[1])).float() for part in parts], dim=1)
 
 
+def log_probabilities(read: Read, token_ids: Tensor) -> Tensor:
+    """Return the log-probability of each given token after the first, in nats, of what has read nothing yet.
+
+    token_ids: (rows, tokens) int64 -> (rows, tokens - 1) float32. Of GROUP tokens of a row logits are held at a time.
+    """
+    given, following = torch.split(token_ids[:, :-1], GROUP, dim=1), torch.split(token_ids[:, 1:], GROUP, dim=1)
+    parts = (
+        generation.log_probability(read(part, torch.arange(part.shape[1])), after)
+        for part, after in zip(given, following, strict=True)
+    )
+    return torch.cat(list(parts), dim=1)
+
+
 def chosen(runtime: str, field_name: str, value: str, known: Mapping[str, Any]) -> Any:
     """Return what a field's value stands for. Raises Unsupported, with those that there are, for another."""
     if value not in known:

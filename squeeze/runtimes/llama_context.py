@@ -115,13 +115,13 @@ class Context:
         flat, row = token_ids.reshape(-1), np.repeat(np.arange(rows), tokens)
         position = np.tile(np.arange(first, first + tokens), rows)
         wanted = np.ones(len(flat), bool) if every else position == first + tokens - 1
-        found = [
-            logits
-            for start in range(0, len(flat), self.at_once)
-            for part in [slice(start, start + self.at_once)]
-            for logits in self._call(flat[part], position[part], row[part], wanted[part])
-        ]
-        return np.stack(found).reshape(rows, -1, self.weights.vocabulary)
+        found, count = np.empty((int(wanted.sum()), self.weights.vocabulary), np.float32), 0
+        for start in range(0, len(flat), self.at_once):
+            part = slice(start, start + self.at_once)
+            for logits in self._call(flat[part], position[part], row[part], wanted[part]):
+                found[count] = logits
+                count += 1
+        return found.reshape(rows, -1, self.weights.vocabulary)
 
     def bytes_per_token(self, tokens: int) -> float:
         """Return the bytes that llama.cpp would save of the first text, of which so many tokens were read, for each."""
@@ -134,7 +134,10 @@ class Context:
         row: npt.NDArray[np.int64],
         wanted: npt.NDArray[np.bool_],
     ) -> Iterator[Logits]:
-        """Decode one batch, and yield the logits of the tokens that are wanted, in their order."""
+        """Decode one batch, and yield the logits of the tokens that are wanted, in their order.
+
+        They lie in llama.cpp's memory, and are overwritten by the next batch.
+        """
         api, batch, count = self.weights.library.api, self.batch, len(token_ids)
         batch.n_tokens = count
         for field, values in ((batch.token, token_ids), (batch.pos, position), (batch.logits, wanted)):
@@ -147,7 +150,7 @@ class Context:
             raise SqueezeError(f"llama.cpp failed ({failed}) at {count} tokens of {self.rows} texts: {said}")
         shape = (self.weights.vocabulary,)
         for place in np.flatnonzero(wanted).tolist():
-            yield np.ctypeslib.as_array(api.llama_get_logits_ith(self.pointer, place), shape=shape).copy()
+            yield np.ctypeslib.as_array(api.llama_get_logits_ith(self.pointer, place), shape=shape)
 
 
 def _free(api: Any, pointer: Any, batch: Any) -> None:

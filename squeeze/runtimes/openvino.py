@@ -20,8 +20,7 @@ from squeeze.artifacts.exports.cached import exported
 from squeeze.artifacts.exports.openvino import FILE
 from squeeze.artifacts.exports.traced import WEIGHTS, check_installed
 from squeeze.core.errors import Unsupported
-from squeeze.runtimes.exported import Exported, Generation, Read, check_cpu, chosen, logits
-from squeeze.runtimes.generation import log_probability
+from squeeze.runtimes.exported import Exported, Generation, Read, check_cpu, chosen, log_probabilities, logits
 
 NAME = "openvino"
 PRECISIONS = {"float32": ("f32", 4), "bfloat16": ("bf16", 2)}  # as OpenVINO names them, and bytes of a value
@@ -125,8 +124,12 @@ class OpenVINOEngine:
         return logits(self._reader(), token_ids)
 
     def log_probabilities(self, token_ids: Tensor) -> Tensor:
-        """Return the log-probability of each given token after the first, (rows, tokens - 1) float32, in nats."""
-        return log_probability(self.logits(token_ids[:, :-1]), token_ids[:, 1:])
+        """Return the log-probability of each given token after the first, (rows, tokens - 1) float32, in nats.
+
+        Raises Unsupported as ``begin`` does.
+        """
+        self.exported.check_length(token_ids.shape[1] - 1)  # the last one is not read
+        return log_probabilities(self._reader(), token_ids)
 
     def _reader(self) -> Read:
         """Return what reads tokens, its keys and values none yet: each request of OpenVINO has its own."""

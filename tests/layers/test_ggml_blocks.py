@@ -89,6 +89,14 @@ def test_real_zero_points_are_minima() -> None:
     assert ((read(blocks_of("layer", layer)) - layer.dequantize()).abs() <= 0.008 * steps).all()
 
 
+def test_a_minimum_near_zero_is_off_by_less_of_a_step_however_few_bits_it_has() -> None:
+    """Below 2^-14 float16 has fewer than 11 bits."""
+    codes = (torch.arange(32) % 16).to(torch.uint8)[None]
+    scales, zeros = (torch.tensor([[value]], dtype=torch.bfloat16) for value in (0.0123, 0.00123))
+    layer = QuantizedLinear.of(codes, AffineGrid(4, scales, zeros), None, torch.float32)
+    assert 0 < (read(blocks_of("layer", layer)) - layer.dequantize()).abs().max() <= 0.004 * scales.float().max()
+
+
 def test_what_has_no_type_is_refused() -> None:
     large, small = (layer_of(4, True) for _ in range(2))
     large.scales[7, 2], small.scales[0, 0] = 1e6, 1e-7

@@ -105,6 +105,10 @@ def test_a_split_has_its_name() -> None:
     ("parts", "message"),
     [
         ({"pre": pre_tokenizers.ByteLevel(add_prefix_space=True)}, "split by ByteLevel has no name"),
+        (  # nothing is merged, but the text is another
+            {"pre": pre_tokenizers.ByteLevel(), "model": models.BPE(vocab={"a": 0}, merges=[])},
+            "split by ByteLevel has no name",
+        ),
         ({"pre": pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)}, "split by ByteLevel"),
         ({"pre": pre_tokenizers.Metaspace()}, "split by Metaspace has no name"),
         ({"pre": pre_tokenizers.Sequence([pre_tokenizers.Digits(False)])}, "split by Digits"),

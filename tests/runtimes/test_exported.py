@@ -54,6 +54,11 @@ def test_a_long_text_is_scored_in_groups_each_behind_those_before(monkeypatch: p
     found = exported.logits(reader(subject, lengths), TOKEN_IDS)
     torch.testing.assert_close(found, subject.model(TOKEN_IDS).logits, rtol=1e-4, atol=1e-5)
     assert lengths == [8, 8, 4]
+    lengths.clear()
+    likely = exported.log_probabilities(reader(subject, lengths), TOKEN_IDS)
+    expected = found[:, :-1].log_softmax(-1).gather(-1, TOKEN_IDS[:, 1:, None])[..., 0]
+    torch.testing.assert_close(likely, expected, rtol=1e-4, atol=1e-5)
+    assert lengths == [8, 8, 3], "nothing follows the last token, so that it is not read"
 
 
 def test_a_folder_says_its_positions_and_has_its_tokenizer(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ Where MatMulNBits is, ``model_int8_inputs.onnx`` is the same graph over the same
 
 from __future__ import annotations
 
+import io
 import logging
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def to_onnx(source: Path, folder: Path, weights: str = "stored") -> None:
     settings: Any = model.config
     settings.dtype = torch.float32
     inputs, lengths = sample(model)
-    with becoming(folder) as part, quiet():
+    with becoming(folder) as part, quiet(), redirect_stdout(io.StringIO()):  # torch's exporter prints each stage
         exported = OnnxExporter().export(model, inputs, OnnxConfig(dynamic=True, dynamic_shapes=lengths))
         component = exported.components["model"]
         check_found(traced.packed, put_codes(component.program, traced.matrices()))

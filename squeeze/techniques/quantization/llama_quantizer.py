@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from squeeze.core.errors import SqueezeError, Unsupported
-from squeeze.models.llama_library import VERSION, library
+from squeeze.core.errors import SqueezeError
+from squeeze.models.llama_library import library
 
 Importance = Mapping[str, npt.NDArray[np.float32]]  # name of a tensor -> how much each of its input channels matters
 
@@ -32,15 +32,16 @@ def quantize(source: Path, target: Path, file_type: int, importance: Importance,
 
     file_type: a number of ``llama_ftype``, which says what becomes of each tensor. importance: the mean square of each
     input channel; tensors that it leaves out are quantized without. threads: they change no bit of the result.
-    Raises Unsupported where the library is missing or takes no importance, SqueezeError, with its last words, where it
-    fails.
+    Raises Unsupported where the library is missing, or of another version, whose importance may be of another type;
+    SqueezeError, with its last words, where it fails.
     """
     found = library()
     parameters = found.api.llama_model_quantize_default_params()
     parameters.ftype, parameters.nthread = file_type, threads
     entries = _entries(importance)
     if importance:
-        _hand_over(parameters, entries)
+        kinds = dict(type(parameters)._fields_)  # the pointer's type, which the package may or may not name
+        parameters.imatrix = ctypes.cast(entries, kinds["imatrix"])
     found.lines.clear()
     arguments = os.fsencode(source), os.fsencode(target), ctypes.byref(parameters)
     if failed := found.api.llama_model_quantize(*arguments):
@@ -55,14 +56,3 @@ def _entries(importance: Importance) -> Any:
         entry.name, entry.size = name.encode(), len(values)
         entry.data = ctypes.cast(data, ctypes.POINTER(ctypes.c_float))
     return entries
-
-
-def _hand_over(parameters: Any, entries: Any) -> None:
-    """Point the parameters to the entries. Raises Unsupported for a library that wants a map of C++ in their place."""
-    kinds = dict(type(parameters)._fields_)
-    if "tt_overrides" not in kinds:
-        raise Unsupported(
-            f"this llama.cpp takes no importance matrix from C, expected that of llama-cpp-python {VERSION}; use"
-            " technique=gguf_quantize_plain"
-        )
-    parameters.imatrix = ctypes.cast(entries, kinds["imatrix"])

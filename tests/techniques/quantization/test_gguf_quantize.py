@@ -5,7 +5,10 @@ What needs the library itself is skipped where it is not installed; ``nox -s run
 
 from __future__ import annotations
 
+import ctypes
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -26,6 +29,7 @@ from squeeze.models.subject import Subject
 from squeeze.request.expand import cells
 from squeeze.request.steps import find
 from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.quantization import llama_quantizer
 from squeeze.techniques.quantization.gguf_quantize import GGUFQuantize, importance_of, put_blocks
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import tiny_subject
@@ -109,6 +113,38 @@ def test_importance_is_the_mean_square_of_what_a_layer_reads() -> None:
     }
     expected = read[0].flatten(0, 1).square().mean(dim=0)
     torch.testing.assert_close(torch.from_numpy(found["blk.1.ffn_down.weight"]), expected, rtol=1e-2, atol=0)
+
+
+class Importance(ctypes.Structure):
+    """One tensor's, as llama.h has it; the last one has no name."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("data", ctypes.POINTER(ctypes.c_float)), ("size", ctypes.c_size_t))
+
+
+@pytest.mark.parametrize(
+    "pointer", [ctypes.c_void_p, ctypes.POINTER(Importance)], ids=["without a type", "with its own"]
+)
+def test_importance_is_handed_over_as_c_reads_it(pointer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever type the package gives to the pointer."""
+    given = {"blk.0.ffn_up.weight": np.arange(3.0), "blk.1.attn_q.weight": np.array([0.5, 2.0], np.float32)}
+    seen: dict[str, list[float]] = {}
+
+    class Parameters(ctypes.Structure):
+        _fields_ = (("nthread", ctypes.c_int32), ("ftype", ctypes.c_int), ("imatrix", pointer))
+
+    def works(_: bytes, target: bytes, reference: Any) -> int:
+        parameters = reference._obj
+        entries = ctypes.cast(parameters.imatrix, ctypes.POINTER(Importance))
+        for number in range(len(given)):
+            seen[entries[number].name.decode()] = entries[number].data[: entries[number].size]
+        assert entries[len(given)].name is None
+        assert (parameters.ftype, parameters.nthread, target) == (15, 2, bytes(tmp_path / "q.gguf"))
+        return 0
+
+    api = SimpleNamespace(llama_model_quantize_default_params=Parameters, llama_model_quantize=works)
+    monkeypatch.setattr(llama_quantizer, "library", lambda: llama_library.Library(api, deque(), None))
+    llama_quantizer.quantize(tmp_path / "f.gguf", tmp_path / "q.gguf", 15, given, 2)
+    assert seen == {name: values.tolist() for name, values in given.items()}
 
 
 @pytest.fixture
