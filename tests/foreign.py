@@ -113,16 +113,18 @@ def sdist(folder: Path) -> Path:
     return path
 
 
-def offer(site: Path, patch: pytest.MonkeyPatch, environments: Mapping[str, str], beside: str = "") -> Path:
+def offer(site: Path, patch: pytest.MonkeyPatch, environments: Mapping[str, str], build: str = "") -> Path:
     """Install the plugin ``toys``: a runtime and a choice for each environment, by name -> what its packages are.
 
-    beside: further source of each runtime's file.
+    build: source of the file that says how each one's packages are built; none without.
     """
     for module in [module for module in sys.modules if module.partition(".")[0] == PACKAGE]:
         del sys.modules[module]  # that of a test before
     files = {}
     for name, requirements in environments.items():
-        files[f"runtimes/{name}.py"] = RUNTIME.replace("ENVIRONMENT", name) + beside
+        files[f"runtimes/{name}.py"] = RUNTIME.replace("ENVIRONMENT", name)
+        if build:
+            files[f"runtimes/{name}_build.py"] = build
         files[f"runtimes/requirements/{name}.txt"] = requirements
         choice = f"_target_: toys:{name}.Toy\ndevice: ${{device}}\nthreads: ${{threads}}\n"
         files[f"conf/runtime/{name}.yaml"] = choice

@@ -23,6 +23,13 @@ def wanted(cell: Cell) -> list[Environment]:
     return list(found.values())
 
 
+def check_device(cell: Cell) -> None:
+    """Raise Unsupported where the environment of a cell's engine is not for its device: making it would be in vain."""
+    engine = environments.of(cell.runtime)
+    if engine is not None:
+        engine.check_for(str(cell.runtime["device"]))
+
+
 def interpreter(job: Job) -> Path | None:
     """Return the interpreter of the environment that a job's process runs in; None for that of the core.
 

@@ -62,9 +62,10 @@ def build(shop: Executor, cell: Cell, log: Path) -> Artifact:
 def equip(shop: Executor, cell: Cell) -> None:
     """Make the environments that a cell's engine and its recipe want, unless they are there.
 
-    Raises StageError, as unsupported, when one cannot be made.
+    Raises StageError, as unsupported, when one cannot be made, and when the engine's is not for the cell's device.
     """
     try:
+        equipment.check_device(cell)
         for environment in equipment.wanted(cell):
             if environment.existing() is None:
                 with shop.display.process(f"{shop.display.label(cell)}: environment of {environment.name}"):

@@ -2,39 +2,44 @@
 
 A runtime, or a step of a technique, whose library lies in an environment of its own says which in a field of its class,
 ``environment: ClassVar[str] = "NAME"``. What belongs into it stands in ``requirements/NAME.txt``, each package with an
-exact version. It is an overlay: a venv whose packages go before those of the environment that starts it, which it sees
-behind its own through a .pth file. So squeeze, torch and all else are the core's unless the engine brings another
-version, and making one takes no more than the engine does.
+exact version; the variables that these are built with are what ``build_flags()`` of ``NAME_build.py`` returns, where
+there is such a file. It is an overlay: a venv whose packages go before those of the environment that starts it, which
+it sees behind its own through a .pth file. So squeeze, torch and all else are the core's unless the engine brings
+another version, and making one takes no more than the engine does.
 
-``python -m squeeze.runtimes.environments [NAME ...]`` makes those that are named, or all (``nox -s runtimes``).
+A runtime that runs on one kind of device alone says so, too, ``only_on: ClassVar[str] = "cuda"``: for no other device
+is an environment made. ``python -m squeeze.runtimes.environments [NAME ...]`` makes those that are named, or all that
+this machine has the device for (``nox -s runtimes``).
 """
 
 from __future__ import annotations
 
 import ast
-import json
 import os
 import platform
 import re
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from venv import EnvBuilder
 
 from squeeze.core import plugins
 from squeeze.core.cache import cache_root, is_intact, sealed
+from squeeze.core.environment import default_device
 from squeeze.core.errors import SqueezeError, Unsupported, hint
 from squeeze.core.hashing import digest
 from squeeze.core.interpreters import PACKAGES, environment_with, packages
 from squeeze.core.plugins import Named, Plugin
 from squeeze.runtimes.contract import current
 
-FIELD, FLAGS = "environment", "build_flags"  # of a class, and of the file of a runtime
+FIELD, ONLY_ON = "environment", "only_on"  # of a class
+FLAGS = "build_flags"  # of NAME_build.py, and among the pins
 ROOM = "environments"  # of the cache
 PTH = "squeeze_core.pth"
 PINNED = re.compile(r"([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?\s*==\s*([^\s;]+)")
@@ -46,11 +51,13 @@ TOLD = 3  # last lines of pip's that an error repeats
 class Environment:
     """Describe an environment.
 
-    name: as a class says it. plugin: whose ``runtimes/requirements`` folder has its packages.
+    name: as a class says it. plugin: whose ``runtimes/requirements`` folder has its packages. only_on: the kind of
+    device that it is for, "cpu" or "cuda"; None: any.
     """
 
     name: str
     plugin: Plugin
+    only_on: str | None = None
 
     @property
     def requirements(self) -> Path:
@@ -65,11 +72,20 @@ class Environment:
     def pins(self) -> dict[str, str]:
         """Map its packages to their versions, and ``requirements`` to a hash of all that its file says.
 
-        Raises SqueezeError for a file that cannot be read, and for a package without an exact version.
+        Where they are built with variables of their own, ``build_flags`` is a hash of these. Raises SqueezeError for a
+        file that cannot be read, and for a package without an exact version; Unsupported where ``build_flags()`` fails.
         """
-        lines = self._lines()
+        lines, flags = self._lines(), self._flags()
         pinned = dict(self._pinned(line) for line in lines if not line.startswith("-"))
-        return {**pinned, "requirements": digest(lines)[:16]}
+        return {**pinned, "requirements": digest(lines)[:16], **({FLAGS: digest(dict(flags))[:16]} if flags else {})}
+
+    def check_for(self, device: str) -> None:
+        """Raise Unsupported where it is not for a device, "cpu", "cuda" or "cuda:N"."""
+        if self.only_on is not None and device.partition(":")[0] != self.only_on:
+            raise Unsupported(
+                f"the engine of the environment {self.name} runs on {self.only_on} alone, asked for {device}; use "
+                f"device={self.only_on}, or runtime=eager"
+            )
 
     def made(self) -> Path:
         """Return its interpreter; the environment is made unless the cache has it, which takes minutes.
@@ -106,17 +122,21 @@ class Environment:
 
     def _key(self) -> str:
         """Return the folder's name: it is another one for other packages, another Python, or another way to build."""
-        self.pins()  # refuses what would be another thing the next time
-        where = [sys.implementation.cache_tag, sys.base_prefix, platform.machine(), dict(self._flags())]
-        return f"{self.name}-{digest([self._lines(), where])[:16]}"
+        where = [sys.implementation.cache_tag, sys.base_prefix, platform.machine()]
+        return f"{self.name}-{digest([self.pins(), where])[:16]}"
 
     def _flags(self) -> Mapping[str, str]:
-        """Return the variables that its packages are built with: what ``build_flags()`` of a file of its name returns.
-
-        Raises Unsupported where that function fails.
-        """
-        file = self.plugin.folder / "runtimes" / f"{self.name}.py"
-        return _flags(file, f"{self.plugin.package}.runtimes.{self.name}") if file.is_file() else {}
+        """Return the variables that its packages are built with. Raises Unsupported where ``build_flags()`` fails."""
+        module = f"{self.name}_build"
+        if not (self.plugin.folder / "runtimes" / f"{module}.py").is_file():
+            return {}
+        try:
+            found: dict[str, str] = dict(vars(import_module(f"{self.plugin.package}.runtimes.{module}"))[FLAGS]())
+        except Exception as error:
+            raise Unsupported(
+                f"{module}.{FLAGS}() fails ({type(error).__name__}: {error}); its environment cannot be built without"
+            ) from error
+        return found
 
     def _make(self, folder: Path) -> None:
         print(f"making the environment of {self.name}, once: minutes, more where it is compiled", file=sys.stderr)
@@ -151,8 +171,7 @@ def of(runtime: Mapping[str, Any]) -> Environment | None:
 
 def named_by(found: Named) -> Environment | None:
     """Return the environment that a class says it lies in, by reading its file: nothing is imported."""
-    name = _said(found.file, found.attribute)
-    return None if name is None else Environment(name, found.plugin)
+    return _of_class(found.file, found.attribute, found.plugin)
 
 
 def check_here(runtime: Mapping[str, Any]) -> None:
@@ -170,15 +189,20 @@ def every() -> dict[str, Environment]:
     found: dict[str, Environment] = {}
     for plugin in (plugins.HOUSE, *plugins.installed().values()):
         for file in plugins.modules("runtimes", plugin).values():
-            found |= {name: Environment(name, plugin) for name in _names(file)}
+            classes = [node.name for node in ast.parse(file.read_bytes()).body if isinstance(node, ast.ClassDef)]
+            known = (_of_class(file, name, plugin) for name in classes)
+            found |= {each.name: each for each in known if each is not None}
     return dict(sorted(found.items()))
 
 
 def main(names: Sequence[str]) -> int:
-    """Make the environments of these names, or all, and say where they lie; return 1 where one cannot be made."""
+    """Make the environments of these names, or all that there is the device for, and say where they lie.
+
+    Return 1 where one cannot be made.
+    """
     known = every()
     failed = False
-    for name in names or known:
+    for name in names or [name for name, each in known.items() if each.only_on in (None, "cpu", default_device())]:
         try:
             if name not in known:
                 raise SqueezeError(f"no runtime lies in an environment {name!r}; {hint(name, known)}")
@@ -202,41 +226,23 @@ def _seeing_core() -> str:
     return f"import os, site; list(map(site.addsitedir, {places}))\n"
 
 
-def _names(file: Path) -> Iterator[str]:
-    for node in ast.parse(file.read_bytes()).body:
-        if isinstance(node, ast.ClassDef) and (name := _said(file, node.name)) is not None:
-            yield name
+def _of_class(file: Path, attribute: str, plugin: Plugin) -> Environment | None:
+    said = _said(file, attribute)
+    return Environment(said[FIELD], plugin, said.get(ONLY_ON)) if FIELD in said else None
 
 
 @lru_cache(maxsize=256)
-def _said(file: Path, attribute: str) -> str | None:
-    """Return the text that the class of this name assigns to FIELD; None where it has no such field."""
+def _said(file: Path, attribute: str) -> Mapping[str, str]:
+    """Return the texts that the class of this name assigns to FIELD and to ONLY_ON; nothing where it has no such."""
+    found: dict[str, str] = {}
     for node in ast.parse(file.read_bytes()).body:
         if isinstance(node, ast.ClassDef) and node.name == attribute:
             for each in node.body:
                 match each:
-                    case ast.AnnAssign(target=ast.Name(id=name), value=ast.Constant(value=str(said))) if name == FIELD:
-                        return said
-    return None
-
-
-@lru_cache(maxsize=256)
-def _flags(file: Path, module: str) -> Mapping[str, str]:
-    """Return what ``build_flags()`` of a runtime's file returns, {} where it has none: asked in a process of its own.
-
-    For the file may import torch, and who makes environments does not.
-    """
-    if not any(isinstance(node, ast.FunctionDef) and node.name == FLAGS for node in ast.parse(file.read_bytes()).body):
-        return {}
-    code = f"import json, {module} as engine; print(json.dumps(dict(engine.{FLAGS}())))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment_with({}), check=False
-    )
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["no word of it"])[-1]
-        raise Unsupported(f"{module}.{FLAGS}() fails ({why}); its environment cannot be built without")
-    flags: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
-    return flags
+                    case ast.AnnAssign(target=ast.Name(id=name), value=ast.Constant(value=str(said))):
+                        if name in (FIELD, ONLY_ON):
+                            found[name] = said
+    return found
 
 
 if __name__ == "__main__":

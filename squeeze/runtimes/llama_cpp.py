@@ -1,12 +1,11 @@
 """Run an artifact in llama.cpp, on the CPU: its weights exported to GGUF, read, and computed with, by that library.
 
 It lies in an environment of its own, beside the packages of this one; see ``environments``. It is built from source
-there, for the processor that is here but for AMX, in whose code its builds have crashed.
+there, as ``llama_cpp_build`` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from squeeze.artifacts import format as artifact
 from squeeze.artifacts.exports.cached import exported
 from squeeze.artifacts.exports.gguf import FILE
 from squeeze.core.errors import Unsupported
@@ -23,43 +23,7 @@ from squeeze.runtimes.generation import log_probability
 from squeeze.runtimes.llama_context import Context, Weights, read
 
 SCORED_AT_ONCE = 512  # tokens, whose logits llama.cpp holds: 100 MB for a vocabulary of 49,152
-PROCESSOR = Path("/proc/cpuinfo")
-# Of each option of ggml's build, what the processor has to have for it, as Linux calls it.
-INSTRUCTIONS: Mapping[str, frozenset[str]] = {
-    "GGML_SSE42": frozenset({"sse4_2"}),
-    "GGML_AVX": frozenset({"avx"}),
-    "GGML_AVX2": frozenset({"avx2"}),
-    "GGML_BMI2": frozenset({"bmi2"}),
-    "GGML_FMA": frozenset({"fma"}),
-    "GGML_F16C": frozenset({"f16c"}),
-    "GGML_AVX_VNNI": frozenset({"avx_vnni"}),
-    "GGML_AVX512": frozenset({"avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw"}),
-    "GGML_AVX512_VBMI": frozenset({"avx512vbmi"}),
-    "GGML_AVX512_VNNI": frozenset({"avx512_vnni"}),
-    "GGML_AVX512_BF16": frozenset({"avx512_bf16"}),
-}
-
-
-def build_flags() -> Mapping[str, str]:
-    """Return the environment variables with which pip builds the library for the processor that is here.
-
-    On one that is not of the x86 family, ggml finds out for itself what it can use.
-    """
-    has = _instructions()
-    options = {name: needed <= has for name, needed in INSTRUCTIONS.items()}
-    if not any(options.values()):
-        return {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}
-    options |= {"GGML_NATIVE": False, "LLAVA_BUILD": False}
-    flags = (f"-D{name}={'ON' if wanted else 'OFF'}" for name, wanted in sorted(options.items()))
-    return {"CMAKE_ARGS": " ".join(flags)}
-
-
-def _instructions() -> frozenset[str]:
-    try:
-        lines = PROCESSOR.read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+WRITTEN_AS_FLOATS = frozenset({"sparse.SparseLinear"})  # layers of artifacts whose weights are floats in a GGUF
 
 
 @dataclass(frozen=True)
@@ -70,6 +34,7 @@ class LlamaCpp:
     threads: int
 
     environment: ClassVar[str] = "llama_cpp"
+    only_on: ClassVar[str] = "cpu"
 
     def load(self, folder: Path) -> LlamaCppEngine:
         """Load an artifact; its GGUF is made the first time.
@@ -79,14 +44,17 @@ class LlamaCpp:
         """
         if self.device != "cpu":
             raise Unsupported(f"llama.cpp is built for the processor alone here, not for {self.device}; use device=cpu")
+        kinds = {spec["_target_"] for spec in artifact.describe(folder)["layers"].values()}
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        return LlamaCppEngine(read(exported(folder, "gguf") / FILE), tokenizer, self.threads)
+        weights = read(exported(folder, "gguf") / FILE)
+        return LlamaCppEngine(weights, tokenizer, self.threads, exact=kinds <= WRITTEN_AS_FLOATS)
 
 
 @dataclass
 class LlamaCppEngine:
     """Run a GGUF.
 
+    exact: whether its weights are floats; what is multiplied with codes llama.cpp rounds to 8 bits, block by block.
     rows: texts that the last generation read side by side. The next one's memory is laid out for as many, before its
     prompt comes, as a server's is.
     """
@@ -94,6 +62,7 @@ class LlamaCppEngine:
     weights: Weights
     tokenizer: PreTrainedTokenizerBase
     threads: int
+    exact: bool
     rows: int = 1
 
     scored_as: ClassVar[str] = "itself"

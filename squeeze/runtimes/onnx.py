@@ -41,6 +41,7 @@ class ONNXRuntime:
     activations: Literal["float", "int8"]
 
     environment: ClassVar[str] = "onnx"
+    only_on: ClassVar[str] = "cpu"
 
     def load(self, folder: Path) -> ONNXEngine:
         """Load an artifact's export, which is made the first time.

@@ -43,6 +43,7 @@ class OpenVINO:
     precision: Literal["float32", "bfloat16"]
 
     environment: ClassVar[str] = "openvino"
+    only_on: ClassVar[str] = "cpu"
 
     def load(self, folder: Path) -> OpenVINOEngine:
         """Load an artifact's export, which is made the first time.

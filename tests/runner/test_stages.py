@@ -137,6 +137,18 @@ def test_the_packages_of_its_engine_are_part_of_a_quality(tmp_path: Path, monkey
     assert quality_key(subject, None) != before
 
 
+def test_no_environment_is_made_for_a_device_that_its_engine_does_not_run_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle_in(tmp_path, monkeypatch)
+    monkeypatch.setattr(Environment, "made", lambda self: pytest.fail(f"made {self.name}"))
+    asked = cell("good", runtime={**RUNTIME, "name": "vllm", "_target_": "vllm.Vllm"})
+    with pytest.raises(StageError) as refused:
+        build(None, asked, tmp_path / "log")  # type: ignore[arg-type]
+    assert (refused.value.failure.status, refused.value.failure.stage) == (Status.UNSUPPORTED, "environment")
+    assert "vllm runs on cuda alone, asked for cpu; use device=cuda, or runtime=eager" in refused.value.failure.reason
+
+
 def test_a_step_may_want_an_environment_and_two_of_them_not_another_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,16 +110,61 @@ def test_a_runtime_says_how_its_packages_are_built(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_CACHE_DIR", str(tmp_path / "pip"))
     sdist(tmp_path / "index")
-    flags = "\ndef build_flags():\n    return {'TOY_FLAGS': 'fast'}\n"
-    offer(tmp_path / "site", monkeypatch, {"toy": requirements(tmp_path / "index")}, beside=flags)
+    flags = "def build_flags():\n    return {'TOY_FLAGS': 'fast'}\n"
+    offer(tmp_path / "site", monkeypatch, {"toy": requirements(tmp_path / "index")}, flags)
     assert said(named("toy").made(), "import toy_engine; print(toy_engine.BUILT)") == "fast"
 
 
-def test_what_fails_to_say_how_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = "\ndef build_flags():\n    raise ValueError('no such processor')\n"
-    offer(tmp_path / "site", monkeypatch, {"toy": requirements(tmp_path / "index")}, beside=flags)
-    with pytest.raises(Unsupported, match="no such processor"):
+def test_what_is_built_otherwise_is_another_environment_and_another_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQUEEZE_CACHE", str(tmp_path / "cache"))
+    flags = "import os\n\ndef build_flags():\n    return {'TOY_FLAGS': os.environ['ASKED']}\n"
+    offer(tmp_path / "site", monkeypatch, {"toy": "toy-engine==1.0"}, flags)
+    toy, found = named("toy"), []
+    for asked in ("fast", "slow", "fast"):
+        monkeypatch.setenv("ASKED", asked)
+        found.append((toy.pins(), toy._key()))
+    assert found[0] == found[2]
+    assert found[0][0].keys() == {"toy-engine", "requirements", "build_flags"}
+    assert found[0][0]["build_flags"] != found[1][0]["build_flags"]
+    assert found[0][1] != found[1][1]
+
+
+@pytest.mark.parametrize(
+    "build", ["def build_flags():\n    raise ValueError('none')\n", "import nothing_there\n", "X = 1\n"]
+)
+def test_what_fails_to_say_how_is_refused(build: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(tmp_path / "site", monkeypatch, {"toy": requirements(tmp_path / "index")}, build)
+    with pytest.raises(Unsupported, match=r"toy_build.build_flags\(\) fails .*cannot be built without"):
         named("toy").made()
+
+
+def test_for_a_device_that_it_is_not_for_none_is_made(
+    toys: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of GPUs take gigabytes."""
+    file = toys / "runtimes" / "toy.py"
+    before, field = file.read_text(), 'environment: ClassVar[str] = "toy"'
+    file.write_text(before.replace(field, f'{field}\n    only_on: ClassVar[str] = "cuda"'))
+    environments._said.cache_clear()
+    found = environments.of(TOY)
+    assert found is not None
+    found.check_for("cuda:1")
+    with pytest.raises(Unsupported, match="toy runs on cuda alone, asked for cpu; use device=cuda, or runtime=eager"):
+        found.check_for("cpu")
+    named("toy").check_for("cpu")
+    monkeypatch.setattr(environments, "default_device", lambda: "cpu")
+    monkeypatch.setattr(environments, "every", lambda: {"toy": found})
+    assert environments.main([]) == 0
+    assert found.existing() is None
+    assert environments.main(["toy"]) == 0, "it was asked for by name"
+    assert capsys.readouterr().out == f"toy: {found.existing()}\n"
+
+
+def test_engines_say_for_which_device_they_are() -> None:
+    found = {name: each.only_on for name, each in environments.every().items()}
+    assert {"llama_cpp": "cpu", "onnx": "cpu", "openvino": "cpu", "vllm": "cuda"}.items() <= found.items()
 
 
 def test_a_process_of_another_environment_is_told_what_to_type(toys: Path) -> None:

@@ -14,17 +14,19 @@ import torch
 
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts.exports.gguf import FILE, to_gguf
+from squeeze.core.cache import using
 from squeeze.core.errors import IntegrityError, Unsupported
 from squeeze.core.paths import PACKAGE
 from squeeze.models import llama_library
 from squeeze.models.load import load_folder
 from squeeze.models.subject import Subject
 from squeeze.request.expand import cells
-from squeeze.runtimes import contract, llama_cpp
+from squeeze.runtimes import contract
 from squeeze.runtimes.eager import Eager
 from squeeze.runtimes.llama_context import read
-from squeeze.runtimes.llama_cpp import LlamaCpp, LlamaCppEngine, build_flags
+from squeeze.runtimes.llama_cpp import LlamaCpp, LlamaCppEngine
 from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import tiny_subject
 
@@ -32,28 +34,6 @@ TOKEN_IDS = torch.randint(256, (3, 40), generator=torch.Generator().manual_seed(
 EAGER = Eager("cpu", 1)
 NO_DATA = CalibrationText.empty()
 TEXT = "In 2024, 11 of 345 were\n\nthere:  twice  as many, weren't they?\tÄ — 7."
-
-
-def flags(path: Path, monkeypatch: pytest.MonkeyPatch, has: str | None) -> set[str]:
-    monkeypatch.setattr(llama_cpp, "PROCESSOR", path / "cpuinfo")
-    if has is not None:
-        (path / "cpuinfo").write_text(f"model name : some\nflags\t\t: fpu {has} end\nbugs : none\n")
-    return set(build_flags()["CMAKE_ARGS"].split())
-
-
-def test_it_is_built_for_what_the_processor_has_but_for_amx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = "avx512f avx512cd avx512vl avx512dq avx512bw"
-    found = flags(tmp_path, monkeypatch, f"sse4_2 avx avx2 fma {wide} avx512_vnni amx_tile amx_int8")
-    assert {"-DGGML_NATIVE=OFF", "-DGGML_AVX2=ON", "-DGGML_AVX512=ON", "-DGGML_AVX512_VNNI=ON"} <= found
-    assert {"-DGGML_AVX512_BF16=OFF", "-DGGML_BMI2=OFF"} <= found
-    assert not [flag for flag in found if "AMX" in flag]
-    found = flags(tmp_path, monkeypatch, "avx avx2 avx512f avx512cd")  # not all that ggml's code for it uses
-    assert "-DGGML_AVX512=OFF" in found
-
-
-def test_elsewhere_it_finds_out_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert flags(tmp_path, monkeypatch, None) == {"-DLLAVA_BUILD=OFF"}
-    assert flags(tmp_path, monkeypatch, "asimd sve") == {"-DLLAVA_BUILD=OFF"}
 
 
 def test_it_runs_on_the_processor_alone(tmp_path: Path) -> None:
@@ -64,7 +44,7 @@ def test_it_runs_on_the_processor_alone(tmp_path: Path) -> None:
 def test_a_cell_names_it() -> None:
     (cell,) = cells(["model=tiny_llama", "technique=none", "runtime=llama_cpp", "device=cpu", "threads=2"])
     assert contract.of(cell.runtime) == LlamaCpp("cpu", 2)
-    assert LlamaCpp.environment == "llama_cpp"
+    assert (LlamaCpp.environment, LlamaCpp.only_on) == ("llama_cpp", "cpu")
 
 
 @pytest.fixture
@@ -75,7 +55,7 @@ def built() -> None:
 def engine(subject: Subject, folder: Path) -> Any:
     artifact.save(subject, folder / "artifact")
     to_gguf(folder / "artifact", folder / "exported")
-    return LlamaCppEngine(read(folder / "exported" / FILE), subject.tokenizer, threads=2)
+    return LlamaCppEngine(read(folder / "exported" / FILE), subject.tokenizer, threads=2, exact=True)
 
 
 def differences(found: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
@@ -168,3 +148,16 @@ def test_a_file_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"GGUF and no more")
     with pytest.raises(IntegrityError, match=r"llama\.cpp cannot read it"):
         read(tmp_path / FILE)
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize(
+    ("technique", "exact"), [(None, True), (Magnitude(0.5), True), (RoundToNearest(8, 32, True), False)]
+)
+def test_it_is_exact_where_its_weights_are_floats(technique: Any, exact: bool, tmp_path: Path) -> None:
+    subject = tiny_subject("llama") if technique is None else technique.apply(tiny_subject("llama"), NO_DATA)
+    artifact.save(subject, tmp_path / "artifact")
+    with using(tmp_path / "cache"):
+        loaded = LlamaCpp("cpu", 1).load(tmp_path / "artifact")
+    assert loaded.exact is exact
+    assert loaded.logits(TOKEN_IDS).shape == (3, 40, 260)
