@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -56,6 +56,8 @@ class GGUFQuantize:
         "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
     ]  # fmt: skip
     imatrix: bool = True
+
+    environment: ClassVar[str] = "llama_cpp"  # its build runs there
 
     def apply(self, subject: Subject, calibration: Calibration) -> Subject:
         """Return the compressed subject.

@@ -28,6 +28,7 @@ from squeeze.models.gguf_names import parts
 from squeeze.models.subject import Subject
 from squeeze.request.expand import cells
 from squeeze.request.steps import find
+from squeeze.runner import equipment
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.quantization import llama_quantizer
 from squeeze.techniques.quantization.gguf_quantize import GGUFQuantize, importance_of, put_blocks
@@ -156,7 +157,7 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_library")
 def test_without_the_library_one_line_says_how_to_get_it_and_nothing_has_changed() -> None:
     subject = RoundToNearest(4, 32, True).apply(tiny_subject("llama"), NO_DATA)
-    with pytest.raises(Unsupported, match=r"not installed here; run `nox -s runtimes -- llama_cpp`"):
+    with pytest.raises(Unsupported, match=r"not installed here; `nox -s runtimes -- llama_cpp` makes"):
         GGUFQuantize("Q4_K_M").apply(subject, CALIBRATION)
     assert isinstance(subject.model.get_submodule("model.layers.0.mlp.up_proj"), QuantizedLinear)
 
@@ -172,6 +173,11 @@ def test_every_type_that_a_request_may_have_is_one_of_llama_cpps() -> None:
     allowed = find("gguf_quantize.GGUFQuantize").allowed["gguf_type"]
     assert len(allowed) == 27
     assert {f"MOSTLY_{name}" for name in allowed} <= gguf.LlamaFileType.__members__.keys()
+
+
+def test_its_build_runs_where_the_library_is_whatever_runtime_the_row_names() -> None:
+    [cell] = cells(["model=tiny_llama", "technique=gguf_quantize_plain", "gguf_type=Q8_0", "runtime=eager"])
+    assert [each.name for each in equipment.wanted(cell)] == ["llama_cpp"]
 
 
 def test_the_version_in_keys_is_the_one_that_is_pinned() -> None:
