@@ -19,7 +19,7 @@ from squeeze.core.errors import Unsupported
 
 PACKAGE, DISTRIBUTION = "llama_cpp", "llama-cpp-python"
 VERSION = "0.3.36"  # pinned in runtimes/requirements/llama_cpp.txt, too
-INSTALL = "`nox -s runtimes -- llama_cpp` makes the environment that has it, in which `squeeze run` starts its processes"
+INSTALL = "`nox -s runtimes -- llama_cpp` makes the environment that has it, where `squeeze run` starts its processes"
 KEPT = 4096  # lines of the log: loading a model takes some hundreds
 Callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)  # (level, text, what is not used)
 
