@@ -9,7 +9,7 @@ values is fixed, not a share of the GPU's: else a row's memory would say how lar
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -25,6 +25,8 @@ from squeeze.artifacts.exports.cached import exported
 from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.layers.contract import live_bytes
 from squeeze.runtimes.vllm_exports import chosen
+from squeeze.runtimes.vllm_requests import Requests
+from squeeze.runtimes.vllm_scores import of_places, of_prompt
 
 POSITIONS = 8192  # tokens of a text, at most, that the engine is laid out for; fewer where the model has fewer
 ROOM = 16384  # tokens of all texts together whose keys and values fit, and that one step reads at most
@@ -40,6 +42,8 @@ class Vllm:
     threads: int
 
     environment: ClassVar[str] = "vllm"
+    only_on: ClassVar[str] = "cuda"
+    compiles: ClassVar[bool] = True  # its own forward, by torch
 
     def load(self, folder: Path) -> VllmEngine:
         """Load an artifact; its export is made the first time, unless it is the artifact's own folder that is read.
@@ -55,7 +59,8 @@ class Vllm:
         library = started(arguments(source, config, description))
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         kept = bytes_of_a_token(config, getattr(torch, description["dtype"]))
-        return VllmEngine(library, tokenizer, positions_of(config), kept, Requests(library.llm_engine))
+        requests = Requests(library.llm_engine)
+        return VllmEngine(library, tokenizer, positions_of(config), int(config.vocab_size), kept, requests)
 
 
 def check_machine(device: str) -> None:
@@ -91,6 +96,7 @@ def arguments(source: Path, config: Any, description: Mapping[str, Any]) -> dict
         "max_num_batched_tokens": ROOM,
         "kv_cache_memory_bytes": ROOM * bytes_of_a_token(config, getattr(torch, dtype)),
         "enable_prefix_caching": False,
+        "max_logprobs": -1,  # those of all tokens may be asked for
         "async_scheduling": False,  # a step would return before its token is there
         "seed": 0,
     }
@@ -128,53 +134,23 @@ def started(options: Mapping[str, Any]) -> Any:
             ) from error
 
 
-@dataclass
-class Requests:
-    """Hold the requests that an engine is at work on: those of one generation at a time.
-
-    engine: vLLM's ``LLMEngine``. names: of these requests. begun: how many generations there were.
-    """
-
-    engine: Any
-    names: tuple[str, ...] = ()
-    begun: int = 0
-
-    def begin(self, prompts: Sequence[Sequence[int]], settings: Any) -> tuple[str, ...]:
-        """Ask for a continuation of each prompt, and return the requests' names; what was asked before is let go."""
-        self.stop()
-        self.begun += 1
-        self.names = tuple(f"{self.begun}/{row}" for row in range(len(prompts)))
-        for name, prompt in zip(self.names, prompts, strict=True):
-            self.engine.add_request(name, {"prompt_token_ids": list(prompt)}, settings)
-        return self.names
-
-    def step(self) -> dict[str, list[int]]:
-        """Take one step; return all tokens so far of the requests that got one, by name.
-
-        Raises SqueezeError where there is nothing left to do.
-        """
-        if not self.engine.has_unfinished_requests():
-            raise SqueezeError("vllm has no request left; expected fewer tokens than were asked for as it began")
-        return {output.request_id: list(output.outputs[0].token_ids) for output in self.engine.step()}
-
-    def stop(self) -> None:
-        """Let all requests go."""
-        if self.names:
-            self.engine.abort_request(list(self.names))
-        self.names = ()
-
-
 @dataclass(frozen=True)
 class VllmEngine:
-    """Run an export. library: vLLM's ``LLM``. positions: of a text, at most. kept: bytes of a token in the cache."""
+    """Run an export.
+
+    library: vLLM's ``LLM``. positions: of a text, at most. vocabulary: tokens that are predicted. kept: bytes of a
+    token in the cache.
+    """
 
     library: Any
     tokenizer: PreTrainedTokenizerBase
     positions: int
+    vocabulary: int
     kept: int
     requests: Requests
 
     scored_as: ClassVar[str] = "itself"
+    exact: ClassVar[bool] = True  # codes are widened as they are multiplied, and nothing else is rounded to fewer bits
 
     @property
     def bytes_held(self) -> int:
@@ -196,11 +172,20 @@ class VllmEngine:
         raise Unsupported(f"vllm runs no encoder here ({len(token_ids)} texts given); use runtime=eager")
 
     def logits(self, token_ids: Tensor) -> Tensor:
-        """Raise Unsupported: vLLM says of a prompt how likely its own tokens are, and no more at a bearable cost."""
-        raise Unsupported(
-            f"vllm gives no logits of {token_ids.numel():,} prompt tokens, only how likely each of them is; score with"
-            " log_probabilities, or use runtime=eager"
-        )
+        """Return the logits after each given token, (rows, tokens) int64 -> (rows, tokens, vocabulary) float32.
+
+        They are normalised: vLLM gives log-probabilities of a prompt's places, of all tokens where that is asked for,
+        as lists of numbers, 120 bytes each. One text after the other. Raises Unsupported as ``begin`` does.
+        """
+        from vllm import SamplingParams
+
+        settings = SamplingParams(**greedy(1), prompt_logprobs=-1, logprobs=-1, flat_logprobs=True)
+        found = []
+        for row in token_ids.split(1):
+            [output] = self._scored(row, settings)
+            places = of_places(output.prompt_logprobs, self.vocabulary)[1:]  # nothing predicts the first token
+            found.append(torch.cat([places, of_places(output.outputs[0].logprobs, self.vocabulary)]))
+        return torch.stack(found)
 
     def log_probabilities(self, token_ids: Tensor) -> Tensor:
         """Return the log-probability of each given token after the first, (rows, tokens - 1) float32, in nats.
@@ -209,12 +194,16 @@ class VllmEngine:
         """
         from vllm import SamplingParams
 
-        rows = token_ids.tolist()
+        outputs = self._scored(token_ids, SamplingParams(**greedy(1), prompt_logprobs=1))
+        pairs = zip(outputs, token_ids.tolist(), strict=True)
+        return torch.tensor([of_prompt(each.prompt_logprobs, row) for each, row in pairs])
+
+    def _scored(self, token_ids: Tensor, settings: Any) -> Any:
+        """Return what vLLM says of these prompts; what was decoded is let go: it would go on meanwhile."""
         self._check_length(token_ids.shape[1] + 1)  # it goes on by one token, which nobody asked for
         self.requests.stop()
-        settings = SamplingParams(**greedy(1), prompt_logprobs=1)
-        outputs = self.library.generate([{"prompt_token_ids": row} for row in rows], settings, use_tqdm=False)
-        return torch.tensor([of_prompt(each.prompt_logprobs, row) for each, row in zip(outputs, rows, strict=True)])
+        prompts = [{"prompt_token_ids": row} for row in token_ids.tolist()]
+        return self.library.generate(prompts, settings, use_tqdm=False)
 
     def _check_length(self, positions: int) -> None:
         if positions > self.positions:
@@ -222,14 +211,6 @@ class VllmEngine:
                 f"this runtime has {self.positions} positions of the model, the prompt and what follows it need"
                 f" {positions}; lower protocol.latency.prompt_tokens or decode_tokens"
             )
-
-
-def of_prompt(found: Sequence[Mapping[int, Any] | None], tokens: Sequence[int]) -> list[float]:
-    """Return the log-probabilities of a prompt's tokens after the first.
-
-    found: of each token, what vLLM gives: of itself and of the likeliest one in its place, by id; None of the first.
-    """
-    return [float(each[token].logprob) for each, token in zip(found[1:], tokens[1:], strict=True) if each is not None]
 
 
 @dataclass

@@ -14,7 +14,8 @@ import torch
 from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.request.expand import cells
 from squeeze.runtimes import contract, vllm
-from squeeze.runtimes.vllm import Requests, Vllm, VllmEngine, arguments, check_machine, greedy, of_prompt, started
+from squeeze.runtimes.vllm import Vllm, VllmEngine, arguments, check_machine, greedy, started
+from squeeze.runtimes.vllm_requests import Requests
 from tests.tiny import tiny_model, tiny_subject
 
 PROMPT = torch.tensor([[1, 2, 3], [4, 5, 6]])
@@ -59,7 +60,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def engine(*steps: tuple[int, ...], **library: Any) -> VllmEngine:
     inner = Stepping(*steps)
     return VllmEngine(
-        SimpleNamespace(llm_engine=inner, **library), tiny_subject("llama").tokenizer, 64, 24, Requests(inner)
+        SimpleNamespace(llm_engine=inner, **library), tiny_subject("llama").tokenizer, 64, 5, 24, Requests(inner)
     )
 
 
@@ -68,7 +69,7 @@ def test_a_machine_without_a_gpu_is_told_before_any_work(monkeypatch: pytest.Mon
     (cell,) = cells(["model=tiny_llama", "technique=none", "runtime=vllm", "device=cpu", "threads=1"])
     runtime = contract.of(cell.runtime)
     assert runtime == Vllm("cpu", 1)
-    assert Vllm.environment == "vllm"
+    assert (Vllm.environment, Vllm.only_on) == ("vllm", "cuda")
     with pytest.raises(Unsupported, match="runs on a GPU, found device=cpu; use device=cuda"):
         runtime.load(tmp_path / "nowhere")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -174,13 +175,48 @@ def test_log_probabilities_are_those_of_the_prompts_own_tokens(library: ModuleTy
     assert prompts == [{"prompt_token_ids": row} for row in PROMPT.tolist()]
     assert (settings.prompt_logprobs, settings.max_tokens) == (1, 1)
     assert whole.requests.names == (), "what was decoded is let go first: it would go on meanwhile"
-    with pytest.raises(KeyError):
-        of_prompt([None, likely(t9=-0.1)], [1, 2])
+
+
+def flat(*places: torch.Tensor | None) -> SimpleNamespace:
+    """Stands for vLLM's FlatLogprobs: of each place all tokens, the likeliest first; nothing of one that is None."""
+    found = SimpleNamespace(start_indices=[], end_indices=[], token_ids=[], logprobs=[])
+    for place in places:
+        found.start_indices.append(len(found.token_ids))
+        if place is not None:
+            order = place.argsort(descending=True)
+            found.token_ids += order.tolist()
+            found.logprobs += place[order].tolist()
+        found.end_indices.append(len(found.token_ids))
+    return found
+
+
+def test_logits_are_those_of_all_tokens_in_each_place_and_behind_the_last_one() -> None:
+    """Asked for one text after the other: what vLLM hands over takes gigabytes."""
+    generator = torch.Generator().manual_seed(0)
+    expected = torch.randn((2, 3, 5), generator=generator).log_softmax(-1)
+    asked: list[Any] = []
+
+    def generate(prompts: list[dict[str, list[int]]], settings: Any, **_: Any) -> list[Any]:
+        row = expected[len(asked)]
+        asked.append((prompts, settings))
+        return [SimpleNamespace(prompt_logprobs=flat(None, *row[:2]), outputs=[SimpleNamespace(logprobs=flat(row[2]))])]
+
+    whole = engine(generate=generate)
+    whole.begin(20).prefill(PROMPT)
+    found = whole.logits(PROMPT)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+    assert [prompts for prompts, _ in asked] == [[{"prompt_token_ids": row}] for row in PROMPT.tolist()]
+    assert {(each.prompt_logprobs, each.logprobs, each.flat_logprobs, each.max_tokens) for _, each in asked} == {
+        (-1, -1, True, 1)
+    }
+    assert whole.requests.names == ()
+    assert arguments(Path(), tiny_model("llama").config, DESCRIPTION)["max_logprobs"] == -1
+    with pytest.raises(Unsupported, match=r"has 64 positions .* need 65"):
+        whole.logits(torch.zeros(1, 64, dtype=torch.int64))
 
 
 def test_what_it_cannot_give_is_refused_in_words() -> None:
-    with pytest.raises(Unsupported, match=r"no logits of 6 prompt tokens, .* log_probabilities, or use runtime=eager"):
-        engine().logits(PROMPT)
     with pytest.raises(Unsupported, match=r"no encoder here \(2 texts given\)"):
         engine().encode(PROMPT)
 
