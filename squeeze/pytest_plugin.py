@@ -169,12 +169,16 @@ def samples(job: Job, turns: Turns, pytestconfig: pytest.Config) -> Iterator[Sam
 
 @pytest.fixture(scope="session")
 def before(job: Job, samples: Samples) -> Snapshot:
-    """Return this process's global state before it has anything of the artifact, whose model's own code is watched."""
+    """Return this process's global state before it has anything of the artifact.
+
+    The code of its model is watched, and that of its runtime, which is imported before: only what is there is seen.
+    """
     import transformers
 
     from squeeze.artifacts import format as artifact
     from squeeze.probes.global_state import Snapshot
 
+    runtimes.of(job.cell.runtime)
     model = getattr(transformers, artifact.describe(job.artifact)["architecture"], None)
     found = Snapshot.now((model.__module__,) if model else ())
     samples.put("state", found.settings)

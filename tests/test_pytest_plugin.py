@@ -253,6 +253,23 @@ def test_a_failed_bench_is_named_and_the_others_are_kept(
     assert "perplexity" not in values
 
 
+def test_the_code_of_a_runtime_is_watched_from_before_the_artifact_is_loaded_by_it(
+    own_benches: pytest.Pytester, make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is imported for that: what is not there is not watched."""
+    for module in [name for name in sys.modules if name.startswith("squeeze.runtimes.lean")]:
+        monkeypatch.delitem(sys.modules, module)
+    own_benches.makepyfile(
+        test_own='def test_watched(before, samples): samples.put("watched", [*map(str, before.functions)])'
+    )
+    job = json.loads(make_job().read_text())
+    job["cell"]["runtime"]["_target_"] = "lean.Lean"
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    own_benches.runpytest_inprocess(own_benches.path, "--cell", tmp_path / "job.json").assert_outcomes(passed=1)
+    watched = samples.read(tmp_path / "out").values["watched"]
+    assert {"squeeze.runtimes.lean_block.Block.step", "code of squeeze.runtimes.lean.LeanEngine.begin"} <= {*watched}
+
+
 def test_the_quality_stage_runs_its_benches_only(own_benches: pytest.Pytester, make_job: Any, tmp_path: Path) -> None:
     result = own_benches.runpytest_inprocess(own_benches.path, "--cell", make_job(stage="quality"))
     result.assert_outcomes(passed=2)

@@ -48,8 +48,8 @@ def to_gguf(source: Path, folder: Path) -> None:
 def _check_plain(subject: Subject) -> None:
     if subject.cache is not None:
         raise Unsupported("its keys and values go through a cache of its own, which llama.cpp lacks; use runtime=eager")
-    if architecture.form(subject.model) is not None:
-        raise Unsupported("its hidden states are sliced, for which GGUF has no word; use runtime=eager")
+    if (form := architecture.form(subject.model)) is not None:
+        raise Unsupported(f"GGUF has no word for its form {form}; use runtime=eager")
     check_described(subject.model)
 
 

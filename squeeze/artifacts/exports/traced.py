@@ -81,10 +81,15 @@ class Traceable:
 def traceable(source: Path) -> Traceable:
     """Load an artifact and make its layers plain; bias, dtype and what layers share stay.
 
-    Raises IntegrityError for a folder that is no artifact; Unsupported for one with a cache of its own or a library's
-    layers, for layers that round what they multiply with, and for a table whose rows are scaled as they are looked up.
+    Raises IntegrityError for a folder that is no artifact; Unsupported for a model that reads pictures, for one with a
+    cache of its own or a library's layers, for layers that round what they multiply with, and for a table whose rows
+    are scaled as they are looked up.
     """
     subject = artifact.load(source, prepare=False)
+    if architecture.reads_pictures(subject.model):
+        raise Unsupported(
+            "it reads pictures, of which a graph that is traced with text knows nothing; use runtime=eager"
+        )
     if subject.cache is not None:
         raise Unsupported("its keys and values go through a cache of its own, which no engine has; use runtime=eager")
     if (loader := subject.claims["loader"]) != "squeeze":

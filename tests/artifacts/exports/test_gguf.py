@@ -21,6 +21,7 @@ from squeeze.models import architecture
 from squeeze.models.gguf_names import parts
 from squeeze.models.subject import Subject
 from squeeze.techniques.calibration import CalibrationText
+from squeeze.techniques.inference.fastv import FastV
 from squeeze.techniques.inference.kivi import KIVI
 from squeeze.techniques.pruning.magnitude import Magnitude
 from squeeze.techniques.quantization.hqq import HQQ
@@ -132,6 +133,8 @@ def test_what_the_format_cannot_hold_is_refused_and_nothing_is_left(tmp_path: Pa
         "zero points": (made(RoundToNearest(8, 32, False)), "no 8-bit codes with zero points"),
         "groups": (made(RoundToNearest(4, 16, True)), "groups of 16 are no multiple"),
         "cache": (made(KIVI(4, 8)), "through a cache of its own"),
+        "pictures": (tiny_subject("llava"), "llava is not written as GGUF"),
+        "pruned pictures": (FastV(0.5).apply(tiny_subject("llava"), NO_DATA), "no word for its form VisualPruning"),
     }
     for name, (subject, message) in cases.items():
         with pytest.raises(Unsupported, match=message):

@@ -127,6 +127,11 @@ def test_what_computes_otherwise_is_refused(
         made(made_of(tiny_subject("llama")), tmp_path)
 
 
+def test_what_reads_pictures_is_refused_for_the_graph_would_read_text_alone(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=r"it reads pictures, .*use runtime=eager"):
+        made(tiny_subject("llava"), tmp_path)
+
+
 def test_codes_are_not_rounded_again(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match=r"q_proj holds codes, which NNCF's quantizer would round again"):
         made(rounded(tiny_subject("llama")), tmp_path / "codes").check_floats("NNCF")
