@@ -72,8 +72,8 @@ COMPILERS = frozenset(
         f"{MODULE}.___needs_generation_tag_patch",
     }
 )
-# What libraries of an engine's own environment may do as they are loaded, and any variable: no artifact brings them.
-ENGINES = frozenset({"threads", "children"})
+# Libraries of an engine's own environment may do the same as they are loaded, or as an export is traced for them, and
+# set any variable: no artifact brings them.
 VARIABLE = "variable "
 # Times as many processors as a process was given threads: two libraries may bring a pool each, whose threads spin for a
 # moment before they sleep.
@@ -122,9 +122,7 @@ class Snapshot:
 def dishonest(changes: Iterable[str], runtime: Mapping[str, Any]) -> list[str]:
     """Return the changes that no honest library makes under a cell's runtime."""
     elsewhere = environments.of(runtime) is not None
-    harmless = (
-        HARMLESS | (COMPILERS if contract.compiles(runtime) else frozenset()) | (ENGINES if elsewhere else frozenset())
-    )
+    harmless = HARMLESS | COMPILERS if elsewhere or contract.compiles(runtime) else HARMLESS
     return [
         change
         for change in changes
