@@ -52,6 +52,7 @@ def test_context(job: Job, engine: Engine, cell: Cell, samples: Samples) -> None
     most = min(LONG, realised.positions(artifact.skeleton(job.artifact)) or LONG)
     text = corpora.tokens(cell.protocol["perplexity"]["corpus"], engine.tokenizer, most)[None].to(device)
     with samples.stage("context"):
+        engine.begin(SHORTER).prefill(text[:, :SHORTER])  # one row: an engine may have room for as many as it last read
         for tokens in (most // SHORTER, most):
             generation = engine.begin(tokens)
             _, usage = memory.measured(partial(generation.prefill, text[:, :tokens]), device)
