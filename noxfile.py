@@ -38,7 +38,7 @@ def runtimes(session: nox.Session) -> None:
 
     They lie in squeeze's cache, for every run on this machine; a run makes those that it lacks by itself.
 
-    nox -s runtimes                      # all
+    nox -s runtimes                      # all whose engines run on this machine's device
     nox -s runtimes -- llama_cpp onnx    # chosen ones
     """
     install(session)
