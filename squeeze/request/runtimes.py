@@ -32,7 +32,7 @@ def check_fields(runtime: Mapping[str, Any]) -> None:
             f" {hint(found.attribute, classes)}"
         )
     declared = fields(classes[found.attribute])
-    for name in runtime.keys() - OF_THE_CHOICE:
+    for name in sorted(runtime.keys() - OF_THE_CHOICE):
         if name not in declared:
             raise SqueezeError(f"unknown field 'runtime.{name}' of {target}; {hint(name, declared)}")
     for name, field in declared.items():

@@ -13,6 +13,7 @@ from torch import nn
 from squeeze.layers.int8 import Int8Linear
 
 CACHE: dict[int, torch.Tensor] = {}
+TOGETHER = [torch.zeros(36_864, dtype=torch.uint8)]  # 4 bits for each weight in the blocks of the tiny Llama
 
 
 class Dense(nn.Module):
@@ -70,6 +71,14 @@ class ShowsZerosOfUnits(ShowsZeros):
 class SaysNarrow(Dense):
     memory_real = True
     running_bits = 4.0
+
+
+class SaysNarrowBehindOne(SaysNarrow):
+    """Reaches what all others hold, and a block that is larger than theirs, as if the codes of all lay in it."""
+
+    def prepare(self) -> None:
+        TOGETHER.append(self.weight)
+        self.together = TOGETHER
 
 
 class SaysIntegers(Dense):

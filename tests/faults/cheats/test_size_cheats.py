@@ -211,6 +211,15 @@ def test_codes_that_are_called_narrow_are_found(layers: ModuleType, tmp_path: Pa
     assert said(found, "q_proj claims codes of 4 bits in memory, found 16")
 
 
+def test_codes_are_not_narrower_for_a_block_that_all_layers_reach(
+    layers: ModuleType, tmp_path: Path, baseline: Path
+) -> None:
+    found = found_of(layers.SaysNarrowBehindOne, tmp_path, baseline)
+    del layers.TOGETHER[1:]
+    assert found.figures["running_bits"] > 8
+    assert said(found, "q_proj claims codes of 4 bits in memory, found 13.3")
+
+
 @pytest.mark.parametrize("kind", ["SaysIntegers", "ForShow", "Small"])
 def test_integers_for_show_are_found(kind: str, layers: ModuleType, tmp_path: Path, baseline: Path) -> None:
     found = found_of(getattr(layers, kind), tmp_path, baseline)
