@@ -16,6 +16,7 @@ from transformers import Cache, PreTrainedTokenizerBase, StaticCache
 
 from squeeze.artifacts import format as artifact
 from squeeze.core.errors import Unsupported
+from squeeze.layers.attended_cache import AttendedCache
 from squeeze.layers.contract import live_bytes
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
@@ -58,12 +59,14 @@ class Eager:
     def engine(self, subject: Subject) -> EagerEngine:
         """Return the engine of a subject that is ready to run on the device.
 
-        Raises Unsupported for attention that this machine or model does not have, for a static cache of a subject that
-        has a cache of its own, and for either of a model that reads pictures, of which later blocks may hold fewer
-        tokens by the attention of an earlier one.
+        Raises Unsupported for attention that this machine or model does not have, or a cache that asks for its own; for
+        a static cache of a subject that has a cache of its own; and for either of a model that reads pictures, of which
+        later blocks may hold fewer tokens by the attention of an earlier one.
         """
         if (self.attention is not None or self.cache == "static") and architecture.reads_pictures(subject.model):
             raise Unsupported("a model that reads pictures has attention and cache as they come; use runtime=eager")
+        if self.attention is not None and isinstance(subject.cache, AttendedCache):
+            raise Unsupported("its cache is shown attention, which it computes by sdpa; use runtime=eager")
         if self.attention is not None:
             use_attention(subject.model, self.attention, self.device)
         if self.cache == "static" and subject.cache is not None:

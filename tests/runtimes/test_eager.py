@@ -15,6 +15,7 @@ from squeeze.models.architecture import last_hidden_state
 from squeeze.runtimes.eager import Eager
 from squeeze.techniques.calibration import CalibrationText
 from squeeze.techniques.inference.kivi import KIVI
+from squeeze.techniques.inference.snapkv import SnapKV
 from squeeze.techniques.quantization.rtn import RoundToNearest
 from tests.tiny import tiny_subject
 
@@ -65,6 +66,16 @@ def test_log_probabilities_are_those_of_generation_through_the_cache() -> None:
 def test_of_a_model_that_reads_pictures_neither_attention_nor_cache_is_chosen(runtime: Eager) -> None:
     with pytest.raises(Unsupported, match="as they come; use runtime=eager"):
         runtime.engine(tiny_subject("llava"))
+
+
+def test_a_cache_that_asks_for_its_own_attention_has_that_alone() -> None:
+    """It would take the place of what the row says."""
+    asked = Eager("cpu", 1, attention="eager")
+    with pytest.raises(Unsupported, match="by sdpa; use runtime=eager"):
+        asked.engine(SnapKV(256).apply(tiny_subject("llama"), CalibrationText.empty()))
+    other = asked.engine(KIVI(4, 8).apply(tiny_subject("llama"), CalibrationText.empty()))
+    other.logits(TOKEN_IDS)
+    assert other.subject.model.config._attn_implementation == "eager"  # type: ignore[union-attr]
 
 
 def test_logits_go_through_a_cache_of_the_kind_that_generations_have(monkeypatch: pytest.MonkeyPatch) -> None:
