@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 import click
@@ -45,13 +44,12 @@ def export(artifact: str, folder: Path, results: Path, layout: str) -> None:
     """
     from squeeze.artifacts.exports.destination import check_vacant
     from squeeze.core.files import total_bytes
+    from squeeze.runner import exporting
     from squeeze.runner.located import built
 
     source = built(artifact, results)
     check_vacant(folder)
-    name = layout.replace("-", "_")
-    write = vars(import_module(f"squeeze.artifacts.exports.{name}"))[f"to_{name}"]  # torch: seconds
-    write(source, folder)
+    exporting.export(layout, source, folder)
     needed, reader, file = READERS[layout]
     size = total_bytes(folder.iterdir()) / 1e6
     click.echo(f"{folder}: {size:.1f} MB of {layout}; to load it, {needed}, then {reader}({str(folder / file)!r})")

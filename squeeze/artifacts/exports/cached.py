@@ -1,24 +1,21 @@
 """Make each export of an artifact once, and keep it in the cache: what an engine reads in the artifact's place.
 
 An export is known by the artifact's content, the format and its options, the code of the exporter and the libraries
-that it imports. A format is a file of this folder with a function ``export(source, folder)``, or ``to_FORMAT``.
+that it imports.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts import keys
+from squeeze.artifacts.exports import by_name
 from squeeze.core.cache import sealed
-from squeeze.core.errors import SqueezeError
 from squeeze.core.hashing import digest
 
-HOME = "squeeze.artifacts.exports"
 FOLDER = "export"  # within what is sealed: writers want a folder that is not there yet
 
 _served: dict[Path, Path] = {}
@@ -32,9 +29,7 @@ def exported(source: Path, layout: str, **options: Any) -> Path:
     Raises SqueezeError for a format that is not there, and whatever exporting raises: Unsupported for an artifact that
     the format cannot hold, IntegrityError for a damaged one.
     """
-    name = layout.replace("-", "_")
-    module = f"{HOME}.{name}"
-    write = _writer(name, module)
+    write, module = by_name.writer(layout), by_name.module(layout)
     known = {
         "artifact": content_hash(source),
         "format": layout,
@@ -42,7 +37,9 @@ def exported(source: Path, layout: str, **options: Any) -> Path:
         "code": keys.code_version((module,)),
         "libraries": keys.library_versions((module,)),
     }
-    whole = sealed(f"exports/{name}-{digest(known)}", lambda folder: write(source, folder / FOLDER, **options))
+    whole = sealed(
+        f"exports/{layout.replace('-', '_')}-{digest(known)}", lambda folder: write(source, folder / FOLDER, **options)
+    )
     _served[source.resolve()] = whole / FOLDER
     return whole / FOLDER
 
@@ -58,15 +55,3 @@ def content_hash(source: Path) -> str:
         return str(json.loads((source / keys.BUILD_INFO).read_bytes())["content_hash"])
     except (OSError, ValueError, KeyError, TypeError):  # it was saved by hand
         return artifact.content_hash(source)
-
-
-def _writer(name: str, module: str) -> Callable[..., None]:
-    try:
-        found = vars(import_module(module))
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        raise SqueezeError(f"no format {name!r}: there is no {name}.py in squeeze/artifacts/exports") from error
-    if (write := found.get("export") or found.get(f"to_{name}")) is None:
-        raise SqueezeError(f"no format {name!r}: its file defines neither export nor to_{name}")
-    return write  # type: ignore[no-any-return]
