@@ -9,9 +9,9 @@ held against the eager model (`squeeze.probes.parity`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 
 from squeeze.core import plugins
 from squeeze.core.errors import SqueezeError
@@ -34,7 +34,10 @@ class Generation(Protocol):
         """Read the prompt, (rows, tokens) int64, and return the first token of each row, (rows, 1) int64."""
 
     def decode(self) -> Tensor:
-        """Return the next token of each row, (rows, 1) int64. Raises IndexError before any prefill."""
+        """Return the next tokens of each row, (rows, n) int64: one or, of a generation that drafts, one or more.
+
+        Rows go on together: each gets as many. Raises IndexError before any prefill.
+        """
 
     def token_ids(self) -> list[list[int]]:
         """Return the tokens chosen so far, a list for each row."""
@@ -42,6 +45,25 @@ class Generation(Protocol):
     @property
     def bytes_per_token(self) -> float:
         """Return the bytes kept of one token of one row, averaged over those read so far: keys, values, scales."""
+
+
+class Step(NamedTuple):
+    """Count what came of one call of ``decode`` that drafts.
+
+    drafted: tokens that were guessed, for each row; accepted: of them, those that the model chose itself and that stand
+    in the text. The call returned one token more than were accepted.
+    """
+
+    drafted: int
+    accepted: int
+
+
+class DraftingGeneration(Generation, Protocol):
+    """Run one greedy generation whose next tokens are guessed, and verified several at a time."""
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """Return what came of each call of ``decode`` so far."""
 
 
 class Engine(Protocol):
@@ -103,6 +125,17 @@ class TorchEngine(Engine, Protocol):
         """Return what computes hidden states where text is scored: (model, **inputs) -> (rows, tokens, hidden)."""
 
 
+class DraftingEngine(Engine, Protocol):
+    """Run an artifact whose next tokens are guessed by something cheaper; what it says is what it would say without."""
+
+    @property
+    def undrafted(self) -> Engine:
+        """Return the same model, in the same memory, whose generations choose one token a call."""
+
+    def begin(self, positions: int) -> DraftingGeneration:
+        """Begin a generation, as any engine does; it guesses no token beyond ``positions``."""
+
+
 class Runtime(Protocol):
     """Define a runtime: a frozen dataclass in a file of squeeze/runtimes/; its fields are the YAML's keys but ``name``.
 
@@ -126,6 +159,11 @@ class Runtime(Protocol):
 def shows_model(engine: Engine) -> TypeGuard[TorchEngine]:
     """Tell whether torch can look into an engine's model."""
     return hasattr(engine, "subject")
+
+
+def drafts(engine: Engine) -> TypeGuard[DraftingEngine]:
+    """Tell whether an engine's generations draft."""
+    return hasattr(engine, "undrafted")
 
 
 def compiles(runtime: Mapping[str, Any]) -> bool:
