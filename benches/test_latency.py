@@ -6,7 +6,7 @@ call reads a prompt of its own, drawn before it is timed.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 
@@ -20,7 +20,7 @@ from squeeze.probes.samples import Samples
 from squeeze.probes.turns import Turns, pressure
 from squeeze.records.statistics import steady
 from squeeze.request.cell import Cell
-from squeeze.runtimes.contract import Engine, Generation
+from squeeze.runtimes.contract import Engine, Generation, drafts
 
 Begin = Callable[[], Generation]
 Prepare = Callable[[], object]  # called before each timed call; what it returns are the call's arguments
@@ -60,15 +60,26 @@ def test_prefill(
             rounds=protocol["prefill_repeats"],
         )
     keep_first()
-    keep(samples, "ttft_s", batch, benchmark, warm)
+    seconds = benchmark.stats.stats.data
+    keep(samples, "ttft_s", batch, seconds, warm and steady(seconds))
     samples.put_entry("firsts", str(batch), firsts)
 
 
 @pytest.mark.kind("causal_lm", "vision_language")
 def test_decode(
-    benchmark: BenchmarkFixture, begin: Begin, prompts: Prompts, cell: Cell, samples: Samples, turns: Turns, batch: int
+    benchmark: BenchmarkFixture,
+    engine: Engine,
+    begin: Begin,
+    prompts: Prompts,
+    cell: Cell,
+    samples: Samples,
+    turns: Turns,
+    batch: int,
 ) -> None:
-    """Time decoding one token a round, so that every inter-token time is kept, and so is every token."""
+    """Time decoding one token a round, so that every inter-token time is kept, and so is every token.
+
+    A call that drafts gives several: the tokens of it share its time, and which of them began one is kept, too.
+    """
     protocol = cell.protocol["latency"]
     turns.next()
     with samples.stage("warmup"):
@@ -78,15 +89,21 @@ def test_decode(
         warm = latency.warm_up(generate, protocol["warmup_rounds"])
         generation = begin()
         generation.prefill(prompts.draw("decode", batch, 0))
+        pace = latency.Pace(generation)
     meter = energy.Meter(cell.runtime["device"])
     with timed(samples, turns, "token_s", batch, meter) as in_turn:
         tokens = protocol["decode_tokens"]
-        benchmark.pedantic(generation.decode, setup=in_turn(latency.turn_tokens(protocol)), rounds=tokens)
+        benchmark.pedantic(pace.token, setup=in_turn(latency.turn_tokens(protocol)), rounds=tokens)
     samples.put_entry("first_step_s", str(batch), next(iter(first), None))
     spent = meter.joules
     samples.put_entry("energy_j_per_token", str(batch), spent and spent / tokens / batch)
-    keep(samples, "token_s", batch, benchmark, warm)
-    samples.put_entry("generated", str(batch), generation.token_ids())
+    seconds = pace.evenly(benchmark.stats.stats.data)
+    # Calls that guess more or less take more or less time, however settled the process is.
+    keep(samples, "token_s", batch, seconds, warm and (drafts(engine) or steady(seconds)))
+    if drafts(engine):
+        samples.put_entry("calls", str(batch), pace.begins(tokens))
+        samples.put_entry("steps", str(batch), generation.steps)
+    samples.put_entry("generated", str(batch), [row[: tokens + 1] for row in generation.token_ids()])
 
 
 @pytest.mark.kind("encoder", "classifier")
@@ -118,7 +135,8 @@ def test_encode(
     with timed(samples, turns, name, batch) as in_turn:
         setup = in_turn(1, lambda: ((next(texts),), {}))
         benchmark.pedantic(encode, setup=setup, rounds=protocol["prefill_repeats"])
-    keep(samples, name, batch, benchmark, warm)
+    seconds = benchmark.stats.stats.data
+    keep(samples, name, batch, seconds, warm and steady(seconds))
     if answers:
         samples.put_entry("answers", str(batch), [answer.tolist() for answer in answers])
 
@@ -220,8 +238,7 @@ def timed(
     samples.put_entry("processors", f"{name}/{point}", computed / passed)
 
 
-def keep(samples: Samples, name: str, batch: int, benchmark: BenchmarkFixture, warm: bool) -> None:
-    seconds = benchmark.stats.stats.data
+def keep(samples: Samples, name: str, batch: int, seconds: Sequence[float], settled: bool) -> None:
     samples.put_entry(name, str(batch), seconds)
-    samples.put_entry("steady", f"{name}/{batch}", settled := warm and steady(seconds))
+    samples.put_entry("steady", f"{name}/{batch}", settled)
     samples.flag("unsteady", not settled)

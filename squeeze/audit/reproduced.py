@@ -27,7 +27,7 @@ from squeeze.records.estimates import at, suffix
 from squeeze.records.record import CONTENDED, PROCESS, UNSTEADY, WARMING, Estimate
 from squeeze.records.rows import Side, alike
 from squeeze.records.statistics import ALPHA, FEWEST_ROUNDS, holm
-from squeeze.records.turns import is_timing, round_ratios, timed
+from squeeze.records.turns import is_timing, processes, round_ratios, seconds_each, timed
 
 EXACT, WITHIN, DRIFTED, NOT_JUDGED = "bit-exact", "within the interval", "drifted", "not judged"
 DETERMINED = (
@@ -152,7 +152,7 @@ def _logs(side: Side) -> dict[str, Array]:
     for name, (kind, point) in sorted(known.items(), key=lambda each: (list(TIMED).index(each[1][0]), each[0])):
         figure, speedup = TIMED[kind]
         ending = at(point) if kind == "prompt_s" else suffix(point)
-        own = np.log(np.median(side.arrays[name], axis=1))
+        own = np.log([seconds_each(values, kind, point) for values in processes(side.arrays)])
         found[f"{figure}{ending}"] = -own if kind == "token_s" else own
         if f"baseline_{name}" in side.arrays:  # which may take shorter prompts
             found[f"{speedup}{ending}"] = -np.log(round_ratios(side.arrays, kind, point))

@@ -37,8 +37,8 @@ def continued(engine: Engine, texts: Tensor, tokens: int, together: int) -> npt.
     made: list[list[int]] = []
     for batch in torch.split(texts, together):
         generation = engine.begin(texts.shape[1] + tokens)
-        generation.prefill(batch)
-        for _ in range(tokens - 1):
-            generation.decode()
-        made += generation.token_ids()
+        chosen = generation.prefill(batch).shape[1]
+        while chosen < tokens:
+            chosen += generation.decode().shape[1]
+        made += [row[:tokens] for row in generation.token_ids()]
     return np.array(made, dtype=np.int32)

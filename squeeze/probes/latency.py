@@ -9,12 +9,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from squeeze.runtimes.contract import Generation
 
 Clock = Callable[[], float]
 
@@ -66,6 +68,42 @@ class Prompts:
         away = self.chance(use).choice((-1, 1)) * self.chance(use, "length").randint(1, spread(self.latency))
         length = int(self.latency["prompt_tokens"]) + (-away if number % 2 else away)
         return max(1, min(length, self.most or length))
+
+
+@dataclass
+class Pace:
+    """Ask a generation for its tokens one at a time, however many each of its calls gives.
+
+    So all members of a round say as much text in as many turns, and what is compared is equal work. given: tokens that
+    each call gave. left: of the last call's, those that nobody has asked for yet.
+    """
+
+    generation: Generation
+    given: list[int] = field(default_factory=list)
+    left: int = 0
+
+    def token(self) -> None:
+        """Let the next token of each row be there: by a call, unless the last one gave it already."""
+        if not self.left:
+            self.left = self.generation.decode().shape[1]
+            self.given.append(self.left)
+        self.left -= 1
+
+    def begins(self, tokens: int) -> list[int]:
+        """Return, of each of the first so many tokens, 1 where a call began with it and 0 where one had given it."""
+        return [int(at == 0) for count in self.given for at in range(count)][:tokens]
+
+    def evenly(self, seconds: Sequence[float]) -> list[float]:
+        """Return the seconds of each token: an even share of those of its call.
+
+        seconds: of each ``token``, as they were timed: a call's stand with its first token. Of the last call, the
+        shares of tokens that nobody asked for are left out, so that the sum is what these tokens took.
+        """
+        found: list[float] = []
+        for count in self.given:
+            taken = seconds[len(found) : len(found) + count]
+            found += [sum(taken) / count] * len(taken)
+        return found
 
 
 def pool(protocol: Mapping[str, Any]) -> int:

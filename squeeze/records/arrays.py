@@ -24,7 +24,7 @@ from squeeze.core.errors import IntegrityError
 from squeeze.records.record import Record
 from squeeze.records.sanitize import line
 from squeeze.records.store import LARGEST_SAMPLES, RecordStore
-from squeeze.records.turns import BEFORE_POINT, TIMINGS
+from squeeze.records.turns import BEFORE_POINT, CALLS, TIMINGS
 
 LARGEST_DIRECTORY = 2**20  # bytes of a zip's list of contents
 END = struct.Struct("<4s4H2LH")  # the end of a zip file: signature, ..., bytes of the directory, its place, ...
@@ -38,6 +38,7 @@ KNOWN = tuple(
         (rf"({BEFORE_POINT})[1-9]\d*", 2, "f"),
         (rf"turns_({BEFORE_POINT})[1-9]\d*", 3, "f"),
         (r"interleaved", 1, TRUTHS),
+        (CALLS.pattern, 2, TRUTHS),
         (r"(token_nll|kl)(_ood)?|confidence|floor_kl|item_kl", 1, "f"),
         (r"top1|floor_top1|item_top1|.+_correct", 1, "b"),
         (r"window", 1, WHOLE),
@@ -128,7 +129,7 @@ def _check_known(name: str, array: Array) -> None:
 
 def _check_together(arrays: Arrays) -> None:
     """Check that arrays which are read side by side have the same length."""
-    timed = (*TIMINGS, "turns_", "interleaved")
+    timed = (*TIMINGS, "turns_", "interleaved", "calls_")
     of_rounds = {name: len(each) for name, each in arrays.items() if name.removeprefix("baseline_").startswith(timed)}
     if len(set(of_rounds.values())) > 1:
         raise IntegrityError(

@@ -1,8 +1,8 @@
 """Turn samples into estimates, by the names of the leaderboard's columns.
 
-A timing's unit is the process: each round gives one median, an estimate is the median over rounds with the rounds'
-least and greatest as its spread; a speed-up is paired by round, and within a round by turns. Quality is paired by
-token and by item.
+A timing's unit is the process: each round gives one median (of tokens that come several at a time, one mean), an
+estimate is the median over rounds with the rounds' least and greatest as its spread; a speed-up is paired by round, and
+within a round by turns. Quality is paired by token and by item.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from squeeze.records.statistics import (
     ratio,
     token_blocks,
 )
-from squeeze.records.turns import round_ratio
+from squeeze.records.turns import in_bursts, round_ratio, seconds_each
 
 # Token times of a process that have such a percentile: one of them at least lies beyond it.
 FEWEST = {50: 1, 95: 20, 99: 100}
@@ -114,7 +114,7 @@ def inter_token(rounds: Sequence[Values]) -> Estimates:
     """Return percentiles of the milliseconds from a token to the next: itl_p50_ms, the median, itl_p95_ms, itl_p99_ms.
 
     Percentiles are a process's own: over pooled rounds, that of the slowest process would be the 95th of all. One that
-    some process has fewer times than ``FEWEST`` for is left out.
+    some process has fewer times than ``FEWEST`` for is left out. Tokens that one call gave share its time.
     """
     found = {}
     for batch in rounds[0].get("token_s", {}):
@@ -168,10 +168,12 @@ def utilisation(rounds: Sequence[Values], machine: Machine) -> Estimates:
     """Return, of batch 1, decoding as a share of the machine's read bandwidth, prefill of its matrix-product peak.
 
     The peak is that of the arithmetic which really runs: int8 where the blocks multiply integers, else the dtype.
-    Nothing of an engine that does not show what it reads and multiplies.
+    Nothing of an engine that does not show what it reads and multiplies, nor what tokens that come several at a time
+    have read each.
     """
     found = {}
-    if "1" in rounds[0].get("token_s", {}) and "bytes_per_token" in rounds[0]:
+    shown = "bytes_per_token" in rounds[0] and not in_bursts(rounds[0], "token_s", "1")
+    if shown and "1" in rounds[0].get("token_s", {}):
         rate = 1 / median(medians(rounds, "token_s", "1"))
         found["mbu"] = Estimate(mbu(rate, rounds[0]["bytes_per_token"], machine.read_bandwidth))
     arithmetic = str(rounds[0].get("arithmetic"))
@@ -183,8 +185,11 @@ def utilisation(rounds: Sequence[Values], machine: Machine) -> Estimates:
 
 
 def medians(rounds: Sequence[Values], name: str, point: str) -> list[float]:
-    """Return the median of each round's process, in seconds; point: a batch size, or the tokens of a prompt."""
-    return [float(median(values[name][point])) for values in rounds]
+    """Return the median of each round's process, in seconds; of tokens that came in bursts, the mean.
+
+    point: a batch size, or the tokens of a prompt.
+    """
+    return [seconds_each(values, name, point) for values in rounds]
 
 
 def suffix(batch: str) -> str:

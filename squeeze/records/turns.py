@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ POINTS: Mapping[str, str] = {"ttft_s": "b", "token_s": "b", "encode_s": "b", "pr
 TIMINGS = tuple(POINTS)
 BEFORE_POINT = "|".join(f"{kind}_{letter}" for kind, letter in POINTS.items())  # of an array's name
 ARRAY = re.compile(rf"({BEFORE_POINT})([1-9]\d*)")
+DRAFTED = "calls"  # of a process that drafts: by batch size, of each token whether a call began with it
+CALLS = re.compile(r"calls_b([1-9]\d*)")  # the array of these
 HAND_OVERS = 0.020  # seconds a turn: what members wait while they hand over, alone (up to 17 ms)
 
 Values = Mapping[str, Any]
@@ -59,13 +62,39 @@ def turn_ratio(candidate: npt.ArrayLike, baseline: npt.ArrayLike, turns: int) ->
 def round_ratio(own: Values, baseline: Values, name: str, point: str) -> float:
     """Return the seconds of one round's process over the baseline's, of the calls ``name`` at a point of theirs.
 
-    By turns where both processes were ``interleaved``, else the ratio of their medians.
+    By turns where both processes were ``interleaved``, else the ratio of their medians. Where calls of one gave several
+    tokens, of whole generations: a few turns without a guess that was right are as much a part of it as all others.
     """
+    if any(in_bursts(values, name, point) for values in (own, baseline)):
+        return _whole(own, name, point) / _whole(baseline, name, point)
     times = own[name][point], baseline[name][point]
     if own.get("interleaved") and baseline.get("interleaved"):
         return turn_ratio(*times, turns=len(own["turns"][f"{name}/{point}"]))
     candidate, other = (float(np.median(seconds)) for seconds in times)
     return candidate / other
+
+
+def in_bursts(values: Values, name: str, point: str) -> bool:
+    """Tell whether tokens of a process came several at a time: their median is no token's time, the mean is."""
+    return name == "token_s" and point in values.get(DRAFTED, {})
+
+
+def seconds_each(values: Values, name: str, point: str) -> float:
+    """Return the seconds of one of a process's calls ``name``: the median; of tokens that came in bursts, the mean."""
+    times = values[name][point]
+    return float(np.mean(times) if in_bursts(values, name, point) else median(times))
+
+
+def _whole(values: Values, name: str, point: str) -> float:
+    """Return the seconds of a token over a whole generation; one that gave them singly counts by medians of turns.
+
+    So what disturbed one of its calls does not count, while what slowed a turn of both does.
+    """
+    times = np.asarray(values[name][point], dtype=np.float64)
+    if in_bursts(values, name, point) or not values.get("interleaved"):
+        return seconds_each(values, name, point)
+    length = -(-times.size // len(values["turns"][f"{name}/{point}"]))
+    return float(np.mean([np.median(times[start : start + length]) for start in range(0, times.size, length)]))
 
 
 def how_timed(rounds: Sequence[Values], baseline: Sequence[Values]) -> str:
@@ -84,13 +113,17 @@ def processes(arrays: Arrays, prefix: str = "") -> list[dict[str, Any]]:
     count = len(arrays[known[0][0]]) if known else 0
     interleaved = arrays.get(f"{prefix}interleaved", np.zeros(count, dtype=bool))  # records of schema 1 have none
     made: list[dict[str, Any]] = [
-        {"interleaved": bool(flag), "turns": {}, **{kind: {} for kind in TIMINGS}} for flag in interleaved
+        {"interleaved": bool(flag), "turns": {}, DRAFTED: {}, **{kind: {} for kind in TIMINGS}} for flag in interleaved
     ]
     for name, kind, point in known:
         for values, times in zip(made, arrays[name], strict=True):
             values[kind][point] = times.tolist()
         for values, turns in zip(made, arrays.get(f"{prefix}turns_{array_of(kind, point)}", ()), strict=False):
             values["turns"][f"{kind}/{point}"] = turns.tolist()
+    for name in kept:
+        if (calls := CALLS.fullmatch(name.removeprefix(prefix))) is not None:
+            for values, begun in zip(made, arrays[name], strict=True):
+                values[DRAFTED][calls[1]] = begun.tolist()
     return made
 
 
@@ -119,4 +152,4 @@ def contention(rounds: Sequence[Values]) -> float:
 
 def is_timing(array: str) -> bool:
     """Tell whether an array of a record's samples, of whichever model, has a row for each timed process."""
-    return array.removeprefix("baseline_").startswith((*TIMINGS, "turns_", "interleaved", "gaps_"))
+    return array.removeprefix("baseline_").startswith((*TIMINGS, "turns_", "interleaved", "gaps_", "calls_"))

@@ -20,7 +20,7 @@ from squeeze.records.plausibility import implausible
 from squeeze.records.record import IMPLAUSIBLE, Estimate, Record, Status
 from squeeze.records.sanitize import public
 from squeeze.records.statistics import fewest_items
-from squeeze.records.turns import TIMINGS, array_of, how_timed
+from squeeze.records.turns import DRAFTED, TIMINGS, array_of, how_timed
 from squeeze.runner.alike import unlike
 from squeeze.runner.attempt import Attempt, now
 from squeeze.runner.flagging import flags
@@ -218,7 +218,8 @@ def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, b
     """Return all samples by name: timings (rounds, n) in seconds, quality (tokens,) or (items,), the baseline's too.
 
     interleaved: (rounds,); turns: (rounds, turns, 3), what `squeeze.probes.turns.pressure` gave as each turn began.
-    gaps: (rounds, rows, tokens), of the candidate alone, what `squeeze.probes.teacher_forced` gave.
+    calls: (rounds, n), of tokens that came several at a time, whether a call began with each. gaps: (rounds, rows,
+    tokens), of the candidate alone, what `squeeze.probes.teacher_forced` gave.
     """
     raw = {name: _compact(array) for name, array in arrays.items() if not name.startswith(FLOOR)}
     raw |= {f"baseline_{name}": _compact(array) for name, array in baseline_arrays.items() if _is_kept(name)}
@@ -228,6 +229,8 @@ def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, b
                 name = array_of(kind, point)
                 raw[f"{prefix}{name}"] = np.array([values[kind][point] for values in timings])
                 raw[f"{prefix}turns_{name}"] = np.array([values["turns"][f"{kind}/{point}"] for values in timings])
+        for batch in timings[0].get(DRAFTED, {}):
+            raw[f"{prefix}calls_b{batch}"] = np.array([values[DRAFTED][batch] for values in timings], dtype=bool)
         raw[f"{prefix}interleaved"] = np.array([bool(values["interleaved"]) for values in timings])
     for step in rounds[0].get("gaps", {}):
         name = "gaps_{}_b{}".format(*step.split("/"))

@@ -16,7 +16,7 @@ from squeeze.records.record import (
     WARMING,
 )
 from squeeze.records.statistics import trend
-from squeeze.records.turns import contention
+from squeeze.records.turns import contention, in_bursts
 from squeeze.runner.attempt import Attempt
 
 MOST_CONTENTION = 0.05  # of the timed seconds, in which some task waited for a processor
@@ -53,9 +53,14 @@ def _unsteady(rounds: Sequence[Values]) -> bool:
 
 
 def _warming(rounds: Sequence[Values]) -> bool:
-    """Tell whether, at some batch size, the times of a token, or of a classifier, moved one way by over 10 % in all."""
+    """Tell whether, at some batch size, the times of a token, or of a classifier, moved one way by over 10 % in all.
+
+    Not of tokens that come several at a time: text that goes round in circles is guessed more and more easily.
+    """
     for name in ("token_s", "encode_s"):
         for batch in rounds[0].get(name, {}):
+            if in_bursts(rounds[0], name, batch):
+                continue
             moved = [trend(values[name][batch]) for values in rounds]
             if min(moved) > MOST_TREND or max(moved) < -MOST_TREND:
                 return True

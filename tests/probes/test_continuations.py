@@ -34,6 +34,34 @@ def test_prompts_do_not_see_one_another(together: int) -> None:
     assert continued(engine, texts(), tokens=8, together=together).tolist() == alone.tolist()
 
 
+def test_calls_that_give_several_tokens_are_counted_by_tokens() -> None:
+    """The second prompt's calls give other numbers of tokens than the first's: both are as long as was asked."""
+
+    class Several:
+        def __init__(self, *counts: int) -> None:
+            self.counts, self.made = list(counts), 1
+
+        def prefill(self, prompt: torch.Tensor) -> torch.Tensor:
+            return prompt[:, :1]
+
+        def decode(self) -> torch.Tensor:
+            self.made += self.counts[0]
+            return torch.zeros((1, self.counts.pop(0)), dtype=torch.int64)
+
+        def token_ids(self) -> list[list[int]]:
+            return [list(range(self.made))]
+
+    class Engine:
+        generations = iter([Several(2, 1, 3), Several(5)])
+
+        def begin(self, positions: int) -> Several:
+            assert positions == 24 + 6
+            return next(self.generations)
+
+    found = continued(Engine(), texts(2), tokens=6, together=1)  # type: ignore[arg-type]
+    assert found.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+
+
 def test_a_cache_of_its_own_is_generated_through() -> None:
     subject = tiny_subject("llama")
     exact = continued(Eager("cpu", 1).engine(subject), texts(), tokens=16, together=1)

@@ -140,6 +140,37 @@ def test_on_a_virtual_clock_every_round_is_exact_and_kept(
     figure("on a virtual clock: every time exact, and every time kept")
 
 
+class Bursts:
+    """A generation that gives as many tokens a call as it is told."""
+
+    def __init__(self, *counts: int) -> None:
+        self.counts, self.calls = counts, 0
+
+    def decode(self) -> torch.Tensor:
+        self.calls += 1
+        return torch.zeros((2, self.counts[self.calls - 1]), dtype=torch.int64)
+
+
+def test_tokens_are_asked_for_singly_and_share_the_time_of_their_call() -> None:
+    pace = latency.Pace(Bursts(1, 3, 2, 4))  # type: ignore[arg-type]
+    called = []
+    for _ in range(8):
+        pace.token()
+        called.append(pace.generation.calls)
+    assert called == [1, 2, 2, 2, 3, 3, 4, 4]
+    assert pace.given == [1, 3, 2, 4]
+    assert pace.begins(8) == [1, 1, 0, 0, 1, 0, 1, 0]
+    seconds = [1.0, 5.8, 0.1, 0.1, 3.9, 0.1, 7.9, 0.1]  # a token that is there already takes no time to speak of
+    assert pace.evenly(seconds) == pytest.approx([1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0])  # of the last call, a half
+
+
+def test_tokens_that_come_singly_keep_their_times() -> None:
+    pace = latency.Pace(Bursts(1, 1, 1))  # type: ignore[arg-type]
+    for _ in range(3):
+        pace.token()
+    assert (pace.begins(3), pace.evenly([0.3, 0.1, 0.2])) == ([1, 1, 1], [0.3, 0.1, 0.2])
+
+
 def test_the_first_call_is_timed_and_no_other() -> None:
     moments, calls = iter([0.0, 60.0, 60.0, 61.0]), []
     first, call = latency.first_timed(lambda: calls.append(1), clock=lambda: next(moments))

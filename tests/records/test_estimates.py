@@ -85,6 +85,17 @@ def test_a_95th_percentile_takes_twenty_tokens_of_every_process() -> None:
     assert figures.inter_token([{"ttft_s": {"1": [0.01]}}]) == {}
 
 
+def test_of_tokens_that_come_several_at_a_time_the_whole_counts() -> None:
+    """Of a call of one token and one of five, a second each, the median token takes a fifth of a second."""
+    drafted = [{"token_s": {"1": [1.0] + [0.2] * 5}, "calls": {"1": [1, 1, 0, 0, 0, 0]}, "bytes_per_token": 1.0}] * 2
+    plain = [{"token_s": {"1": [0.5] * 6}}] * 2
+    found = figures.speeds(drafted, plain)
+    assert found["decode_tokens_per_s"] == approximately(Estimate(3, 3, 3, n=2))
+    assert found["decode_speedup"].value == pytest.approx(1.5)
+    machine = Machine(threads=1, read_bandwidth=1e3, matmul={})
+    assert "mbu" not in figures.utilisation(drafted, machine), "what each of them has read is not known"
+
+
 def test_of_a_hundred_tokens_one_lies_beyond_the_99th_percentile() -> None:
     """Of 1 to 101 ms it is the 100th token; the slowest of all moves it by nothing."""
     pace = [each / 1000 for each in range(1, 102)]

@@ -13,6 +13,7 @@ from squeeze.records.turns import (
     processes,
     round_ratio,
     round_ratios,
+    seconds_each,
     timed,
     turn_ratio,
 )
@@ -67,6 +68,20 @@ def test_by_turns_only_where_both_were_interleaved() -> None:
         assert round_ratio(one, process(other, interleaved=False), "token_s", "1") == 8.0
 
 
+def test_tokens_that_come_several_at_a_time_count_by_their_mean() -> None:
+    """Two calls of a second, of one token and of five: a third of a second each, and not the median's fifth."""
+    drafted = {**process([1.0, 0.2, 0.2, 0.2, 0.2, 0.2], interleaved=True), "calls": {"1": [1, 1, 0, 0, 0, 0]}}
+    assert seconds_each(drafted, "token_s", "1") == pytest.approx(1 / 3)
+    assert seconds_each(process([1.0, 0.2, 0.2], interleaved=True), "token_s", "1") == 0.2
+    plain = process([0.5, 0.5, 0.5, 0.5, 9.0, 0.5], interleaved=True)  # a call of its second turn was disturbed
+    assert round_ratio(drafted, plain, "token_s", "1") == pytest.approx(2 / 3)
+    assert round_ratio(plain, drafted, "token_s", "1") == pytest.approx(3 / 2)
+    slowed = process([0.5, 0.5, 0.5, 1.0, 1.0, 1.0], interleaved=True)  # and here all of the second turn was
+    assert round_ratio(drafted, slowed, "token_s", "1") == pytest.approx((1 / 3) / 0.75)
+    alone = process([0.5, 0.5, 9.0, 0.5, 0.5, 0.5], interleaved=False)
+    assert round_ratio(drafted, alone, "token_s", "1") == pytest.approx(2 / 3)
+
+
 def test_arrays_are_called_by_what_was_timed_and_at_which_point() -> None:
     assert [array_of(kind, "8") for kind in TIMINGS] == ["ttft_s_b8", "token_s_b8", "encode_s_b8", "prompt_s_t8"]
     assert [timed(array_of(kind, "8")) for kind in TIMINGS] == [(kind, "8") for kind in TIMINGS]
@@ -86,10 +101,13 @@ def test_processes_come_back_from_their_arrays() -> None:
     own, other = np.array([[2.0, 4.0], [3.0, 3.0]]), np.array([[1.0, 1.0], [1.0, 9.0]])
     both = {"prompt_s_t512": own, "token_s_b8": 2 * own, "turns_prompt_s_t512": np.zeros((2, 2, 3))}
     arrays = {**both, "interleaved": np.ones(2, bool), "baseline_interleaved": np.ones(2, bool)}
+    arrays["calls_b8"] = np.array([[True, False], [True, True]])
     arrays |= {"baseline_prompt_s_t512": other, "baseline_turns_prompt_s_t512": np.zeros((2, 2, 3))}
     first, second = processes(arrays)
     assert (first["prompt_s"], second["token_s"]) == ({"512": [2.0, 4.0]}, {"8": [6.0, 6.0]})
     assert [len(values["turns"]["prompt_s/512"]) for values in (first, second)] == [2, 2]
+    assert (first["calls"], second["calls"]) == ({"8": [True, False]}, {"8": [True, True]})
+    assert processes(arrays, "baseline_")[0]["calls"] == {}
     assert processes(arrays, "baseline_")[1]["prompt_s"] == {"512": [1.0, 9.0]}
     assert round_ratios(arrays, "prompt_s", "512") == pytest.approx([8**0.5, 1.0])  # 2 and 4; 3 and 1/3
 
