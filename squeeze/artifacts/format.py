@@ -2,9 +2,10 @@
 
     model.safetensors   every stored tensor, packed as the layers hold it; tied tensors once
     artifact.json       format, architecture, dtype, parameter count, compressed layers, claims; and where the model has
-                        them, sizes or a form that its configuration does not say, a cache of its own
+                        them, sizes or a form that its configuration does not say, a cache of its own, a draft
     config.json         the transformers configuration;  tokenizer files beside it
     adapter/            low-rank adapters of the model, where it has any; see ``adapter.py``
+    draft/              the model that guesses this one's tokens, where one does: as an artifact's, without a tokenizer
 
 Where a library has a serialised format of its own (``claims["loader"] = "transformers"``: bitsandbytes, ...) the
 weights lie as that library writes them, and the library reads them. Layers may keep a library's format too (torchao):
@@ -24,7 +25,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, initialization
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, initialization
 
 from squeeze.artifacts import adapter
 from squeeze.artifacts.safetensors_header import sort_metadata
@@ -42,11 +43,12 @@ from squeeze.layers.contract import (
 )
 from squeeze.layers.lora import set_aside
 from squeeze.models import architecture, own_sizes
-from squeeze.models.subject import Subject
+from squeeze.models.subject import Draft, Drafting, Subject
 
 FORMAT = 2  # in 1, layers were named by their modules' paths
 DESCRIPTION = "artifact.json"
 WEIGHTS = "model.safetensors"
+DRAFT = "draft"  # the folder of the model that guesses
 LARGEST_DESCRIPTION = 64 * 2**20  # bytes: of a model of 100,000 layers
 UNHASHED = frozenset({"build.json"})  # timings: two equal builds differ there
 
@@ -55,6 +57,10 @@ def save(subject: Subject, folder: Path) -> None:
     """Write a subject to ``folder`` (made if absent); what is on disk is the honest size."""
     folder.mkdir(parents=True, exist_ok=True)
     subject.tokenizer.save_pretrained(folder)
+    _save(subject, folder)
+
+
+def _save(subject: Subject, folder: Path) -> None:
     with set_aside(subject.model) as adapters:
         description = _save_model(subject, folder)
         if adapters:
@@ -64,6 +70,11 @@ def save(subject: Subject, folder: Path) -> None:
         description["cache"] = _spec(subject.cache)
     if (form := architecture.form(subject.model)) is not None:
         description["form"] = _spec(form)
+    if subject.draft is not None:
+        description["draft"] = _spec(subject.draft.how)
+        if subject.draft.subject is not None:
+            (folder / DRAFT).mkdir(exist_ok=True)
+            _save(subject.draft.subject, folder / DRAFT)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
 
 
@@ -100,20 +111,30 @@ def load(folder: Path, device: str = "cpu", *, prepare: bool = True) -> Subject:
     Weights are copied out of the file, so that memory figures of all formats compare.
     Raises IntegrityError for a folder that is no artifact, or is truncated.
     """
+    return _load(folder, device, None, prepare=prepare)
+
+
+def _load(folder: Path, device: str, tokenizer: PreTrainedTokenizerBase | None, *, prepare: bool) -> Subject:
+    """Load a subject, and its draft with it. tokenizer: of the model that it guesses for; None: it has its own."""
     description = describe(folder)
     try:
         model = _library_model(folder, description) if description["loader"] == "transformers" else None
         model = model or _own_model(folder, description)
         if "adapter" in description:
             adapter.attach(model, folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (SafetensorError, KeyError, OSError, ValueError) as error:
         raise IntegrityError(f"{folder.name}: not a readable artifact ({error}); delete it and build again") from error
     model.to(device).eval().requires_grad_(False)
     if prepare:
         prepare_layers(model)
     claims = {**description["claims"], "loader": description["loader"], "parameters": description["parameters"]}
-    return Subject(model, tokenizer, claims, _made(description, "cache", "group"))
+    draft: Drafting | None = _made(description, "draft", "drafted_tokens")
+    if draft is None:
+        return Subject(model, tokenizer, claims, _made(description, "cache", "group"))
+    guesses = _load(folder / DRAFT, device, tokenizer, prepare=prepare) if draft.has_model else None
+    return Subject(model, tokenizer, claims, _made(description, "cache", "group"), Draft(draft, guesses))
 
 
 def skeleton(folder: Path) -> PreTrainedModel:
@@ -217,12 +238,12 @@ def _library_model(folder: Path, description: dict[str, Any]) -> PreTrainedModel
 
 
 def _spec(part: Any) -> dict[str, Any]:
-    """Return the class of a cache factory or a form and its fields, as ``layer_specs`` has those of layers."""
+    """Return the class of a cache factory, a form or a way to draft, and its fields, as ``layer_specs`` has layers'."""
     return {"_target_": plugins.name_of(type(part)), **dataclasses.asdict(part)}
 
 
 def _made(description: dict[str, Any], part: str, owed: str) -> Any:
-    """Return the cache factory, or the form, that a description names, which has the attribute owed; None without."""
+    """Return the part that a description names, of a class which has the attribute owed; None without."""
     spec = dict(description.get(part, {}))
     if not spec:
         return None

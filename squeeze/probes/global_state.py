@@ -41,12 +41,14 @@ WATCHED = (
         "squeeze.runtimes.eager",
         "squeeze.runtimes.compiled",
         "squeeze.runtimes.kv_cache",
+        "squeeze.runtimes.speculative",
+        "squeeze.layers.drafting",
     ),
     *(f"squeeze.runtimes.{name}" for name in ("lean", "lean_model", "lean_block", "lean_products", "static_cache")),
     *(f"squeeze.runtimes.{name}" for name in ("attention", "pictured", "exported", "onnx", "openvino")),
     *(f"squeeze.runtimes.{name}" for name in ("llama_cpp", "llama_context", "vllm", "vllm_requests", "vllm_scores")),
     *("squeeze.probes.latency", "squeeze.probes.scoring", "squeeze.probes.teacher_forced", "squeeze.probes.turns"),
-    *("squeeze.probes.first_tokens", "squeeze.probes.rounding", "squeeze.probes.scorer"),
+    *("squeeze.probes.first_tokens", "squeeze.probes.rounding", "squeeze.probes.scorer", "squeeze.probes.drafting"),
     *("squeeze.probes.samples", "squeeze.models.logits", "squeeze.models.architecture", "pytest_benchmark.fixture"),
 )
 CLASSES = (torch.Tensor,)  # beside those of these modules

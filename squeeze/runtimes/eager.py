@@ -6,7 +6,7 @@ Its cache grows with the text, and its attention is what transformers picks, unl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -32,6 +32,7 @@ from squeeze.runtimes.generation import (
 )
 from squeeze.runtimes.kv_cache import cache_of, logits_of, prompt_group, states_of
 from squeeze.runtimes.pictured import pictured, prefix
+from squeeze.runtimes.speculative import SpeculativeEngine
 
 
 @dataclass(frozen=True)
@@ -52,26 +53,37 @@ class Eager:
         """Tell whether torch compiles: flex_attention, for the mask that it meets."""
         return self.attention == "flex_attention"
 
-    def load(self, folder: Path) -> EagerEngine:
+    def load(self, folder: Path) -> EagerEngine | SpeculativeEngine:
         """Load an artifact. Raises IntegrityError for a damaged folder, Unsupported as ``engine`` does."""
         return self.engine(artifact.load(folder, self.device))
 
-    def engine(self, subject: Subject) -> EagerEngine:
-        """Return the engine of a subject that is ready to run on the device.
+    def engine(self, subject: Subject) -> EagerEngine | SpeculativeEngine:
+        """Return the engine of a subject that is ready to run on the device; it drafts where the subject has a draft.
 
         Raises Unsupported for attention that this machine or model does not have, or a cache that asks for its own; for
-        a static cache of a subject that has a cache of its own; and for either of a model that reads pictures, of which
-        later blocks may hold fewer tokens by the attention of an earlier one.
+        a static cache of a subject that has a cache of its own; for either of a model that reads pictures, of which
+        later blocks may hold fewer tokens by the attention of an earlier one; and for a draft with either cache: what is
+        guessed in vain must be forgotten.
         """
         if (self.attention is not None or self.cache == "static") and architecture.reads_pictures(subject.model):
             raise Unsupported("a model that reads pictures has attention and cache as they come; use runtime=eager")
         if self.attention is not None and isinstance(subject.cache, AttendedCache):
             raise Unsupported("its cache is shown attention, which it computes by sdpa; use runtime=eager")
+        draft, synchronize = subject.draft, synchronizer(self.device)
+        guessing = None if draft is None else draft.subject
         if self.attention is not None:
-            use_attention(subject.model, self.attention, self.device)
+            for each in (subject,) if guessing is None else (subject, guessing):
+                use_attention(each.model, self.attention, self.device)
         if self.cache == "static" and subject.cache is not None:
             raise Unsupported("this model has a cache of its own, which is not static; use runtime=eager")
-        return EagerEngine(subject, synchronizer(self.device), self.cache == "static")
+        if draft is None:
+            return EagerEngine(subject, synchronize, self.cache == "static")
+        if self.cache == "static" or subject.cache is not None:
+            kind = "static cache" if self.cache == "static" else type(subject.cache).__name__
+            raise Unsupported(
+                f"what is guessed in vain cannot be taken out of a {kind}; use runtime=eager and one of the two"
+            )
+        return SpeculativeEngine(subject, draft, EagerEngine(replace(subject, draft=None), synchronize), synchronize)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import nn
 
 from squeeze.core.errors import SqueezeError, Unsupported
 from squeeze.models import architecture
+from squeeze.models.subject import Subject
 from squeeze.techniques.block_walk import walk
 from squeeze.techniques.contract import Labelled, Stop, Workplace
 from squeeze.techniques.statistics_cache import StatisticsCache
@@ -23,6 +24,10 @@ def _no_baseline() -> nn.Module:
     raise SqueezeError("there is no uncompressed model to load, expected that of a cell; give load_baseline")
 
 
+def _no_draft() -> Subject:
+    raise SqueezeError("there is no draft to load, expected steps that make one; give the recipe a list draft")
+
+
 @dataclass(frozen=True)
 class CalibrationText:
     """Hold the calibration text of a build, as ``contract.Calibration`` defines it.
@@ -32,7 +37,7 @@ class CalibrationText:
     shared: where statistics of a float model's layer inputs are kept for every technique and bit-width; None: nowhere.
     workplace: where a training keeps what a killed build goes on from.
     held_out: (windows, window) int64, further windows of the corpus, which nothing is trained on.
-    load_baseline: loads the cell's uncompressed model.
+    load_baseline: loads the cell's uncompressed model. load_draft: loads the artifact of its draft, as it is stored.
     labelled: the sentences of the corpus with their classes; None where they have none.
     """
 
@@ -43,6 +48,7 @@ class CalibrationText:
     held_out: torch.Tensor = field(default_factory=_no_windows)
     load_baseline: Callable[[], nn.Module] = _no_baseline
     labelled: Labelled | None = None
+    load_draft: Callable[[], Subject] = _no_draft
 
     @classmethod
     def empty(cls) -> CalibrationText:
@@ -52,6 +58,10 @@ class CalibrationText:
     def baseline(self) -> nn.Module:
         """Load the cell's uncompressed model once more. Raises SqueezeError where this text belongs to no cell."""
         return self.load_baseline()
+
+    def draft(self) -> Subject:
+        """Load the artifact of the cell's draft, as it is stored. Raises SqueezeError where there is none."""
+        return self.load_draft()
 
     def input_statistics(self, model: nn.Module, *, sequential: bool = False) -> Iterator[Stop]:
         """Yield (full name, block, statistics of its linear layers' inputs by relative name) for each block, in order.

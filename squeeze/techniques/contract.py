@@ -165,6 +165,12 @@ class Calibration(Protocol):
         It is the teacher of a subject that was compressed. Raises SqueezeError where no cell is built.
         """
 
+    def draft(self) -> Subject:
+        """Load the artifact of the cell's draft, as it is stored: of the same model, made by the steps of its own.
+
+        Raises SqueezeError where no cell is built, or its recipe names no draft.
+        """
+
     def input_statistics(self, model: nn.Module, *, sequential: bool = False) -> Iterator[Stop]:
         """Yield (full name, block, statistics of its linear layers' inputs by relative name), block after block.
 

@@ -1,4 +1,4 @@
-"""Check that a subject still has the plain cache of transformers: what all methods that give it another ask."""
+"""Check that a subject still has the plain cache of transformers: all methods ask it that give another, or draft."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from squeeze.models.subject import Subject
 
 
 def check_plain_cache(subject: Subject, name: str) -> None:
-    """Raise Unsupported for a model that predicts no tokens or forgets some, and where a step has given it a cache.
+    """Raise Unsupported for a model that predicts no tokens or forgets some, and for one that has a cache or a draft.
 
     name: of the technique.
     """
@@ -21,5 +21,10 @@ def check_plain_cache(subject: Subject, name: str) -> None:
     architecture.head(model)
     if subject.cache is not None:
         raise Unsupported(f"{name}: there is a {type(subject.cache).__name__} already; expected one step with a cache")
+    if subject.draft is not None:
+        raise Unsupported(
+            f"{name}: there is a draft already, and only the plain cache forgets what was guessed in vain; expected one"
+            " step with a cache or a draft"
+        )
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=model.config).layers):
         raise Unsupported(f"{name}: {type(model).__name__} forgets tokens by itself; expected attention to all of them")

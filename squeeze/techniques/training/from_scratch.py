@@ -62,7 +62,8 @@ class FromScratch:
             for own, given in zip(_tables(student), _tables(teacher), strict=True):
                 own.weight.data = given.weight.data.clone()
         left = shares(sizes(teacher), sizes(student), subject.claims)
-        return Subject(student, subject.tokenizer, {"parameters": parameters, **left}, subject.cache)
+        claims = {"parameters": parameters, **left}
+        return Subject(student, subject.tokenizer, claims, subject.cache, subject.draft)
 
     def _configuration(self, teacher: nn.Module) -> Any:
         """Return the student's configuration, checked."""
