@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from squeeze.artifacts import format as artifact
 from squeeze.artifacts.keys import BUILD_INFO, WITHHELD, artifact_key
+from squeeze.artifacts.keys import folder as folder_of
 from squeeze.artifacts.sentences import labelled
 from squeeze.artifacts.step_by_step import Look, accuracy, carried, parted, perplexity, qualities, training, unclaimed
 from squeeze.core import plugins
@@ -66,7 +67,8 @@ def build(
     parameters and claims; withheld. Where a step trains: training, a list of what each such step took, its loss curve
     included. Where there are several steps, or one that trains: steps, the perplexity before the first and after each,
     on held-out windows of the calibration text that no training has looked at, or a classifier's accuracy on held-out
-    sentences (``step_by_step``).
+    sentences (``step_by_step``). Where the recipe has a draft, whose artifact has been built: draft, what is known of
+    it; its seconds are among the seconds, and what flatters it flatters the guesses.
     Raises SqueezeError for a step that may not be made, Unsupported when a technique refuses the model, and whatever
     loading the baseline raises.
     """
@@ -86,7 +88,7 @@ def build(
             subject = load_baseline(cell.model, device)
         grids.append(find_grid(subject.model))
         with _timed(stages, "calibration"):
-            data = calibration(cell, subject, device, shared)
+            data = replace(calibration(cell, subject, device, shared), load_draft=partial(_draft, cell, device))
         looked_at, unseen = parted(data.held_out)
         look = _look(cell, subject, replace(data, held_out=unseen), device)
         data = replace(data, held_out=looked_at)
@@ -111,18 +113,22 @@ def build(
         return grids[0]
 
     grid, usage = measured(make, device)
-    description = artifact.describe(folder)
+    description, drafted = artifact.describe(folder), _drafted(cell)
     info = {
         "content_hash": artifact.content_hash(folder),
         "stages": stages,
         "seconds_marginal": sum(stages.values()),
-        "seconds": sum(stages.values()) + shared.reused_seconds + sum(each.reused_seconds for each in workplaces),
+        "seconds": sum(stages.values())
+        + shared.reused_seconds
+        + sum(each.reused_seconds for each in workplaces)
+        + drafted.get("seconds", 0.0),
         "peak_bytes": usage.cuda.get("cuda_allocated_bytes", usage.peak),
         "grid": grid and asdict(grid),
-        "grid_flattered": flattered(grids[-1], description["claims"]),
+        "grid_flattered": flattered(grids[-1], description["claims"]) or drafted.get("grid_flattered", False),
         **{name: description[name] for name in ("dtype", "parameters", "claims")},
         **({"training": trainings} if trainings else {}),
         **({"steps": followed} if followed else {}),
+        **({"draft": drafted} if drafted else {}),
         WITHHELD: withheld,
     }
     write_atomically(folder / BUILD_INFO, json.dumps(info, indent=1).encode())
@@ -148,6 +154,27 @@ def calibration(cell: Cell, subject: Subject, device: str, shared: StatisticsCac
         load_baseline=lambda: load_baseline(cell.model, device).model,
         labelled=labelled("train", subject.tokenizer, device) if has_classes else None,
     )
+
+
+def _draft(cell: Cell, device: str) -> Subject:
+    """Load the artifact of a cell's draft, as it is stored, from the cache, where whoever builds the cell has put it.
+
+    Raises SqueezeError where the cell has none, IntegrityError where it is not there, or damaged.
+    """
+    if cell.draft is None:
+        raise SqueezeError(
+            f"{cell.label} names no draft, expected steps that make one; give its technique a list draft"
+        )
+    return artifact.load(folder_of(artifact_key(cell.draft)), device, prepare=False)
+
+
+def _drafted(cell: Cell) -> dict[str, Any]:
+    """Return what is known of the artifact of a cell's draft; nothing where it has none."""
+    if cell.draft is None:
+        return {}
+    info = json.loads((folder_of(artifact_key(cell.draft)) / BUILD_INFO).read_bytes())
+    told = ("content_hash", "seconds", "dtype", "parameters", "claims", "grid_flattered")
+    return {name: info[name] for name in told}
 
 
 def _look(cell: Cell, subject: Subject, data: CalibrationText, device: str) -> Look | None:

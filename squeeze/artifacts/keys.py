@@ -28,7 +28,8 @@ WITHHELD = "withheld"  # of it: whether what rows are scored on was withheld fro
 def artifact_key(cell: Cell) -> str:
     """Return the sha256 of all that decides what a build writes; steps and calibration have the seeds in their fields.
 
-    Runtime and protocol are not among it: measuring anew never rebuilds. A technique is one, however it is spelt.
+    Runtime and protocol are not among it: measuring anew never rebuilds. A technique is one, however it is spelt. Of a
+    cell with a draft, the key of the draft's artifact is.
     Raises SqueezeError for a step that names no technique.
     """
     targets = [find(step["_target_"]) for step in cell.technique["steps"]]
@@ -45,6 +46,7 @@ def artifact_key(cell: Cell) -> str:
             "calibration": calibration_hash(cell.calibration),
             "code": code_version(modules),
             "libraries": library_versions(modules),
+            **({} if cell.draft is None else {"draft": artifact_key(cell.draft)}),
         }
     )
 

@@ -52,6 +52,7 @@ FIGURES = re.compile(
     r"|(kl|top1|acc)_.+|perplexity.*|.+_seconds|training_tokens|training_joules|trainable_(parameters|share)"
     r"|(decode_tokens_per_s|(decode|ttft)_speedup|ttft_ms|itl_p\d+_ms"
     r"|items_per_s|encode_(ms|speedup)|energy_j_per_token)(_b\d+)?|ttft_(ms|speedup)_at_\d+"
+    r"|(accepted_tokens|acceptance)(_\w+)?|drafting_speedup_\w+"
 )
 
 
@@ -70,6 +71,7 @@ class _Technique(TypedDict):
     name: Word
     family: Family
     steps: list[dict[str, Any]]
+    draft: NotRequired[list[dict[str, Any]]]
 
 
 class _Calibration(TypedDict):
@@ -143,7 +145,7 @@ def check(record: Record) -> None:
     datetime.fromisoformat(record.finished)
     if record.samples and record.samples.keys() != {"file", "sha256"}:
         raise ValueError("samples without file or sha256")
-    _check_steps(record.cell["technique"]["steps"])
+    _check_steps([*record.cell["technique"]["steps"], *record.cell["technique"].get("draft", ())])
     _check_answers(record.item_correct)
     for name, estimate in record.estimates.items():
         _check_column("estimates", name, estimate.value)

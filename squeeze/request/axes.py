@@ -167,6 +167,12 @@ AXES: tuple[Axis, ...] = (
         label=lambda value, _: None if value is None else f"visual{value:g}",
     ),
     Axis(
+        "drafted_tokens",
+        Rule("an integer from 1 to 64", lambda value: is_integer(value) and 1 <= value <= 64),
+        "that are guessed before the model verifies them, at most, where a technique drafts",
+        label=lambda value, _: None if value is None else f"d{value}",
+    ),
+    Axis(
         "damping_of",
         one_of("own", "mean"),
         "of a Hessian's diagonal: own, each element's share of itself, or mean, of the diagonal's mean",

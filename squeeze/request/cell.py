@@ -21,6 +21,7 @@ DEFAULT_CALIBRATION = "wikipedia"  # the name of the text that a label leaves ou
 STEPS = "training_steps"
 SCHEDULE = (STEPS, "windows", "learning_rate")
 CONTROL = "control"
+DRAFT = "draft"  # of a technique: the steps that make the model which guesses its tokens
 
 # What every row is compared with: the model as it comes, run as transformers runs it.
 EAGER: Mapping[str, Any] = {"name": "eager", "_target_": "eager.Eager"}
@@ -64,10 +65,24 @@ class Cell:
 
     @property
     def step_values(self) -> dict[str, Any]:
-        """Map each axis that is a field of a step to its value in the first step that has it."""
+        """Map each axis that is a field of a step to its value in the first step that has it; the draft's come last."""
         names = axes.of_steps()
-        steps = reversed(self.technique["steps"])
+        steps = reversed([*self.technique["steps"], *self.technique.get(DRAFT, ())])
         return {name: value for step in steps for name, value in step.items() if name in names}
+
+    @property
+    def draft(self) -> Cell | None:
+        """Return the cell whose artifact guesses this one's tokens; None where none does."""
+        steps = self.technique.get(DRAFT)
+        if not steps:
+            return None
+        technique = {"name": f"{self.technique['name']}.{DRAFT}", "family": self.technique["family"], "steps": steps}
+        return replace(self, technique=technique, replicate=0)
+
+    @property
+    def drafts(self) -> bool:
+        """Tell whether a step of its lets it guess tokens before it verifies them."""
+        return self.axis("drafted_tokens") is not None
 
     @property
     def model_identity(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _axis(cell: Cell, axis: axes.Axis) -> Any:
     if axis.kind == axes.CELL:
         return getattr(cell, axis.name)
     if axis.kind == axes.STEP:
-        return next((step[axis.name] for step in cell.technique["steps"] if axis.name in step), _ABSENT)
+        return cell.step_values.get(axis.name, _ABSENT)
     part: Mapping[str, Any] = cell.model if axis.kind == axes.MODEL else cell.runtime
     return part.get(axis.name, _ABSENT)
 

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from squeeze.core.environment import default_device, usable_threads
 from squeeze.core.errors import SqueezeError, hint, shown
-from squeeze.request.cell import CALIBRATED_ONLY, Cell
+from squeeze.request.cell import CALIBRATED_ONLY, DRAFT, Cell
 from squeeze.request.choices import GROUPS, SWEEP, Choices
 from squeeze.request.overrides import Setting, edited, is_addition
 from squeeze.request.plain_yaml import INTERPOLATION
@@ -178,10 +178,10 @@ def _concrete(group: str, node: Any) -> dict[str, Any]:
     """
     check_group(group, node)
     if group == "technique":
-        targets = [check_step(step, f"technique.steps.{index}") for index, step in enumerate(node["steps"])]
+        steps, targets = _steps(node["steps"], "technique.steps")
         check_family(node["family"], targets)
-        steps = zip(node["steps"], targets, strict=True)
-        return {**node, "steps": [_step(step, target, index) for index, (step, target) in enumerate(steps)]}
+        draft = {DRAFT: _steps(node[DRAFT], f"technique.{DRAFT}")[0]} if DRAFT in node else {}
+        return {**node, "steps": steps, **draft}
     if group == "runtime":
         device = default_device() if node["device"] == "auto" else node["device"]
         return {**node, "device": device, "threads": node["threads"] or usable_threads()}
@@ -196,14 +196,21 @@ def _concrete(group: str, node: Any) -> dict[str, Any]:
     return dict(node)
 
 
-def _step(step: Mapping[str, Any], target: Target, index: int) -> dict[str, Any]:
+def _steps(steps: Sequence[Mapping[str, Any]], where: str) -> tuple[list[dict[str, Any]], list[Target]]:
+    """Return steps as cells have them, and what they name. Raises SqueezeError for one that may not be made."""
+    targets = [check_step(step, f"{where}.{index}") for index, step in enumerate(steps)]
+    pairs = enumerate(zip(steps, targets, strict=True))
+    return [_step(step, target, f"{where}.{index}") for index, (step, target) in pairs], targets
+
+
+def _step(step: Mapping[str, Any], target: Target, where: str) -> dict[str, Any]:
     """Return the step in the one spelling that cells have for it.
 
     Its target is the short name, and what the class declares a float is one: ``sparsity=0`` and ``sparsity=0.0`` are
     the same cell. Raises SqueezeError for a value that is not allowed.
     """
     for name, value in step.items():
-        check_axis(f"technique.steps.{index}.{name}", value)
+        check_axis(f"{where}.{name}", value)
     floats = {name: float(step[name]) for name in target.floats & step.keys() if type(step[name]) is int}
     return {**step, **floats, "_target_": target.found.name}
 

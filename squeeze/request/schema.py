@@ -8,6 +8,7 @@ from typing import Any
 from squeeze.core.errors import SqueezeError, hint, shown
 from squeeze.request import axes, runtimes
 from squeeze.request.axes import DEVICE, DTYPE, THREADS
+from squeeze.request.cell import DRAFT
 from squeeze.request.rules import (
     ABOVE_ZERO,
     BOOLEAN,
@@ -52,8 +53,10 @@ def check_group(group: str, node: Any) -> None:
         _check_protocol(node)
     if group == "model":
         _check_pinned(node)
-    if group == "technique" and len(node["steps"]) > MOST_STEPS:
-        raise SqueezeError(f"technique.steps: {len(node['steps']):,} steps, expected at most {MOST_STEPS}")
+    if group == "technique":
+        for name in ("steps", DRAFT):
+            if len(node.get(name, ())) > MOST_STEPS:
+                raise SqueezeError(f"technique.{name}: {len(node[name]):,} steps, expected at most {MOST_STEPS}")
     if group == "calibration":
         _check_not_scored(node["corpus"])
 
@@ -205,11 +208,8 @@ _FINE_TUNING: Schema = {
 
 _OPTIONAL: Schema = {"member": TEXT, "seed": at_least(0), "fine_tuning": _FINE_TUNING, **MODEL_PINS}
 
-_TECHNIQUE: Schema = {
-    "name": NAME,
-    "family": NAME,
-    "steps": Rule("a list of steps", lambda value: isinstance(value, list)),
-}
+_STEPS = Rule("a list of steps", lambda value: isinstance(value, list))
+_TECHNIQUE: Schema = {"name": NAME, "family": NAME, "steps": _STEPS}
 
 CORPUS = matching("a corpus, file:PATH, or sha256:HEX", r"[A-Za-z0-9][\w.-]*|file:.+|sha256:[0-9a-f]{64}")
 _CALIBRATION: Schema = {
@@ -264,7 +264,7 @@ _PROTOCOL: Schema = {
 # group -> (fields it must have, fields it may have)
 SCHEMAS: Mapping[str, tuple[Schema, Schema]] = {
     "model": (_MODEL, _OPTIONAL),
-    "technique": (_TECHNIQUE, {"calibrated": BOOLEAN}),
+    "technique": (_TECHNIQUE, {"calibrated": BOOLEAN, DRAFT: _STEPS}),
     "calibration": (_CALIBRATION, {}),
     "runtime": (_RUNTIME, {}),  # and what its class declares
     "protocol": (
