@@ -124,7 +124,7 @@ class InProcess:
 
 
 def artifact_of(cell: Cell) -> Path:
-    """Return the cell's artifact: from the cache, or built in this process, its model fine-tuned before.
+    """Return the cell's artifact: from the cache, or built in this process, as are its fine-tuned model and its draft.
 
     Raises Unsupported when a technique refuses the model, and whatever else building raises.
     """
@@ -134,6 +134,8 @@ def artifact_of(cell: Cell) -> Path:
     from squeeze.probes.memory import measured
 
     trained.make(cell.model, cell.runtime)
+    if cell.draft is not None:
+        artifact_of(cell.draft)
     return keys.made(keys.artifact_key(cell), lambda folder: build(cell, folder, measured, counted=Meter))
 
 

@@ -25,7 +25,7 @@ from squeeze.runner.jobs.job import Job
 from squeeze.runner.jobs.outcome import Failure, StageError
 from squeeze.runner.results import Artifact, Measured, Process, Scoring
 from squeeze.runtimes import contract as runtimes
-from squeeze.sources import corpora, overlap, sentiment, task_data, tasks, trained
+from squeeze.sources import corpora, overlap, prompts, sentiment, task_data, tasks, trained
 from squeeze.sources import fetch as assets
 
 # Of the protocol, what the quality stage reads.
@@ -40,18 +40,19 @@ CLASSIFYING = ("squeeze.probes.classification", "squeeze.probes.metrics.accuracy
 def build(shop: Executor, cell: Cell, log: Path) -> Artifact:
     """Return the cell's artifact: from the cache, or built.
 
-    One that was built in the open, by ``pytest benches``, is built anew: nothing was withheld from it.
+    One that was built in the open, by ``pytest benches``, is built anew: nothing was withheld from it. The artifact of
+    its draft is built before, in a process of its own, and kept like any other.
     Raises StageError when an environment that the cell wants cannot be made, the model not be fetched or fine-tuned, or
     the build does not end well.
     """
     equip(shop, cell)
     fetch(cell)
     fine_tuning.see_to(shop, cell, log)
-    seconds = 0.0
+    seconds = 0.0 if cell.draft is None else build(shop, cell.draft, log).seconds
 
     def make(folder: Path) -> None:
         nonlocal seconds
-        seconds = shop.run(Job(cell, folder, "build", folder.parent), log, "build")
+        seconds += shop.run(Job(cell, folder, "build", folder.parent), log, "build")
 
     key = keys.artifact_key(cell)
     forget_if_built_in_the_open(keys.folder(key))
@@ -134,6 +135,8 @@ def fetch(cell: Cell) -> None:
             if corpus == sentiment.CORPUS:
                 sentiment.sentences("train")
         task_data.hashes(_tasks(cell), _texts(cell))
+        if cell.drafts:
+            prompts.fetch()
         check_calibration(cell)
     except TransientError as error:
         if is_full_disk(error):

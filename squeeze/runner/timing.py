@@ -107,9 +107,11 @@ def interleaves(members: Sequence[Measured]) -> bool:
 def need(member: Measured) -> int:
     """Return the bytes of memory that a timed process of a member takes at most: its dense weights twice, and 1 GiB.
 
-    Loading holds some weights in two forms for a moment, whatever the artifact weighs.
+    Loading holds some weights in two forms for a moment, whatever the artifact weighs. Its draft's are weights, too.
     """
-    return 2 * int(member.artifact.info["parameters"]) * ITEM[member.artifact.dtype] + FURTHER
+    own = member.artifact.info
+    models = [own, own["draft"]] if "draft" in own else [own]
+    return sum(2 * int(info["parameters"]) * ITEM[str(info["dtype"])] for info in models) + FURTHER
 
 
 def _round(

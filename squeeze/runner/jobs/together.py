@@ -51,7 +51,7 @@ def build(cell: Cell, place: Place) -> Path:
         )
     try:
         stages.fetch(cell)
-        _see_to_its_model(cell)
+        _see_to_what_it_takes(cell)
     except StageError as error:
         raise SqueezeError(str(error)) from error
     folder = keys.folder(keys.artifact_key(cell))
@@ -63,16 +63,19 @@ def build(cell: Cell, place: Place) -> Path:
     return folder
 
 
-def _see_to_its_model(cell: Cell) -> None:
-    """See to it that a model that squeeze fine-tunes is there, made as a run makes it; one process does, others wait.
+def _see_to_what_it_takes(cell: Cell) -> None:
+    """See to it that a model that squeeze fine-tunes is there, and a draft; one process makes them, others wait.
 
-    That is a process of its own: what is withheld from it is withheld for good. Raises StageError when it fails.
+    They are made as a run makes them, in processes of their own: what is withheld from one is withheld for good.
+    Raises StageError when that fails.
     """
-    if not trained.is_trained(cell.model):
+    if not trained.is_trained(cell.model) and cell.draft is None:
         return
     display = Display({cell.key: cell.label}, {"training": 1})
     with tempfile.TemporaryDirectory() as logs, display, Executor(Path(logs), display) as shop:
         fine_tuning.see_to(shop, cell, Path(logs) / "fine_tuning.log")
+        if cell.draft is not None:
+            stages.build(shop, cell.draft, Path(logs) / "draft.log")
 
 
 def _joined(cell: Cell, place: Place) -> Cell:
