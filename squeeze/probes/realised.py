@@ -36,16 +36,16 @@ def figures(
     running_bits: of a weight's code within the blocks, on average: kernels for 4 bits run codes of 2 and 3 bits, too.
     positions: the most tokens that the model takes; None where nothing says so.
     mismatches: what layers claim of their memory, shapes and arithmetic, and is not so.
-    live_bytes: of weights in memory; bytes_per_token: of weights that one decoding step reads; prefill_operations: of
-    one prompt, batch size -> operations of the dense matrices.
+    live_bytes: of weights in memory, a draft's among them; bytes_per_token: of weights that one decoding step reads;
+    prefill_operations: of one prompt, batch size -> operations of the dense matrices, without a draft's.
     """
     subject, model = engine.subject, engine.subject.model
     dtype = architecture.dtype(model)
     dense_bytes = weighed["parameters"] * dtype.itemsize
     compressed = compressed_modules(model)
     ran = arithmetic.profiled(model, low_bit_layers(model), text)  # first, so that what is made on first use is there
-    closed = held.closed()
-    blocks = held.blocks(model, closed)
+    closed, guessing = held.closed(), None if subject.draft is None else subject.draft.subject
+    blocks = held.blocks((model, None if guessing is None else guessing.model), closed)
     reached, other = sum(blocks.values()), held.elsewhere(blocks)
     live = max(engine.bytes_held, weighed["bytes"])  # some libraries keep scales where no buffer shows them
     hidden = held.mismatches(live, reached, other)

@@ -50,11 +50,16 @@ def weight_files(folder: Path) -> list[Path]:
     return [*sorted(folder.glob("*.safetensors")), *folder.glob(f"{adapter.FOLDER}/{adapter.WEIGHTS}")]
 
 
+def all_weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold an artifact's tensors, those of its draft among them."""
+    return [*weight_files(folder), *weight_files(folder / artifact.DRAFT)]
+
+
 def bytes_by_kind(folder: Path) -> dict[str, int]:
     """Return bytes on disk by kind; their sum is what all files of the artifact take.
 
     weights, metadata (scales, zeros, masks), embeddings, head, adapter (low-rank, beside its base), other (norms,
-    biases), container (safetensors headers), tokenizer, config.
+    biases), container (safetensors headers), tokenizer, config, draft (all files of the model that guesses).
     """
     tensors = stored_tensors(folder)
     kinds = Counter[str]()
@@ -62,7 +67,9 @@ def bytes_by_kind(folder: Path) -> dict[str, int]:
         kinds[_kind(tensor.name)] += tensor.bytes
     for path in artifact_files(folder):
         size = path.stat().st_size
-        if path.suffix == ".safetensors":
+        if path.is_relative_to(folder / artifact.DRAFT):
+            kinds["draft"] += size
+        elif path.suffix == ".safetensors":
             kinds["container"] += size
         else:
             kinds["tokenizer" if TOKENIZER.search(path.name) else "config"] += size
@@ -82,10 +89,11 @@ def figures(folder: Path, baseline: Path) -> dict[str, Any]:
     bytes: of the weight files, and of what other files hold beyond the baseline's; bytes_on_disk: of all files;
     parameters: of the baseline, counted; effective_bits: those bytes in bits per parameter, scales, masks and
     embeddings included; compression_ratio: to float32. Where there is an adapter beside its base: adapter_bytes, of all
-    files of it, which are among the bytes.
+    files of it, which are among the bytes; where there is a draft: draft_bytes, likewise.
     """
     parameters = stored_weights(baseline)
-    weights = total_bytes(weight_files(folder)) + sum(growth(folder, baseline).values())
+    weights = total_bytes(all_weight_files(folder)) + sum(growth(folder, baseline).values())
+    guessing = total_bytes(path for path in artifact_files(folder) if path.is_relative_to(folder / artifact.DRAFT))
     beside = total_bytes(path for path in artifact_files(folder) if path.parent == folder / adapter.FOLDER)
     return {
         "bytes": weights,
@@ -95,12 +103,13 @@ def figures(folder: Path, baseline: Path) -> dict[str, Any]:
         "effective_bits": 8 * weights / parameters,
         "compression_ratio": 4 * parameters / weights,
         **({"adapter_bytes": beside} if beside else {}),
+        **({"draft_bytes": guessing} if guessing else {}),
     }
 
 
 def growth(folder: Path, baseline: Path) -> dict[str, int]:
     """Return the bytes by which each file outgrows the baseline's of the same name; weight files are left out."""
-    weights = set(weight_files(folder))
+    weights = set(all_weight_files(folder))
     return {
         name: grown
         for path in artifact_files(folder)
@@ -125,7 +134,8 @@ def mismatches(folder: Path, baseline: Path, held: int) -> list[str]:
         found.append(f"claimed {claimed:,} parameters, found {parameters:,} in the uncompressed model")
     grown = growth(folder, baseline)
     matrices = sum(len(tensor.shape) > 1 for tensor in stored_tensors(baseline))
-    expected = DESCRIBED * matrices + DESCRIBED_ONCE
+    models = 2 if (folder / artifact.DRAFT).is_dir() else 1  # each has a configuration and a description
+    expected = models * (DESCRIBED * matrices + DESCRIBED_ONCE)
     if sum(grown.values()) > expected:
         most = max(grown, key=lambda name: grown[name])
         found.append(
