@@ -190,8 +190,9 @@ def engine(job: Job, samples: Samples, before: Snapshot) -> Engine:  # noqa: ARG
     """Return the artifact, loaded once per process by the cell's runtime; put the memory loading took into samples.
 
     Raises Unsupported where the engine shows no model and the cell is no plain language model: all else is measured by
-    what torch sees of it.
+    what torch sees of it; and where the artifact has a draft, which the engine would leave out.
     """
+    from squeeze.artifacts import format as artifact
     from squeeze.probes import memory
 
     runtime, kind = runtimes.of(job.cell.runtime), job.cell.model["kind"]
@@ -200,6 +201,8 @@ def engine(job: Job, samples: Samples, before: Snapshot) -> Engine:  # noqa: ARG
     samples.put_all({**usage.figures("load"), "load_kept_bytes": memory.kept(usage)})
     if kind != "causal_lm" and not runtimes.shows_model(loaded):
         raise Unsupported(f"runtime={job.cell.runtime['name']} is measured with causal_lm alone, not with {kind}")
+    if "draft" in artifact.describe(job.artifact) and not runtimes.drafts(loaded):
+        raise Unsupported(f"runtime={job.cell.runtime['name']} would leave the artifact's draft out; use runtime=eager")
     return loaded
 
 

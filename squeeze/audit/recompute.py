@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from squeeze.records import drafting, items
 from squeeze.records import estimates as figures
-from squeeze.records import items
 from squeeze.records.estimates import Estimates
 from squeeze.records.fidelity import fidelity, pooled
 from squeeze.records.record import SCHEMA, Estimate, Record, Status
@@ -55,6 +55,7 @@ def estimates(record: Record, arrays: Arrays) -> Estimates:
     """Return what follows from samples alone: times, rates, speed-ups, perplexity, distances, accuracies, changes."""
     own = processes(arrays)
     found = {**figures.speeds(own, processes(arrays, BASELINE)), **(figures.inter_token(own) if own else {})}
+    found |= drafting.figures(drafting.of_arrays(arrays))
     if "token_nll" in arrays:
         found["perplexity"] = Estimate(float(np.exp(arrays["token_nll"].mean(dtype=np.float64))))
     of_baseline = {name.removeprefix(BASELINE): each for name, each in arrays.items() if name.startswith(BASELINE)}

@@ -120,6 +120,12 @@ COLUMNS = (
         short=lambda row: f"{number(row['decode_speedup'], '.2f')} {mark(row, 'decode_speedup')}".rstrip(),
     ),
     Column(
+        "accepted",
+        lambda row: number(row.get("accepted_tokens"), ".2f"),
+        where="accepted_tokens",
+        words="guessed tokens a decoding step, on average, of rows that draft",
+    ),
+    Column(
         "perplexity",
         _perplexity("perplexity"),
         gap="not scored",
@@ -169,6 +175,7 @@ COLUMNS = (
 )
 
 OF = {column.heading: column for column in COLUMNS}
+SELDOM = (OF["runtime"], OF["accepted"])  # of which few boards have anything
 # Of a board of classifiers, which are ranked by accuracy and predict no text.
 CLASSIFIED = (
     replace(
@@ -214,12 +221,12 @@ def columns(rows: pd.DataFrame) -> list[Column]:
 def legend(frame: pd.DataFrame, shown: Sequence[Column] | None = None) -> str:
     """Say what the columns and signs of a table mean, and by which margins its verdicts are.
 
-    shown: the columns that are seen; None: all that its boards may have, runtimes where it has several.
+    shown: the columns that are seen; None: all that its boards may have, those of SELDOM where it has any such figure.
     """
     if shown is None:
         kinds = {summary.classified(board) for board in summary.boards(frame)}
         shown = [*(COLUMNS if False in kinds else ()), *(CLASSIFIED if True in kinds else ())]
-        shown = [column for column in shown if column is not OF["runtime"] or "runtime" in frame]
+        shown = [column for column in shown if column not in SELDOM or column.where in frame]
     seen = {(column.heading, column.words) for column in shown if column.words}
     every = dict.fromkeys((*COLUMNS, *CLASSIFIED))
     told = [_meaning(column) for column in every if (column.heading, column.words) in seen]

@@ -47,6 +47,7 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
         "compressed_share": Term("share of the parameters that the technique compressed"),
         "adapter_bytes": Term("of an adapter beside its base; more adapters need no other base", "bytes"),
         "cache_bytes_per_token": Term("that all layers keep of one token", "bytes"),
+        "draft_bytes": Term("of a draft beside the model that it guesses for", "bytes"),
         "visual_tokens": Term("of a picture, as the first block reads it", WHOLE),
         "visual_tokens_kept": Term("of these, whose keys and values a block keeps, the mean of all blocks"),
         "bytes_real": Term("whether it is small on disk"),
@@ -62,6 +63,9 @@ GROUPS: Mapping[str, Mapping[str, Term]] = {
     "speed": {
         "decode_tokens_per_s": Term("tokens decoded, one request at a time", "a second"),
         "decode_speedup": Term("how many times as fast it decodes as the uncompressed model", "times"),
+        "drafting_speedup": Term("how many times as fast it decodes as without guesses, by kind of prompt", "times"),
+        "accepted_tokens": Term("guessed tokens that are accepted a step, on average; one more is its own", "tokens"),
+        "acceptance": Term("share of guessed tokens that are accepted"),
         "ttft_ms": Term("time to the first token", "ms"),
         "ttft_speedup": Term("how many times as fast to the first token as the uncompressed model", "times"),
         "encode_ms": Term("from token ids to their classes, of a classifier", "ms"),
@@ -202,6 +206,7 @@ OF_CLASSIFIERS: Mapping[str, Term] = {
 }
 BATCH = re.compile(r"(.+)_b(\d+)")
 LENGTH = re.compile(r"(ttft_ms|ttft_speedup|cost_per_mtok_prefill)_at_(\d+)")
+KIND = re.compile(r"(drafting_speedup|accepted_tokens|acceptance)_((?!low|high)[a-z]+)")
 TASK = re.compile(r"acc_(\w+?)(_delta)?")
 # What is known of a figure besides its value, in columns of their own.
 PARTS: Mapping[str, str] = {
@@ -217,7 +222,7 @@ PARTS: Mapping[str, str] = {
 
 
 def term(column: str) -> Term | None:
-    """Return what a column holds: one of TERMS, of a batch size, of a prompt's length or of a task.
+    """Return what a column holds: one of TERMS, of a batch size, of a prompt's length or kind, or of a task.
 
     None for one that nobody explained.
     """
@@ -227,6 +232,8 @@ def term(column: str) -> Term | None:
         return known._replace(words=f"{known.words}; {found[2]} requests at a time")
     if found := LENGTH.fullmatch(column):
         return (known := TERMS[found[1]])._replace(words=f"{known.words}; of a prompt of {found[2]} tokens")
+    if found := KIND.fullmatch(column):
+        return (known := TERMS[found[1]])._replace(words=f"{known.words}; of prompts of kind {found[2]}")
     if found := TASK.fullmatch(column):
         return Term(f"{'change of the ' if found[2] else ''}share of right answers in {found[1]}")
     return None
@@ -234,6 +241,7 @@ def term(column: str) -> Term | None:
 
 def group_of(column: str) -> str:
     """Return the group of a column in GROUPS; tasks are of quality, and what nobody explained of how it went."""
-    plain = found[1] if (found := BATCH.fullmatch(column) or LENGTH.fullmatch(column)) else column
+    found = BATCH.fullmatch(column) or LENGTH.fullmatch(column) or KIND.fullmatch(column)
+    plain = found[1] if found else column
     named = next((name for name, terms in GROUPS.items() if plain in terms), None)
     return named or ("quality" if TASK.fullmatch(column) else "how it went")

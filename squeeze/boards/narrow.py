@@ -15,7 +15,7 @@ from squeeze.boards.columns import Column, columns
 FULL, SHORT, GONE = "full", "short", "gone"
 Step = Mapping[str, str]  # heading -> the form that its column takes
 NARROWER: tuple[Step, ...] = (
-    *({name: GONE} for name in ("ok", "group", "top-1", "tok/s", "texts/s", "other text", "bits")),
+    *({name: GONE} for name in ("ok", "group", "top-1", "accepted", "tok/s", "texts/s", "other text", "bits")),
     {"change": SHORT},
     {"real": GONE},
     {"change": GONE, "perplexity": SHORT},

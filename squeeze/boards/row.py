@@ -18,9 +18,12 @@ from squeeze.records.sanitize import line
 
 SPREAD = re.compile(
     r"(ttft_ms|encode_ms|itl_p\d+_ms|(decode_token|item)s_per_s|load_seconds|energy_\w+|cost_\w+|\w+_bytes)(_b\d+|_at_\d+)?"
+    r"|accept(ed_tokens|ance)\w*"
 )
 LARGE = 1e4  # from where a figure of four digits would hide part of a whole number
-SHARES = re.compile(r"acc_\w+|top1_\w+|retained_accuracy|\w*divergent_\w+|\w*repetition|mbu|mfu|compressed_share")
+SHARES = re.compile(
+    r"acc_\w+|top1_\w+|retained_accuracy|\w*divergent_\w+|\w*repetition|mbu|mfu|compressed_share|acceptance\w*"
+)
 HELD_OUT = {  # what is said of each step, in words
     "perplexity_held_out": "perplexity of calibration text that was held out",
     "accuracy_held_out": "accuracy on calibration sentences that were held out",

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 import pandas as pd
 
-from squeeze.boards import flags
+from squeeze.boards import drafting, flags
 from squeeze.boards.controls import NONE, OVER, OVER_ANSWERS
 from squeeze.boards.words import DAGGER, DASH, EAGER, interval, is_baseline, short_label
 from squeeze.records.record import BESIDE, Status
@@ -74,8 +74,9 @@ def _implied(row: pd.Series) -> dict[str, object]:
 
 
 def below(rows: pd.DataFrame) -> Iterator[str]:
-    """Yield what must be known of rows that ``shown`` returned: flags, failed verdicts, where a baseline is from."""
+    """Yield what must be known of rows that ``shown`` returned: flags, failed verdicts, guesses, whence a baseline."""
     yield from flags.explained(rows)
+    yield from drafting.told(rows)
     if any(name.endswith(DAGGER) for name in rows["name"]):
         yield f"{DAGGER} not measured as a row: what the others were measured against; technique=none makes it one"
 

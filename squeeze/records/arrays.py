@@ -39,6 +39,7 @@ KNOWN = tuple(
         (rf"turns_({BEFORE_POINT})[1-9]\d*", 3, "f"),
         (r"interleaved", 1, TRUTHS),
         (CALLS.pattern, 2, TRUTHS),
+        (r"drafting_[a-z]+", 2, "f"),
         (r"(token_nll|kl)(_ood)?|confidence|floor_kl|item_kl", 1, "f"),
         (r"top1|floor_top1|item_top1|.+_correct", 1, "b"),
         (r"window", 1, WHOLE),
@@ -129,7 +130,7 @@ def _check_known(name: str, array: Array) -> None:
 
 def _check_together(arrays: Arrays) -> None:
     """Check that arrays which are read side by side have the same length."""
-    timed = (*TIMINGS, "turns_", "interleaved", "calls_")
+    timed = (*TIMINGS, "turns_", "interleaved", "calls_", "drafting_")
     of_rounds = {name: len(each) for name, each in arrays.items() if name.removeprefix("baseline_").startswith(timed)}
     if len(set(of_rounds.values())) > 1:
         raise IntegrityError(

@@ -33,7 +33,7 @@ STEPS = ("load", "prefill", "decode")  # those of a latency process
 MEMORY = ("peak", "peak_anon_bound", "rss_anon", "rss_file", "cuda_reserved", "cuda_device")
 SIZES = (
     *("bytes", "bytes_on_disk", "effective_bits", "block_effective_bits", "compression_ratio"),
-    *("cache_bytes_per_token", "adapter_bytes", "visual_tokens", "visual_tokens_kept"),
+    *("cache_bytes_per_token", "adapter_bytes", "draft_bytes", "visual_tokens", "visual_tokens_kept"),
 )
 SCORES = ("perplexity", "perplexity_ood", "perplexity_held_out", "bits_per_byte", "kl_divergence", "top1_agreement")
 TEXTS = {

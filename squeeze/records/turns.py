@@ -152,4 +152,6 @@ def contention(rounds: Sequence[Values]) -> float:
 
 def is_timing(array: str) -> bool:
     """Tell whether an array of a record's samples, of whichever model, has a row for each timed process."""
-    return array.removeprefix("baseline_").startswith((*TIMINGS, "turns_", "interleaved", "gaps_", "calls_"))
+    return array.removeprefix("baseline_").startswith(
+        (*TIMINGS, "turns_", "interleaved", "gaps_", "calls_", "drafting_")
+    )

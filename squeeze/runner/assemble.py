@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from squeeze.core import environment
 from squeeze.probes import samples
-from squeeze.records import decoded, encoded, items, serving
+from squeeze.records import decoded, drafting, encoded, items, serving
 from squeeze.records import estimates as figures
 from squeeze.records.fidelity import GENERATED, fidelity, pooled
 from squeeze.records.plausibility import implausible
@@ -82,6 +82,7 @@ def _measured(attempt: Attempt) -> tuple[Record, bytes]:
         **figures.inter_token(rounds),
         **figures.first_steps(rounds),
         **figures.energy(rounds),
+        **drafting.figures(rounds),
         **serving.context(weighed),
         **figures.scores(scored),
         **fidelity(arrays, baseline_arrays),
@@ -218,8 +219,9 @@ def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, b
     """Return all samples by name: timings (rounds, n) in seconds, quality (tokens,) or (items,), the baseline's too.
 
     interleaved: (rounds,); turns: (rounds, turns, 3), what `squeeze.probes.turns.pressure` gave as each turn began.
-    calls: (rounds, n), of tokens that came several at a time, whether a call began with each. gaps: (rounds, rows,
-    tokens), of the candidate alone, what `squeeze.probes.teacher_forced` gave.
+    calls: (rounds, n), of tokens that came several at a time, whether a call began with each; drafting: what
+    `squeeze.records.drafting` keeps. gaps: (rounds, rows, tokens), of the candidate alone, what
+    `squeeze.probes.teacher_forced` gave.
     """
     raw = {name: _compact(array) for name, array in arrays.items() if not name.startswith(FLOOR)}
     raw |= {f"baseline_{name}": _compact(array) for name, array in baseline_arrays.items() if _is_kept(name)}
@@ -232,6 +234,7 @@ def _raw(rounds: Sequence[Values], baseline: Sequence[Values], arrays: Arrays, b
         for batch in timings[0].get(DRAFTED, {}):
             raw[f"{prefix}calls_b{batch}"] = np.array([values[DRAFTED][batch] for values in timings], dtype=bool)
         raw[f"{prefix}interleaved"] = np.array([bool(values["interleaved"]) for values in timings])
+    raw |= drafting.arrays(rounds)
     for step in rounds[0].get("gaps", {}):
         name = "gaps_{}_b{}".format(*step.split("/"))
         raw[name] = np.array([values["gaps"][step] for values in rounds], dtype=np.float32)
