@@ -27,6 +27,7 @@ def test_what_a_real_run_gives_is_possible():
         ("bytes", (-1,)),
         ("load_peak_bytes", (-5, -6, -4)),
         ("acc_sciq", (1.01,)),
+        ("acceptance_code", (1.01,)),
         ("acc_sciq", (-0.01,)),
         ("acc_sciq_delta", (-1.5,)),
         ("top1_agreement", (1.2,)),
@@ -78,6 +79,14 @@ def test_a_figure_at_the_edge_is_possible(name, figures):
 def test_other_contradictions_are_named(changes, words):
     [what] = impossible(replace(SOUND, **changes))
     assert words in what
+
+
+@pytest.mark.parametrize(("bits", "words"), [(50.0, []), (70.0, ["expected at most the 64"])])
+def test_a_draft_is_another_model_of_as_many_bits(bits, words):
+    weights = {"bytes": 538_090_408, "effective_bits": bits, "compression_ratio": 32 / bits, "draft_bytes": 10**8}
+    estimates = {name: Estimate(value) for name, value in weights.items()}
+    found = list(impossible(record(cell("speculative_rtn", "inference", {}), estimates, samples=SOUND.samples)))
+    assert [word in what for word, what in zip(words, found, strict=True)] == [True] * len(words)
 
 
 def test_a_row_that_is_not_believed_has_its_flag():

@@ -42,6 +42,7 @@ def test_a_row_in_a_few_words(rows):
         "size": "112 MB",
         "tok/s": "30.0",
         "speed-up": "1.65 [1.60, 1.70] ▲",
+        "accepted": "—",
         "perplexity": "20.00",
         "change": "+6.54 [5.89, 7.19] ▼",
         "other text": "—",
@@ -91,8 +92,13 @@ def test_accuracy_is_that_of_all_items_or_of_old_records_the_mean_of_tasks(figur
 def test_columns_that_no_row_fills_are_left_out(rows):
     outside = record(cell("gptq", "quantization", {"bits": 3}), {"perplexity_ood": Estimate(49.57)})
     board = table([*smoke_records(), outside])
-    assert set(headings(columns.COLUMNS)) - set(headings(columns.columns(rows))) == {"runtime", "other text"}
-    assert headings(columns.columns(board)) == [name for name in headings(columns.COLUMNS) if name != "runtime"]
+    assert set(headings(columns.COLUMNS)) - set(headings(columns.columns(rows))) == {
+        "runtime",
+        "accepted",
+        "other text",
+    }
+    seldom = headings(columns.SELDOM)
+    assert headings(columns.columns(board)) == [name for name in headings(columns.COLUMNS) if name not in seldom]
 
 
 def test_claims_count_only_where_they_are_real(rows):

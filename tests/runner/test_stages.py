@@ -21,7 +21,7 @@ from squeeze.runner.jobs.outcome import StageError
 from squeeze.runner.results import Artifact, Measured
 from squeeze.runner.stages import build, quality_key
 from squeeze.runtimes.environments import Environment
-from squeeze.sources import corpora, tasks
+from squeeze.sources import corpora, prompts, tasks
 from squeeze.sources.corpora import corpus_hash
 from tests.faults.conftest import own_places  # noqa: F401 - a fixture
 from tests.faults.sweeps import PROTOCOL, RUNTIME, cell, settle_in
@@ -73,6 +73,30 @@ def test_what_was_built_in_the_open_is_built_anew(
     for _ in range(2):
         build(Shop(), subject, tmp_path / "log")  # type: ignore[arg-type]
     assert built == ["build"] * again
+
+
+def test_a_draft_is_built_before_its_cell_and_on_its_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle_in(tmp_path, monkeypatch)
+    monkeypatch.setattr(prompts, "fetch", lambda: fetched.append(1))
+    step = {"_target_": "speculative.Speculative", "drafted_tokens": 4}
+    plain = cell("good")
+    subject = replace(plain, technique={**plain.technique, "steps": [step], "draft": plain.technique["steps"]})
+    built: list[str] = []
+    fetched: list[int] = []
+
+    class Shop:
+        def run(self, job: Job, *_: object) -> float:
+            built.append(keys.artifact_key(job.cell))
+            job.artifact.mkdir()
+            (job.artifact / keys.BUILD_INFO).write_text(json.dumps({"content_hash": "c" * 64, "withheld": True}))
+            return 3.0
+
+    made = build(Shop(), subject, tmp_path / "log")  # type: ignore[arg-type]
+    assert built == [keys.artifact_key(plain), keys.artifact_key(subject)], "that of the plain row, and then the whole"
+    assert (made.key, made.seconds) == (keys.artifact_key(subject), 6.0)
+    assert fetched == [1], "what its prompts need, and of the draft nothing"
+    assert build(Shop(), subject, tmp_path / "log").seconds == 0.0  # type: ignore[arg-type]
+    assert len(built) == 2
 
 
 @pytest.mark.parametrize("corpus", ["wikipedia_eval", "c4"])

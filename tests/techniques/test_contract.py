@@ -31,8 +31,9 @@ OF_AN_ENGINE = {"gguf_quantize", "gguf_quantize_plain"}  # whose library has an 
 PICTURES_ONLY = {"fastv"}  # other models are refused
 NAMES = sorted(ALL - CLASSIFIERS_ONLY - OF_AN_ENGINE - PICTURES_ONLY)
 FORGETFUL = {"streaming", "snapkv", "h2o"}
+DRAFTING = {"speculative_layer_drop", "speculative_rtn", "speculative_student", "prompt_lookup"}
 # The baseline, the control, and what compresses no weights.
-DENSE = {"none", "finetune", "kv_cache", "lora", "teal", "untie", *FORGETFUL}
+DENSE = {"none", "finetune", "kv_cache", "lora", "teal", "untie", *FORGETFUL, *DRAFTING}
 DISTILLED = {"distil", "distil_hidden", "distil_attention", "distil_top_k", "mutual", "on_policy", "self_distillation"}
 DISTILLED |= {"student_narrow_distil", "student_scratch_distil"}
 RECOVERED = {"lora", "qlora", "gptq_recover", "kmeans_recover", "svd_recover", "wanda_recover", "layer_drop_recover"}
@@ -43,10 +44,10 @@ TRAINED = DISTILLED | RECOVERED | CHAINED
 BY_GRADIENT = {"neurons", "heads", "neurons_gptq"}  # of the loss
 # They look at predicted tokens; an encoder predicts none.
 NEED_A_HEAD = {"finetune", "kv_cache", "layer_drop_perplexity", "qat", "qat_lsq", "untie"}
-NEED_A_HEAD |= {*BY_GRADIENT, *FORGETFUL, *PRUNED_IN_TRAINING, *TRAINED}
+NEED_A_HEAD |= {*BY_GRADIENT, *FORGETFUL, *PRUNED_IN_TRAINING, *TRAINED, *DRAFTING}
 REFUSE = NEED_A_HEAD - (TRAINED - {"lora", "self_distillation"})  # whose first step needs none
 SLICED = {"slicegpt", "slicegpt_rtn"}  # of an encoder's states, which its norms write as well, there is no such form
-NO_ENCODERS = NEED_A_HEAD | SLICED
+NO_ENCODERS = NEED_A_HEAD | SLICED | {"rtn_prompt_lookup"}
 PAIRS = [(name, shape) for name in NAMES for shape in ARCHITECTURES if not (shape == "bert" and name in NO_ENCODERS)]
 TOKEN_IDS = torch.arange(24).reshape(2, 12)
 SMALL = 0.9  # of the dense bytes of the same parameters in the same dtype
@@ -90,10 +91,19 @@ def calibration_of(subject: Subject) -> CalibrationText:
 
 
 def apply(technique: str, subject: Subject) -> Subject:
-    calibration = calibration_of(subject)
-    for step in cell_of(technique).technique["steps"]:
-        subject = resolve_step(step).apply(subject, calibration)
-    return subject
+    cell, calibration = cell_of(technique), calibration_of(subject)
+
+    def draft() -> Subject:
+        guessing = dataclasses.replace(subject, model=calibration.baseline())
+        for step in cell.technique.get("draft", ()):
+            guessing = resolve_step(step).apply(guessing, calibration)
+        return guessing
+
+    calibration = dataclasses.replace(calibration, load_draft=draft)
+    made = subject
+    for step in cell.technique["steps"]:
+        made = resolve_step(step).apply(made, calibration)
+    return made
 
 
 @torch.inference_mode()
@@ -114,6 +124,7 @@ def test_it_computes_the_same_after_saving_and_loading(
     tolerance = (1e-4 if running.model.dtype == torch.float32 else 0.03) * float(expected.abs().max())
     assert torch.allclose(outputs(running), expected, atol=tolerance, rtol=0)
     assert running.claims.items() >= json.loads(json.dumps(subject.claims)).items()
+    assert (running.draft is None) is (subject.draft is None)
 
 
 @pytest.mark.parametrize(("technique", "architecture"), [pair for pair in PAIRS if pair[0] not in DENSE])
@@ -179,7 +190,9 @@ def test_layers_tell_what_they_are(technique: str) -> None:
 def test_what_its_fields_are_declared_to_allow_is_what_it_has_code_for(technique: str) -> None:
     """A request is refused by the declaration, without torch; here it is held against what the code does."""
     calibration = calibration_of(tiny_subject("llama"))
-    for step in cell_of(technique).technique["steps"]:
+    cell = cell_of(technique)
+    calibration = dataclasses.replace(calibration, load_draft=lambda: tiny_subject("llama", seed=1))
+    for step in (*cell.technique["steps"], *cell.technique.get("draft", ())):
         made, allowed = resolve_step(step), find(step["_target_"]).allowed
         assert {"bits", "high_bits", "embed_bits", "grid"} & step.keys() <= allowed.keys()
         for field, values in allowed.items():
