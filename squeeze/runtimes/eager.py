@@ -62,8 +62,8 @@ class Eager:
 
         Raises Unsupported for attention that this machine or model does not have, or a cache that asks for its own; for
         a static cache of a subject that has a cache of its own; for either of a model that reads pictures, of which
-        later blocks may hold fewer tokens by the attention of an earlier one; and for a draft with either cache: what is
-        guessed in vain must be forgotten.
+        later blocks may hold fewer tokens by the attention of an earlier one; and for a draft with another cache than
+        the plain one, which alone forgets what was guessed in vain.
         """
         if (self.attention is not None or self.cache == "static") and architecture.reads_pictures(subject.model):
             raise Unsupported("a model that reads pictures has attention and cache as they come; use runtime=eager")
