@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from squeeze.layers.thresholded import Thresholded
 from squeeze.probes import scorer
 from squeeze.probes.scoring import SOFTMAX_ROWS, Row
 from squeeze.runtimes.contract import Engine, States, shows_model
@@ -44,9 +45,13 @@ def gaps(engine: Engine, prompt: Tensor, chosen: Sequence[int], states: States |
 def is_coarse(engine: Engine) -> bool:
     """Tell whether one call and many give other numbers by rights, beyond the rounding of floating-point arithmetic.
 
-    So it is where keys and values are kept in few bits, and where an engine quantizes what it multiplies.
+    So it is where keys and values are kept in few bits or forgotten, where small inputs are set to zero (one that
+    rounding moves over the threshold comes or goes as a whole), and where an engine quantizes what it multiplies.
     """
-    return engine.subject.cache is not None if shows_model(engine) else not engine.exact
+    if not shows_model(engine):
+        return not engine.exact
+    thresholds = [each.threshold for each in engine.subject.model.modules() if isinstance(each, Thresholded)]
+    return engine.subject.cache is not None or any(threshold > 0 for threshold in thresholds)
 
 
 def _below(logits: Tensor, tokens: Tensor) -> Tensor:

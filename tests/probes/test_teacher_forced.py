@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from squeeze.layers.contract import prepare_layers
+from squeeze.layers.thresholded import Thresholded
 from squeeze.models import architecture
 from squeeze.models.subject import Subject
 from squeeze.probes import teacher_forced
@@ -94,6 +96,19 @@ def test_a_wrong_token_is_as_far_off_as_its_logit() -> None:
     least = int(logits.argmin())
     expected = float((logits.max() - logits.min()) / logits.std())
     assert teacher_forced.gaps(engine, prompt, [least]) == pytest.approx([expected], rel=1e-4)
+
+
+@pytest.mark.parametrize(("threshold", "coarse"), [(0.1, True), (0.0, False)])
+def test_inputs_that_come_or_go_are_coarse(threshold: float, coarse: bool) -> None:
+    subject = tiny_subject("llama")
+    engine = Eager("cpu", 1).engine(subject)
+    assert not teacher_forced.is_coarse(engine)
+    name = "model.layers.0.mlp.down_proj"
+    base = subject.model.get_submodule(name)
+    layer = Thresholded.of(base, architecture.shape(base), threshold, torch.float32)
+    architecture.replace(subject.model, name, layer)
+    assert teacher_forced.is_coarse(engine) == coarse
+    assert teacher_forced.is_coarse(Eager("cpu", 1).engine(replace(tiny_subject("llama"), cache=lambda _: None)))
 
 
 def test_a_model_without_numbers_has_no_gaps() -> None:

@@ -183,10 +183,10 @@ def worker_variables(runtime: Mapping[str, Any]) -> dict[str, str]:
 
     The cache is the runner's. What a job needs of the hub has been fetched before it starts, so it never asks for
     anything there. Plugins of pytest that happen to be installed take half a second each to load, and are no part of a
-    measurement. oneDNN keeps 1,024 compiled products, one for each length of a request: hundreds of megabytes where
-    requests are not padded. Threads of OpenMP that wait spin for microseconds, then sleep: by default they spin so long
-    that whoever has the next turn loses a core to them; that sleep at once (OMP_WAIT_POLICY=PASSIVE) makes tokens 1.6
-    to 1.9 times as long.
+    measurement. oneDNN keeps the compiled products that it keeps for everyone, 1,024 shapes: with fewer, a model whose
+    blocks differ in their sizes would compile all of them anew for each token. Threads of OpenMP that wait spin for
+    microseconds, then sleep: by default they spin so long that whoever has the next turn loses a core to them; that
+    sleep at once (OMP_WAIT_POLICY=PASSIVE) makes tokens 1.6 to 1.9 times as long.
     """
     threads = {"OMP_NUM_THREADS": str(runtime["threads"])} if runtime.get("threads") else {}
     return {
@@ -198,7 +198,6 @@ def worker_variables(runtime: Mapping[str, Any]) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PYTHONUNBUFFERED": "1",
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPINS),
     }
 
