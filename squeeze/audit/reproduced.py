@@ -149,13 +149,13 @@ def _logs(side: Side) -> dict[str, Array]:
     """Return the logarithm of each round's figure, (rounds,), by the name of its estimate."""
     found = {}
     known = {name: point for name in side.arrays if (point := timed(name)) is not None}
-    for name, (kind, point) in sorted(known.items(), key=lambda each: (list(TIMED).index(each[1][0]), each[0])):
+    for name, (kind, place) in sorted(known.items(), key=lambda each: (list(TIMED).index(each[1][0]), each[0])):
         figure, speedup = TIMED[kind]
-        ending = at(point) if kind == "prompt_s" else suffix(point)
-        own = np.log([seconds_each(values, kind, point) for values in processes(side.arrays)])
+        ending = at(place) if kind == "prompt_s" else suffix(place)
+        own = np.log([seconds_each(values, kind, place) for values in processes(side.arrays)])
         found[f"{figure}{ending}"] = -own if kind == "token_s" else own
         if f"baseline_{name}" in side.arrays:  # which may take shorter prompts
-            found[f"{speedup}{ending}"] = -np.log(round_ratios(side.arrays, kind, point))
+            found[f"{speedup}{ending}"] = -np.log(round_ratios(side.arrays, kind, place))
     return found
 
 

@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import pandas as pd
@@ -97,13 +97,13 @@ def trade(row: pd.Series) -> list[Point]:
     """Return a row's tokens a second against the milliseconds from a token to the next, smaller batches first."""
     names = [str(name) for name in row.index]
     batches = sorted(int(found[1] or 1) for name in names if (found := RATE.fullmatch(name)))
-    found = []
+    points = []
     for batch in batches:
         ending = "" if batch == 1 else f"_b{batch}"
         wait, rate = (_reach(row, f"{name}{ending}") for name in ("itl_p50_ms", "decode_tokens_per_s"))
         if wait is not None and rate is not None:
-            found.append(Point(wait, rate, str(batch)))
-    return found
+            points.append(Point(wait, rate, str(batch)))
+    return points
 
 
 PANELS = (
@@ -115,7 +115,7 @@ PANELS = (
 def _reach(row: pd.Series, name: str) -> Reach | None:
     """Return a figure with its rounds; None where there is none, or one that no axis can hold."""
     value, low, high = (row.get(column) for column in (name, f"{name}_low", f"{name}_high"))
-    bounds = (value, value, value) if pd.isna(low) or pd.isna(high) else (value, low, high)
+    bounds: tuple[Any, ...] = (value, value, value) if pd.isna(low) or pd.isna(high) else (value, low, high)
     if any(pd.isna(bound) or not DRAWN[0] <= bound <= DRAWN[1] for bound in bounds):
         return None
     return Reach(*map(float, bounds))

@@ -91,7 +91,9 @@ class Dropping:
 
     def __init__(self, token: int, share: float) -> None:
         self.token, self.share = token, share
-        self._forget()
+        self.pictured: Tensor | None = None
+        self.kept: Tensor | None = None
+        self.rotations: tuple[Tensor, ...] | None = None
 
     def begin(self, _: nn.Module, positional: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Find the picture in what a model is about to read.
@@ -158,9 +160,7 @@ class Dropping:
         self._forget()
 
     def _forget(self) -> None:
-        self.pictured: Tensor | None = None
-        self.kept: Tensor | None = None
-        self.rotations: tuple[Tensor, ...] | None = None
+        self.pictured = self.kept = self.rotations = None
 
 
 def places_kept(received: Tensor, pictured: Tensor, share: float) -> Tensor:

@@ -99,8 +99,8 @@ def side_by_side(
         order = order[::-1]
     [own], [other] = drafted.token_ids(), plain.token_ids()
     check_equal(engine, prompt[0], own[:tokens], other[:tokens], what)
-    each = [took / (count - 1) for took, count in zip(seconds, chosen, strict=True)]
-    return Compared(*each, drafted.steps)
+    plain_s, drafted_s = (took / (count - 1) for took, count in zip(seconds, chosen, strict=True))
+    return Compared(plain_s, drafted_s, drafted.steps)
 
 
 def check_equal(engine: Engine, prompt: Tensor, drafted: Sequence[int], plain: Sequence[int], what: str) -> None:

@@ -101,7 +101,7 @@ class LlamaCppEngine:
 
         One text after the other, so that no more than one text's logits are held.
         """
-        found = [log_probability(self.logits(row[:, :-1]), row[:, 1:]) for row in token_ids.split(1)]
+        found = [log_probability(self.logits(row[:, :-1]), row[:, 1:]) for row in torch.split(token_ids, 1)]
         return torch.cat(found)
 
     def _check_length(self, positions: int) -> None:

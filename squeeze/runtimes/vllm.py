@@ -181,7 +181,7 @@ class VllmEngine:
 
         settings = SamplingParams(**greedy(1), prompt_logprobs=-1, logprobs=-1, flat_logprobs=True)
         found = []
-        for row in token_ids.split(1):
+        for row in torch.split(token_ids, 1):
             [output] = self._scored(row, settings)
             places = of_places(output.prompt_logprobs, self.vocabulary)[1:]  # nothing predicts the first token
             found.append(torch.cat([places, of_places(output.outputs[0].logprobs, self.vocabulary)]))

@@ -52,7 +52,7 @@ def _entries(importance: Importance) -> Any:
     """Return an array that ends with an entry without a name. It keeps what its pointers point to."""
     entries = (_Entry * (len(importance) + 1))()
     for entry, (name, values) in zip(entries, importance.items(), strict=False):
-        data = (ctypes.c_float * len(values)).from_buffer_copy(np.ascontiguousarray(values, dtype=np.float32))
+        data = (ctypes.c_float * len(values))(*np.asarray(values, dtype=np.float32).tolist())
         entry.name, entry.size = name.encode(), len(values)
         entry.data = ctypes.cast(data, ctypes.POINTER(ctypes.c_float))
     return entries
