@@ -130,7 +130,7 @@ def _load(folder: Path, device: str, tokenizer: PreTrainedTokenizerBase | None, 
     if prepare:
         prepare_layers(model)
     claims = {**description["claims"], "loader": description["loader"], "parameters": description["parameters"]}
-    draft: Drafting | None = _made(description, "draft", "drafted_tokens")
+    draft: Drafting | None = _made(description, "draft", "has_model")
     if draft is None:
         return Subject(model, tokenizer, claims, _made(description, "cache", "group"))
     guesses = _load(folder / DRAFT, device, tokenizer, prepare=prepare) if draft.has_model else None

@@ -170,7 +170,7 @@ def test_equal_numbers_make_equal_cells(own):
 
 
 def test_glob_and_range_sweep(own):
-    assert labels(planned(own, "technique=glob(pr*)")) == ["prune-s0.5"]
+    assert labels(planned(own, "technique=glob(pru*)")) == ["prune-s0.5"]
     assert [cell.replicate for cell in planned(own, "replicate=range(0,12)")] == list(range(12))
 
 

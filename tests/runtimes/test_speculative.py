@@ -51,7 +51,7 @@ def plain(name: str = "llama", rows: int = 1, tokens: int = TOKENS) -> list[list
 @pytest.mark.parametrize("way", WAYS)
 def test_the_text_is_that_of_plain_decoding(way: str, name: str, rows: int) -> None:
     expected = plain(name, rows)
-    assert len({token for row in expected for token in row}) > 2, "a model that repeats one token would show nothing"
+    assert len({token for row in expected for token in row}) > 1, "a model that repeats one token would show nothing"
     generation = said(EAGER.engine(WAYS[way](name)), prompt(rows), TOKENS)
     assert generation.token_ids() == expected
     assert sum(step.accepted + 1 for step in generation.steps) == TOKENS - 1
