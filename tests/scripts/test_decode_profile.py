@@ -54,7 +54,7 @@ def test_it_prints_the_tables_of_an_artifact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     artifact.save(tiny_subject("llama"), tmp_path)
-    options = ["--runtime", "lean", "--threads", "1", "--prompt", "8", "--steps", "4"]
+    options = ["--runtime", "lean", "--threads", "1", "--prompt", "8", "--steps", "4", "--lines", "200"]
     monkeypatch.setattr(sys, "argv", ["decode_profile", str(tmp_path), *options])
     before = torch.get_num_threads()
     main()

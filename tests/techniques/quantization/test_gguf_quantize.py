@@ -191,7 +191,7 @@ def test_a_cell_names_its_type_and_reads_text_only_for_its_importance() -> None:
         "tiny_llama-gguf_quantize-Q8_0",
         "tiny_llama-gguf_quantize_plain-Q8_0",
     ]
-    assert calibrated.calibration["corpus"] == "wikipedia"
+    assert calibrated.calibration["corpus"] == "wikipedia_train"
     assert plain.calibration == {}
 
 
