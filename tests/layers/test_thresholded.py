@@ -26,7 +26,7 @@ def layer_of(weight: torch.Tensor, bias: torch.Tensor | None, threshold: float) 
 @pytest.fixture
 def _small_ones_skip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thresholded, "SKIPS_OF", 0)
-    monkeypatch.setattr(thresholded, "SKIPS_FROM", dict.fromkeys(DTYPES, 0.5))
+    monkeypatch.setattr(thresholded, "SKIPS_FROM", dict.fromkeys(DTYPES, 0.25))  # not a half: zeros are no others
 
 
 def test_entries_up_to_the_threshold_count_as_zero() -> None:
@@ -65,6 +65,17 @@ def test_columns_that_meet_a_zero_are_not_read() -> None:
     expected = 2 * weight[:, 1] - weight[:, 3]
     weight[:, [0, 2]] = torch.nan
     assert torch.allclose(skipped(by_columns(weight), inputs, torch.tensor([1, 3])), expected)
+
+
+@pytest.mark.usefixtures("_small_ones_skip")
+@pytest.mark.parametrize(("zeros", "skips"), [(9, False), (10, True), (31, True)])
+def test_a_quarter_of_zeros_is_enough(zeros: int, skips: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, calls = layer_of(random(24, 40), None, 0.5), []
+    prepare_layers(torch.nn.ModuleList([layer]))
+    real = thresholded.skipped
+    monkeypatch.setattr(thresholded, "skipped", lambda *arguments: calls.append(1) or real(*arguments))
+    layer(torch.ones(1, 40).masked_fill(torch.arange(40) < zeros, 0))
+    assert bool(calls) == skips == layer.base.leaves_out(40 - zeros)
 
 
 @pytest.mark.usefixtures("_small_ones_skip")
